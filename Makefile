@@ -1,0 +1,49 @@
+# Every habit of the project. `make help` lists them.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test check format types bench bench-end-to-end lock clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## make .venv and install Lorry with its development tools
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check 'torch==2.13.0'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## two tenants train and sample one base model, all on this machine
+	$(BIN)/python docs/demo.py
+
+test: $(INSTALLED)  ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) types  ## formatting, lint, types and tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+format: $(INSTALLED)  ## format, and fix what lint can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(INSTALLED)  ## check types (pyright, strict)
+	@mkdir -p build/typing/lorry
+	@for package in actors client scheduler storage wire; do ln -sfn "$(CURDIR)/$$package" build/typing/lorry/$$package; done
+	@for module in lorry/*.py; do ln -sf "$(CURDIR)/$$module" build/typing/lorry/; done
+	$(BIN)/pyright
+
+bench: $(INSTALLED)  ## speed of the engine against PEFT and the frozen base, then end to end
+	$(BIN)/python bench/engine.py
+	$(BIN)/python bench/end_to_end.py
+
+lock: $(INSTALLED)  ## write constraints.txt from what is installed
+	$(BIN)/pip freeze --exclude-editable --exclude torch > constraints.txt
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
