@@ -1,0 +1,1 @@
+"""What crosses a process boundary: types, messages, codec, sockets, errors. Knows no scheduler, store or model."""

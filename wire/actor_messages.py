@@ -1,0 +1,129 @@
+"""What the broker and an actor say to each other. Headers only: a micro-batch's payloads follow, one frame an item."""
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from .commands import CommandKind
+from .errors import ErrorInfo
+from .ids import ActorId, BatchId, FutureId
+from .types import LoraConfig
+
+VERSION = 1
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """What one actor takes at a time: `slots` adapters, `token_budget` tokens a micro-batch, `sample_rows` sequences
+    that decode together, adapters of at most `max_rank`."""
+
+    slots: int
+    token_budget: int
+    sample_rows: int
+    max_rank: int
+    credits: int = 2
+
+
+class ModelFacts(msgspec.Struct, frozen=True):
+    vocab_size: int
+    max_context: int
+    tokenizer_id: str
+    device: str
+    dtype: str
+    trainable_mlp: bool = True
+
+
+class ActorHello(msgspec.Struct, frozen=True, tag="hello"):
+    version: int
+    token: str
+    actor: ActorId
+    base_model: str
+    capacity: Capacity
+    facts: ModelFacts
+    pid: int
+
+
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a command ended. Its result, if any, is the frame at the same index. Token counts are the actor's own."""
+
+    future: FutureId
+    error: ErrorInfo | None = None
+    prefill_tokens: int = 0
+    sample_tokens: int = 0
+    train_tokens: int = 0
+    size_bytes: int = 0
+    checksum: str = ""
+
+
+class Completion(msgspec.Struct, frozen=True, tag="completion"):
+    """Some commands of a micro-batch ended; `done` gives its credit back."""
+
+    batch: BatchId
+    outcomes: list[Outcome]
+    done: bool
+
+
+class ActorPing(msgspec.Struct, frozen=True, tag="ping"):
+    """`busy_s` is the compute time since the actor started; `swaps` counts adapters moved on or off the device."""
+
+    busy_s: float = 0.0
+    swaps: int = 0
+
+
+FromActor: TypeAlias = ActorHello | Completion | ActorPing
+
+
+class ActorWelcome(msgspec.Struct, frozen=True, tag="welcome"):
+    heartbeat_s: float
+
+
+class AdapterState(msgspec.Struct, frozen=True):
+    """Where an adapter comes from, should the actor not hold it: a folder, or else its seed.
+
+    A run's key is its id and its state is the actor's to change; sampler weights are keyed by their folder and fixed.
+    """
+
+    key: str
+    lora: LoraConfig
+    folder: str | None = None
+
+
+class Item(msgspec.Struct, frozen=True):
+    """`folder` is what a save writes and a load reads; `optimizer` is load_state's."""
+
+    future: FutureId
+    kind: CommandKind
+    adapter: AdapterState | None
+    folder: str | None = None
+    optimizer: bool = False
+
+
+class MicroBatch(msgspec.Struct, frozen=True, tag="micro_batch"):
+    """Commands of many runs of one base model. `mode` train: executed at once, phase by phase; sample: each joins the
+    decode loop and ends in its own time."""
+
+    batch: BatchId
+    mode: Literal["train", "sample"]
+    items: list[Item]
+
+
+class CancelCommand(msgspec.Struct, frozen=True, tag="cancel"):
+    future: FutureId
+
+
+class Forget(msgspec.Struct, frozen=True, tag="forget"):
+    """The actor no longer homes this adapter."""
+
+    key: str
+
+
+class ActorPong(msgspec.Struct, frozen=True, tag="pong"):
+    pass
+
+
+class Expelled(msgspec.Struct, frozen=True, tag="expelled"):
+    """The broker does not count on this actor (bad token, silence, restart): stop, and start afresh."""
+
+    reason: str
+
+
+ToActor: TypeAlias = ActorWelcome | MicroBatch | CancelCommand | Forget | ActorPong | Expelled

@@ -1,0 +1,69 @@
+"""MessagePack in, declared types out. Nothing is unpickled or evaluated; sizes are checked before anything is decoded.
+
+Tensors travel as raw little-endian bytes with a dtype and a shape, so a broker can pass them on without a look.
+"""
+
+import math
+from typing import Any, Literal, TypeVar
+
+import msgpack
+import msgspec
+import numpy as np
+
+from .errors import InvalidRequestError, MessageTooLargeError, ProtocolError
+from .types import TensorData
+
+T = TypeVar("T")
+
+MAX_HEADER_BYTES = 64 * 1024
+MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
+
+_WIRE_DTYPES = {"int64": np.dtype("<i8"), "float32": np.dtype("<f4")}
+
+
+class _WireTensor(msgspec.Struct, frozen=True):
+    dtype: Literal["int64", "float32"]
+    shape: list[int]
+    data: bytes
+
+
+def _to_wire(value: object) -> object:
+    if isinstance(value, TensorData):
+        array = value.to_numpy().astype(_WIRE_DTYPES[value.dtype], copy=False)
+        return {"dtype": value.dtype, "shape": value.shape, "data": array.tobytes()}
+    raise TypeError(f"{type(value).__name__} does not travel")
+
+
+def _from_wire(kind: type, value: object) -> object:
+    if kind is not TensorData:
+        raise TypeError(f"{kind.__name__} does not travel")
+    tensor = msgspec.convert(value, _WireTensor)
+    dtype = _WIRE_DTYPES[tensor.dtype]
+    if any(n < 0 for n in tensor.shape) or math.prod(tensor.shape) * dtype.itemsize != len(tensor.data):
+        raise ValueError(f"{len(tensor.data)} bytes do not fill shape {tensor.shape} of {tensor.dtype}")
+    return TensorData(np.frombuffer(tensor.data, dtype), tensor.dtype, tensor.shape)
+
+
+def encode(message: object) -> bytes:
+    """Any declared type to MessagePack."""
+    return msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,), enc_hook=_to_wire))
+
+
+def decode(data: bytes, kind: type[T], limit: int = MAX_PAYLOAD_BYTES) -> T:
+    """MessagePack to the declared type `kind` (a struct, or a union of tagged structs).
+
+    Raises MessageTooLargeError above `limit` bytes, ProtocolError where `data` is not MessagePack, InvalidRequestError
+    (with the field's path) where it is something other than `kind`.
+    """
+    if len(data) > limit:
+        raise MessageTooLargeError(f"the message has {len(data):,} bytes, the limit is {limit:,}")
+    try:
+        plain: Any = msgpack.unpackb(data)
+    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
+        raise ProtocolError(f"{len(data)} bytes are not MessagePack ({type(error).__name__}: {error})") from None
+    try:
+        return msgspec.convert(plain, kind, dec_hook=_from_wire)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at `")
+        field = path.rstrip("`").removeprefix("$.").removeprefix("$") or "message"
+        raise InvalidRequestError(f"{field}: {problem}", field=field) from None

@@ -1,0 +1,209 @@
+"""The commands of the API and what each carries. A command is one accepted request of one run or sampler.
+
+The checks here are pure. The client makes them first, so that a mistake is reported where it was made; the actor makes
+them again, because it trusts nobody, and with the model's own limits.
+"""
+
+import math
+from typing import Literal, TypeAlias
+
+import msgspec
+import numpy as np
+
+from .errors import InvalidRequestError
+from .types import AdamParams, Datum, LoraConfig, ModelInput, SamplingParams
+
+CommandKind: TypeAlias = Literal[
+    "forward",
+    "forward_backward",
+    "optim_step",
+    "save_state",
+    "save_weights_for_sampler",
+    "load_state",
+    "sample",
+    "compute_logprobs",
+]
+TRAINING_KINDS: frozenset[CommandKind] = frozenset(
+    ("forward", "forward_backward", "optim_step", "save_state", "save_weights_for_sampler", "load_state")
+)
+SAMPLING_KINDS: frozenset[CommandKind] = frozenset(("sample", "compute_logprobs"))
+
+PHASES: dict[CommandKind, int] = {
+    "forward": 0,
+    "forward_backward": 0,
+    "optim_step": 1,
+    "save_state": 2,
+    "save_weights_for_sampler": 2,
+    "load_state": 3,
+}
+"""Inside a micro-batch all commands of a phase run together, phase after phase; see `scheduler.lanes`."""
+
+
+class ForwardBackwardInput(msgspec.Struct, frozen=True):
+    """Carried by forward and forward_backward."""
+
+    data: list[Datum]
+    loss_fn: str
+    loss_fn_config: dict[str, float] = {}
+
+
+class OptimStepInput(msgspec.Struct, frozen=True):
+    adam_params: AdamParams
+
+
+class SampleInput(msgspec.Struct, frozen=True):
+    prompt: ModelInput
+    num_samples: int
+    sampling_params: SamplingParams
+    include_prompt_logprobs: bool = False
+    topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int = 0
+
+
+class ComputeLogprobsInput(msgspec.Struct, frozen=True):
+    prompt: ModelInput
+
+
+class LossSpec(msgspec.Struct, frozen=True):
+    """Which `loss_fn_inputs` a loss needs and may have, and its `loss_fn_config` keys with their defaults."""
+
+    required: frozenset[str]
+    optional: frozenset[str] = frozenset()
+    config: dict[str, float] = {}
+
+
+_POLICY = frozenset(("target_tokens", "logprobs", "advantages"))
+_MASKS = frozenset(("weights", "mask"))
+_CLIP = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
+
+LOSSES: dict[str, LossSpec] = {
+    "cross_entropy": LossSpec(frozenset(("target_tokens",)), frozenset(("weights",))),
+    "importance_sampling": LossSpec(_POLICY, _MASKS),
+    "ppo": LossSpec(_POLICY, _MASKS, _CLIP),
+    "cispo": LossSpec(_POLICY, _MASKS, _CLIP),
+    "dro": LossSpec(_POLICY, _MASKS, {"beta": 0.05}),
+}
+"""Inputs, keys and clip thresholds as tinker-docs.thinkingmachines.ai/tinker/losses gives them (both epsilons 0.2;
+beta 0.05 is the value of its example). A custom loss needs no entry: the client computes g = d loss / d logprobs and
+sends cross_entropy with `weights` = -g, whose gradient is g."""
+
+MAX_SEQ = 2**53
+
+
+def check_forward_backward(
+    request: ForwardBackwardInput, vocab_size: int | None = None, max_context: int | None = None
+) -> None:
+    """Raises InvalidRequestError naming the datum and the field, as in `data[3].loss_fn_inputs['weights']`."""
+    spec = LOSSES.get(request.loss_fn)
+    if spec is None:
+        raise InvalidRequestError.of("loss_fn", request.loss_fn, f"one of {', '.join(LOSSES)}")
+    for key, value in request.loss_fn_config.items():
+        if key not in spec.config:
+            known = ", ".join(spec.config) or "no keys at all"
+            raise InvalidRequestError.of("loss_fn_config", key, f"for {request.loss_fn} {known}")
+        if not math.isfinite(value):
+            raise InvalidRequestError.of(f"loss_fn_config[{key!r}]", value, "a finite number")
+    if not request.data:
+        raise InvalidRequestError.of("data", [], "at least one datum")
+    for i, datum in enumerate(request.data):
+        _check_datum(f"data[{i}]", datum, spec, request.loss_fn, vocab_size, max_context)
+
+
+def _check_datum(
+    name: str, datum: Datum, spec: LossSpec, loss_fn: str, vocab_size: int | None, max_context: int | None
+) -> None:
+    inputs = datum.loss_fn_inputs
+    if missing := spec.required - inputs.keys():
+        raise InvalidRequestError.of(f"{name}.loss_fn_inputs", sorted(inputs), f"{', '.join(sorted(missing))} as well")
+    if unknown := inputs.keys() - spec.required - spec.optional:
+        wanted = ", ".join(sorted(spec.required | spec.optional))
+        raise InvalidRequestError.of(f"{name}.loss_fn_inputs", sorted(unknown), f"for {loss_fn} only {wanted}")
+    check_tokens(f"{name}.model_input", datum.model_input, vocab_size, max_context)
+    length, targets = datum.model_input.length, inputs["target_tokens"]
+    several = loss_fn == "cross_entropy" and len(targets.shape) == 2
+    if targets.shape[:1] != [length] or not (several or len(targets.shape) == 1):
+        shape = f"[{length}]" + (f" or [{length}, K]" if loss_fn == "cross_entropy" else "")
+        raise InvalidRequestError.of(f"{name}.loss_fn_inputs['target_tokens'].shape", targets.shape, shape)
+    if targets.dtype != "int64":
+        raise InvalidRequestError.of(f"{name}.loss_fn_inputs['target_tokens'].dtype", targets.dtype, "int64")
+    _check_range(f"{name}.loss_fn_inputs['target_tokens']", targets.to_numpy(), vocab_size)
+    for key, tensor in inputs.items():
+        if tensor.shape != targets.shape:
+            raise InvalidRequestError.of(f"{name}.loss_fn_inputs[{key!r}].shape", tensor.shape, str(targets.shape))
+        if not np.isfinite(values := tensor.to_numpy()).all():
+            bad = values[~np.isfinite(values)][0]
+            raise InvalidRequestError.of(f"{name}.loss_fn_inputs[{key!r}]", float(bad), "finite numbers")
+
+
+def check_tokens(name: str, tokens: ModelInput, vocab_size: int | None, max_context: int | None) -> None:
+    if tokens.length == 0:
+        raise InvalidRequestError.of(name, [], "at least one token")
+    if max_context is not None and tokens.length > max_context:
+        raise InvalidRequestError.of(f"{name}.length", tokens.length, f"at most {max_context}, the model's context")
+    for chunk in tokens.chunks:
+        try:
+            values = np.asarray(chunk.tokens, dtype=np.int64)
+        except (TypeError, ValueError, OverflowError):
+            raise InvalidRequestError.of(name, chunk.tokens[:8], "integers below 2**63") from None
+        _check_range(name, values, vocab_size)
+
+
+def _check_range(name: str, tokens: np.ndarray, vocab_size: int | None) -> None:
+    if not tokens.size:
+        return
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or (vocab_size is not None and high >= vocab_size):
+        limit = f"below {vocab_size}" if vocab_size is not None else "of the vocabulary"
+        raise InvalidRequestError.of(name, low if low < 0 else high, f"token ids from 0 {limit}")
+
+
+def check_adam_params(params: AdamParams) -> None:
+    for name in params.__struct_fields__:
+        value = getattr(params, name)
+        if not math.isfinite(value) or value < 0:
+            raise InvalidRequestError.of(f"adam_params.{name}", value, "a finite number, 0 or above")
+    for name in ("beta1", "beta2"):
+        if getattr(params, name) >= 1:
+            raise InvalidRequestError.of(f"adam_params.{name}", getattr(params, name), "a number below 1")
+
+
+def check_lora_config(config: LoraConfig, max_rank: int | None = None) -> None:
+    if config.rank < 1 or (max_rank is not None and config.rank > max_rank):
+        limit = f" to {max_rank}" if max_rank is not None else " up"
+        raise InvalidRequestError.of("rank", config.rank, f"a whole number from 1{limit}")
+    if not (config.train_attn or config.train_mlp or config.train_unembed):
+        raise InvalidRequestError.of("train_attn, train_mlp, train_unembed", False, "at least one of them true")
+    if config.seed is not None and not 0 <= config.seed < 2**63:
+        raise InvalidRequestError.of("seed", config.seed, "a whole number from 0 to 2**63 - 1")
+
+
+def check_sample(request: SampleInput, vocab_size: int | None = None, max_context: int | None = None) -> None:
+    check_tokens("prompt", request.prompt, vocab_size, max_context)
+    params = request.sampling_params
+    if not 1 <= request.num_samples <= 1024:
+        raise InvalidRequestError.of("num_samples", request.num_samples, "a whole number from 1 to 1024")
+    if not (math.isfinite(params.temperature) and params.temperature >= 0):
+        raise InvalidRequestError.of("sampling_params.temperature", params.temperature, "0 (greedy) or above")
+    if not 0 < params.top_p <= 1:
+        raise InvalidRequestError.of("sampling_params.top_p", params.top_p, "above 0 and at most 1")
+    if params.top_k != -1 and params.top_k < 1:
+        raise InvalidRequestError.of("sampling_params.top_k", params.top_k, "-1 (off) or a whole number from 1")
+    if params.seed is not None and not 0 <= params.seed < 2**63:
+        raise InvalidRequestError.of("sampling_params.seed", params.seed, "a whole number from 0 to 2**63 - 1")
+    if params.max_tokens is not None and params.max_tokens < 1:
+        raise InvalidRequestError.of("sampling_params.max_tokens", params.max_tokens, "a whole number from 1")
+    room = None if max_context is None else max_context - request.prompt.length
+    if room is not None and room < (params.max_tokens or 1):
+        wanted = f"at most {room}: the prompt has {request.prompt.length} tokens and the context {max_context}"
+        raise InvalidRequestError.of("sampling_params.max_tokens", params.max_tokens, wanted)
+    for name in ("topk_prompt_logprobs", "topk_sample_logprobs"):
+        if not 0 <= getattr(request, name) <= 20:
+            raise InvalidRequestError.of(name, getattr(request, name), "a whole number from 0 to 20")
+    _check_stop(params)
+
+
+def _check_stop(params: SamplingParams) -> None:
+    stop = params.stop if isinstance(params.stop, list) else [params.stop] if params.stop is not None else []
+    for entry in stop:
+        if entry == "" or (isinstance(entry, int) and entry < 0):
+            raise InvalidRequestError.of("sampling_params.stop", entry, "non-empty strings or token ids")

@@ -1,0 +1,136 @@
+"""Every error that a caller can meet, in one place. The same class reaches the caller whatever the transport.
+
+Each class's docstring is the advice that ends its message; the message itself names the field and the value.
+"""
+
+from typing import ClassVar, Literal, TypeAlias
+
+import msgspec
+
+Category: TypeAlias = Literal["user", "server"]
+
+
+class ErrorInfo(msgspec.Struct, frozen=True):
+    """An error as it travels."""
+
+    code: str
+    message: str
+    field: str | None = None
+
+
+class LorryError(Exception):
+    """Something went wrong in Lorry."""
+
+    category: ClassVar[Category] = "server"
+
+    def __init__(self, problem: str, *, field: str | None = None) -> None:
+        """`problem` says what was found, with the value; `field` names where, as the caller wrote it."""
+        advice = " ".join((type(self).__doc__ or "").split())
+        super().__init__(problem if problem.endswith(advice) else f"{problem}. {advice}")
+        self.field = field
+
+    @property
+    def info(self) -> ErrorInfo:
+        return ErrorInfo(type(self).__name__, str(self), self.field)
+
+
+class AuthenticationError(LorryError):
+    """Pass a key that `lorry keys create --tenant NAME` printed."""
+
+    category = "user"
+
+
+class InvalidRequestError(LorryError, ValueError):
+    """Nothing was executed; correct the value and send the request again."""
+
+    category = "user"
+
+    @classmethod
+    def of(cls, field: str, value: object, expected: str) -> "InvalidRequestError":
+        shown = repr(value)
+        return cls(f"{field} is {shown if len(shown) <= 80 else shown[:77] + '...'}, expected {expected}", field=field)
+
+
+class UnknownModelError(LorryError, LookupError):
+    """Ask `get_server_capabilities` which models are served; names are case-sensitive."""
+
+    category = "user"
+
+
+class UnsupportedModelError(LorryError):
+    """Serve a decoder that `AutoModelForCausalLM` loads from a local folder or a hub id, with causal attention."""
+
+    category = "user"
+
+
+class NotFoundError(LorryError, LookupError):
+    """It does not exist, has expired, or belongs to another tenant."""
+
+    category = "user"
+
+
+class MessageTooLargeError(LorryError, ValueError):
+    """Send the data in several smaller requests."""
+
+    category = "user"
+
+
+class ProtocolError(LorryError):
+    """The peer speaks another protocol or version; install the same release of Lorry on both sides."""
+
+    category = "user"
+
+
+class SessionExpiredError(LorryError):
+    """The broker does not know this connection; say hello again."""
+
+
+class ConnectionLostError(LorryError, ConnectionError):
+    """Check that `lorry serve` runs at this address and that its port is reachable."""
+
+
+class CommandCancelledError(LorryError):
+    """It was cancelled before it took effect."""
+
+    category = "user"
+
+
+class NonFiniteError(LorryError, ArithmeticError):
+    """Weights, moments and pending gradients were left as they were before this command."""
+
+    category = "user"
+
+
+class OutOfMemoryError(LorryError, MemoryError):
+    """Send fewer or shorter sequences in one request."""
+
+
+class ActorLostError(LorryError):
+    """The process that held this state died; resume from the last saved state."""
+
+
+class CheckpointError(LorryError):
+    """The files do not match what was recorded when they were saved; load another checkpoint."""
+
+
+class InternalError(LorryError):
+    """This is a bug in Lorry; the server's log has the details."""
+
+
+_CLASSES: dict[str, type[LorryError]] = {}
+
+
+def _register(cls: type[LorryError]) -> None:
+    _CLASSES[cls.__name__] = cls
+    for child in cls.__subclasses__():
+        _register(child)
+
+
+_register(LorryError)
+
+
+def revive(info: ErrorInfo) -> LorryError:
+    """The exception that `info` was made from; a code of a newer peer becomes a plain LorryError."""
+    error = _CLASSES.get(info.code, LorryError)(info.message, field=info.field)
+    error.args = (info.message,)
+    return error

@@ -1,0 +1,114 @@
+"""ZeroMQ sockets on the event loop. Receiving wakes when there is something and takes all of it; sending never blocks.
+
+ZeroMQ's descriptor is edge-triggered: it speaks up once for any number of messages, and a send may swallow that. So a
+channel drains whenever it wakes, and looks again after every send.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import zmq
+
+DRAIN_AT_MOST = 1000
+"""Messages taken in one go, so that a flood on one socket does not starve the loop's other tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class CurveKeys:
+    """A CURVE key pair in ZeroMQ's Z85 text form."""
+
+    public: bytes
+    secret: bytes
+
+    @classmethod
+    def generate(cls) -> "CurveKeys":
+        return cls(*zmq.curve_keypair())
+
+
+class Channel:
+    """One socket, owned by one event loop; use it as a context manager."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+        self._socket = socket
+        self._wake = asyncio.Event()
+        self._wake.set()
+        self._loop = asyncio.get_running_loop()
+        self._descriptor = int(socket.FD)
+        self._loop.add_reader(self._descriptor, self._wake.set)
+
+    def send(self, frames: Iterable[bytes]) -> None:
+        """Queue one message. A message to a peer that has gone is dropped, as ROUTER sockets do."""
+        self._socket.send_multipart(list(frames), zmq.NOBLOCK)
+        self._wake.set()
+
+    async def receive(self) -> list[list[bytes]]:
+        """Wait for messages and take all that are there (up to DRAIN_AT_MOST)."""
+        while True:
+            if messages := self._drain():
+                return messages
+            await self._wake.wait()
+            self._wake.clear()
+
+    def _drain(self) -> list[list[bytes]]:
+        messages: list[list[bytes]] = []
+        while len(messages) < DRAIN_AT_MOST and self._socket.EVENTS & zmq.POLLIN:
+            messages.append(self._socket.recv_multipart(zmq.NOBLOCK))
+        return messages
+
+    @property
+    def address(self) -> str:
+        """Where a bound socket listens, with the port that the system chose."""
+        return self._socket.LAST_ENDPOINT.decode().rstrip("\0")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._loop.remove_reader(self._descriptor)
+        self._socket.close(linger=200)
+
+
+def bind(address: str, max_frame_bytes: int, keys: CurveKeys | None = None) -> Channel:
+    """A ROUTER at `address`. Peers that send a frame above `max_frame_bytes` are cut off by ZeroMQ itself."""
+
+    def prepare(socket: "zmq.Socket[bytes]") -> None:
+        socket.maxmsgsize = max_frame_bytes
+        socket.router_handover = True
+        if keys:
+            socket.curve_server = True
+            socket.curve_publickey, socket.curve_secretkey = keys.public, keys.secret
+        socket.bind(address)
+
+    return _channel(zmq.ROUTER, prepare)
+
+
+def connect(address: str, server_key: bytes | None, identity: bytes) -> Channel:
+    """A DEALER to `address`, which need not be there yet; encrypted where the server's public key is given.
+
+    `identity` names the connection across reconnects. It is as good as a password: make it random.
+    """
+
+    def prepare(socket: "zmq.Socket[bytes]") -> None:
+        socket.routing_id = identity
+        socket.reconnect_ivl, socket.reconnect_ivl_max = 50, 1000
+        if server_key:
+            own = CurveKeys.generate()
+            socket.curve_serverkey = server_key
+            socket.curve_publickey, socket.curve_secretkey = own.public, own.secret
+        socket.connect(address)
+
+    return _channel(zmq.DEALER, prepare)
+
+
+def _channel(kind: int, prepare: Callable[["zmq.Socket[bytes]"], None]) -> Channel:
+    socket = zmq.Context.instance().socket(kind)
+    try:
+        socket.set_hwm(0)
+        prepare(socket)
+        return Channel(socket)
+    except BaseException:
+        socket.close(linger=0)
+        raise
