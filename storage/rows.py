@@ -1,0 +1,99 @@
+"""The rows that the scheduler reads and writes, as typed values. A row knows nothing of the table it lies in."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from ..wire.client_messages import CommandArguments
+from ..wire.commands import CommandKind
+from ..wire.ids import ActorId, FutureId, LaneId, RunId, SamplerId, TenantId
+from ..wire.types import LoraConfig
+
+UsageKind: TypeAlias = Literal["prefill", "sample", "train"]
+CheckpointKind: TypeAlias = Literal["training", "sampler"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """`lora.seed` is always set. `restore_seq` is the last command that the state in `restore_folder` covers."""
+
+    id: RunId
+    tenant: TenantId
+    nonce: str
+    base_model: str
+    lora: LoraConfig
+    user_metadata: dict[str, str]
+    created_at: float
+    last_request_at: float
+    restore_folder: str | None = None
+    restore_seq: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerRow:
+    id: SamplerId
+    tenant: TenantId
+    nonce: str
+    base_model: str
+    model_path: str | None
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """`seq` is that of the command that saved it; `folder` is named by the broker, never by a client."""
+
+    path: str
+    run: RunId
+    tenant: TenantId
+    kind: CheckpointKind
+    name: str
+    folder: str
+    seq: int
+    size_bytes: int
+    checksum: str
+    created_at: float
+    expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRow:
+    future: FutureId
+    lane: LaneId
+    seq: int
+    kind: CommandKind
+    tenant: TenantId
+    base_model: str
+    tokens: int
+    rows: int
+    arguments: CommandArguments
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """Exactly one of `error` (an encoded ErrorInfo) and `payload` (the encoded result) is set."""
+
+    future: FutureId
+    error: bytes | None
+    payload: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class UsageEntry:
+    future: FutureId
+    kind: UsageKind
+    tenant: TenantId
+    run: str
+    base_model: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ActorRow:
+    id: ActorId
+    base_model: str
+    pid: int
+    device: str
+    dtype: str
+    slots: int
+    state: Literal["ready", "lost", "stopped"]
+    started_at: float

@@ -1,0 +1,118 @@
+"""The schema, as migrations that sqlite-utils applies in order and records. A released migration never changes."""
+
+from sqlite_utils import Database, Migrations
+
+migrations = Migrations("lorry")
+
+
+@migrations()
+def m001_first_light(db: Database) -> None:
+    db.table("tenants").create({"id": str, "created_at": float}, pk="id")
+    db.table("api_keys").create(
+        {"hash": str, "tenant": str, "created_at": float},
+        pk="hash",
+        foreign_keys=[("tenant", "tenants", "id")],
+        not_null=("tenant",),
+    )
+    db.table("sessions").create(
+        {"id": str, "tenant": str, "client": str, "started_at": float, "ended_at": float}, pk="id"
+    )
+    db.table("runs").create(
+        {
+            "id": str,
+            "tenant": str,
+            "nonce": str,
+            "base_model": str,
+            "rank": int,
+            "seed": int,
+            "train_mlp": int,
+            "train_attn": int,
+            "train_unembed": int,
+            "user_metadata": str,
+            "created_at": float,
+            "last_request_at": float,
+            # The newest training state that was saved, and the last command it covers: where a replay starts.
+            "restore_folder": str,
+            "restore_seq": int,
+        },
+        pk="id",
+        foreign_keys=[("tenant", "tenants", "id")],
+    )
+    db.table("runs").create_index(["tenant", "nonce"], unique=True)
+    db.table("commands").create(
+        {
+            "future": str,
+            "lane": str,
+            "seq": int,
+            "kind": str,
+            "tenant": str,
+            "base_model": str,
+            "tokens": int,
+            "rows": int,
+            "arguments": bytes,
+            "payload": bytes,
+            "state": str,
+            "actor": str,
+            "submitted_at": float,
+            "finished_at": float,
+        },
+        pk="future",
+        defaults={"state": "queued"},
+    )
+    db.table("commands").create_index(["lane", "seq"], unique=True)
+    db.execute("CREATE INDEX commands_queued ON commands (base_model) WHERE state = 'queued'")
+    db.table("results").create(
+        {"future": str, "error": bytes, "payload": bytes, "created_at": float},
+        pk="future",
+        foreign_keys=[("future", "commands", "future")],
+    )
+    db.table("results").create_index(["created_at"])
+    db.table("checkpoints").create(
+        {
+            "path": str,
+            "run": str,
+            "tenant": str,
+            "kind": str,
+            "name": str,
+            "folder": str,
+            "seq": int,
+            "size_bytes": int,
+            "checksum": str,
+            "created_at": float,
+            "expires_at": float,
+        },
+        pk="path",
+        foreign_keys=[("run", "runs", "id")],
+    )
+    db.table("checkpoints").create_index(["tenant"])
+    db.table("samplers").create(
+        {"id": str, "tenant": str, "nonce": str, "base_model": str, "model_path": str, "created_at": float},
+        pk="id",
+        foreign_keys=[("tenant", "tenants", "id")],
+    )
+    db.table("samplers").create_index(["tenant", "nonce"], unique=True)
+    db.table("usage").create(
+        {"future": str, "kind": str, "tenant": str, "run": str, "base_model": str, "tokens": int, "at": float},
+        pk=("future", "kind"),
+    )
+    db.table("usage").create_index(["tenant"])
+    db.table("actors").create(
+        {
+            "id": str,
+            "base_model": str,
+            "pid": int,
+            "device": str,
+            "dtype": str,
+            "slots": int,
+            "state": str,
+            "started_at": float,
+            "ended_at": float,
+            "busy_s": float,
+            "swaps": int,
+        },
+        pk="id",
+    )
+    db.table("events").create(
+        {"id": int, "at": float, "kind": str, "subject": str, "detail": str},
+        pk="id",
+    )

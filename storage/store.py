@@ -1,0 +1,260 @@
+"""The only SQL there is. Synchronous; the writer thread and the readers each have a Store on a connection of their own.
+
+Nothing here decides anything: methods are named for what they record or answer.
+"""
+
+import hashlib
+import json
+import secrets
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sqlite_utils import Database
+
+from ..wire.client_messages import CommandArguments
+from ..wire.codec import decode, encode
+from ..wire.ids import ActorId, FutureId, LaneId, RunId, TenantId
+from ..wire.types import LoraConfig, UsageRow
+from .rows import ActorRow, CheckpointRow, CommandRow, ResultRow, RunRow, SamplerRow, UsageEntry
+from .schema import migrations
+
+FILE = "lorry.db"
+
+
+class Store:
+    """One connection to the database in `folder`, which is made, and migrated, where it does not exist."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(folder / FILE, isolation_level=None, check_same_thread=False, timeout=30)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        self._db = Database(connection)
+        if migrations.pending(self._db):
+            migrations.apply(self._db)
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _rows(self, sql: str, *values: object) -> list[dict[str, Any]]:
+        return list(self._db.query(sql, values))
+
+    # Tenants and keys ------------------------------------------------------------------------------------------------
+
+    def create_key(self, tenant: TenantId, now: float) -> str:
+        """A new key of `tenant`, who is made if new. Only its hash is kept, so this is the one time it can be seen."""
+        key = "tml-" + secrets.token_urlsafe(32)
+        with self.transaction():
+            self._db.table("tenants").insert({"id": tenant, "created_at": now}, ignore=True)
+            self._db.table("api_keys").insert({"hash": _hash(key), "tenant": tenant, "created_at": now})
+        return key
+
+    def tenant_of(self, key: str) -> TenantId | None:
+        """A key has 256 random bits: one SHA-256 is as good as a slow hash, and the index look-up leaks nothing."""
+        rows = self._rows("SELECT tenant FROM api_keys WHERE hash = ?", _hash(key))
+        return TenantId(rows[0]["tenant"]) if rows else None
+
+    # Sessions, actors, events ----------------------------------------------------------------------------------------
+
+    def session_started(self, session: str, tenant: TenantId, client: str, now: float) -> None:
+        self._db.table("sessions").insert({"id": session, "tenant": tenant, "client": client, "started_at": now})
+
+    def session_ended(self, session: str, now: float) -> None:
+        self._db.execute("UPDATE sessions SET ended_at = ? WHERE id = ?", [now, session])
+
+    def actor_started(self, actor: ActorRow) -> None:
+        self._db.table("actors").insert(_values(actor), replace=True)
+
+    def actor_measured(self, actor: ActorId, busy_s: float, swaps: int) -> None:
+        self._db.execute("UPDATE actors SET busy_s = ?, swaps = ? WHERE id = ?", [busy_s, swaps, actor])
+
+    def actor_ended(self, actor: ActorId, state: str, now: float) -> None:
+        self._db.execute("UPDATE actors SET state = ?, ended_at = ? WHERE id = ?", [state, now, actor])
+
+    def all_actors_ended(self, now: float) -> None:
+        self._db.execute("UPDATE actors SET state = 'stopped', ended_at = ? WHERE state = 'ready'", [now])
+
+    def record_event(self, kind: str, subject: str, detail: str, now: float) -> None:
+        self._db.table("events").insert({"at": now, "kind": kind, "subject": subject, "detail": detail})
+
+    # Runs and samplers -----------------------------------------------------------------------------------------------
+
+    def run_created(self, run: RunRow) -> None:
+        values = _values(run) | msgspec.to_builtins(run.lora) | {"user_metadata": json.dumps(run.user_metadata)}
+        del values["lora"]
+        self._db.table("runs").insert(values)
+
+    def runs(self) -> list[RunRow]:
+        return [_run(row) for row in self._rows("SELECT * FROM runs")]
+
+    def sampler_created(self, sampler: SamplerRow) -> None:
+        self._db.table("samplers").insert(_values(sampler))
+
+    def samplers(self) -> list[SamplerRow]:
+        return [SamplerRow(**row) for row in self._rows("SELECT * FROM samplers")]
+
+    # Commands --------------------------------------------------------------------------------------------------------
+
+    def command_accepted(self, command: CommandRow, payload: bytes, now: float) -> bool:
+        """False where this (lane, seq) was accepted before; nothing is changed then."""
+        cursor = self._db.execute(
+            "INSERT OR IGNORE INTO commands (future, lane, seq, kind, tenant, base_model, tokens, rows, arguments,"
+            " payload, submitted_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                command.future,
+                command.lane,
+                command.seq,
+                command.kind,
+                command.tenant,
+                command.base_model,
+                command.tokens,
+                command.rows,
+                encode(command.arguments),
+                payload,
+                now,
+            ],
+        )
+        self._db.execute("UPDATE runs SET last_request_at = ? WHERE id = ?", [now, command.lane])
+        return cursor.rowcount == 1
+
+    def command_finished(
+        self, result: ResultRow, actor: ActorId | None, usage: Iterable[UsageEntry], now: float
+    ) -> None:
+        """A completion is one fact: the state, the result and the usage are written in the caller's transaction."""
+        state = "failed" if result.error is not None else "done"
+        self._db.execute(
+            "UPDATE commands SET state = ?, actor = ?, finished_at = ? WHERE future = ?",
+            [state, actor, now, result.future],
+        )
+        self._db.execute(
+            "INSERT INTO results (future, error, payload, created_at) VALUES (?, ?, ?, ?)",
+            [result.future, result.error, result.payload, now],
+        )
+        for entry in usage:
+            self._db.execute(
+                "INSERT INTO usage (future, kind, tenant, run, base_model, tokens, at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [entry.future, entry.kind, entry.tenant, entry.run, entry.base_model, entry.tokens, now],
+            )
+
+    def payload_dropped(self, future: FutureId) -> None:
+        self._db.execute("UPDATE commands SET payload = NULL WHERE future = ?", [future])
+
+    def restore_point_set(self, run: RunId, folder: str, seq: int) -> None:
+        """The state in `folder` covers all commands up to `seq`: their payloads are needed no more."""
+        self._db.execute("UPDATE runs SET restore_folder = ?, restore_seq = ? WHERE id = ?", [folder, seq, run])
+        self._db.execute("UPDATE commands SET payload = NULL WHERE lane = ? AND seq <= ?", [run, seq])
+
+    def queued_commands(self) -> list[CommandRow]:
+        return [_command(row) for row in self._rows("SELECT * FROM commands WHERE state = 'queued' ORDER BY rowid")]
+
+    def finished_counts(self) -> dict[LaneId, tuple[int, int]]:
+        """For each lane how many commands are over, and the highest of their seqs, which start at 0."""
+        rows = self._rows(
+            "SELECT lane, count(*) AS n, max(seq) AS top FROM commands WHERE state != 'queued' GROUP BY lane"
+        )
+        return {LaneId(row["lane"]): (row["n"], row["top"]) for row in rows}
+
+    def finished_seqs(self, lane: LaneId) -> list[int]:
+        rows = self._rows("SELECT seq FROM commands WHERE lane = ? AND state != 'queued' ORDER BY seq", lane)
+        return [row["seq"] for row in rows]
+
+    def replayable_commands(self, run: RunId, after: int, before: int) -> list[CommandRow]:
+        """What changed a run's state between two seqs, in order: done, and neither a save nor a pure forward."""
+        rows = self._rows(
+            "SELECT * FROM commands WHERE lane = ? AND seq > ? AND seq < ? AND state = 'done'"
+            " AND kind IN ('forward_backward', 'optim_step', 'load_state') ORDER BY seq",
+            run,
+            after,
+            before,
+        )
+        return [_command(row) for row in rows]
+
+    def payload(self, future: FutureId) -> bytes:
+        rows = self._rows("SELECT payload FROM commands WHERE future = ?", future)
+        return rows[0]["payload"] or b"" if rows else b""
+
+    def result(self, future: FutureId) -> ResultRow | None:
+        rows = self._rows("SELECT future, error, payload FROM results WHERE future = ?", future)
+        return ResultRow(**rows[0]) if rows else None
+
+    def results_expired(self, before: float) -> None:
+        self._db.execute("DELETE FROM results WHERE created_at < ?", [before])
+
+    # Checkpoints -----------------------------------------------------------------------------------------------------
+
+    def checkpoint_saved(self, checkpoint: CheckpointRow) -> None:
+        self._db.table("checkpoints").insert(_values(checkpoint), replace=True)
+
+    def checkpoint_deleted(self, path: str) -> None:
+        self._db.execute("DELETE FROM checkpoints WHERE path = ?", [path])
+
+    def checkpoints(self) -> list[CheckpointRow]:
+        return [CheckpointRow(**row) for row in self._rows("SELECT * FROM checkpoints")]
+
+    # Reports ---------------------------------------------------------------------------------------------------------
+
+    def usage(self, tenant: TenantId | None = None) -> list[UsageRow]:
+        rows = self._rows(
+            "SELECT tenant, run, base_model, kind, sum(tokens) AS tokens FROM usage WHERE ? IS NULL OR tenant = ?"
+            " GROUP BY tenant, run, base_model, kind ORDER BY tenant, min(at), run, kind",
+            tenant,
+            tenant,
+        )
+        return [UsageRow(**row) for row in rows]
+
+    def actors(self) -> list[dict[str, Any]]:
+        return self._rows("SELECT * FROM actors ORDER BY state = 'ready' DESC, started_at DESC LIMIT 20")
+
+    def recent_runs(self) -> list[dict[str, Any]]:
+        return self._rows(
+            "SELECT runs.*, (SELECT count(*) FROM commands WHERE lane = runs.id AND state = 'queued') AS queued,"
+            " (SELECT count(*) FROM commands WHERE lane = runs.id AND state != 'queued') AS finished"
+            " FROM runs ORDER BY last_request_at DESC LIMIT 50"
+        )
+
+    def queues(self) -> list[dict[str, Any]]:
+        return self._rows(
+            "SELECT base_model, tenant, kind, count(*) AS commands, sum(tokens) AS tokens FROM commands"
+            " WHERE state = 'queued' GROUP BY base_model, tenant, kind ORDER BY base_model, tenant, kind"
+        )
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _values(row: Any) -> dict[str, Any]:
+    return {field.name: getattr(row, field.name) for field in fields(row)}
+
+
+def _run(row: dict[str, Any]) -> RunRow:
+    lora = LoraConfig(
+        rank=row["rank"],
+        seed=row["seed"],
+        train_mlp=bool(row["train_mlp"]),
+        train_attn=bool(row["train_attn"]),
+        train_unembed=bool(row["train_unembed"]),
+    )
+    values = {field.name: row[field.name] for field in fields(RunRow) if field.name not in ("lora", "user_metadata")}
+    return RunRow(**values, lora=lora, user_metadata=json.loads(row["user_metadata"]))
+
+
+def _command(row: dict[str, Any]) -> CommandRow:
+    names = ("future", "lane", "seq", "kind", "tenant", "base_model", "tokens", "rows")
+    return CommandRow(**{n: row[n] for n in names}, arguments=decode(row["arguments"], CommandArguments))
