@@ -1,0 +1,189 @@
+"""Where actors come in: hello, heartbeats, completions; and where micro-batches go out."""
+
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from ..storage.reader import Reader
+from ..storage.rows import ActorRow
+from ..storage.store import Store
+from ..storage.writer import Writer
+from ..wire.actor_messages import (
+    VERSION,
+    ActorHello,
+    ActorPing,
+    ActorPong,
+    ActorWelcome,
+    CancelCommand,
+    Completion,
+    Expelled,
+    FromActor,
+    Item,
+    MicroBatch,
+    Outcome,
+    ToActor,
+)
+from ..wire.codec import MAX_HEADER_BYTES, decode, encode
+from ..wire.errors import LorryError
+from ..wire.ids import ActorId, FutureId
+from ..wire.sockets import Channel
+from .commands import Commands
+from .config import BrokerConfig
+from .planner import Plan, Planner
+from .registry import Registry
+
+log = structlog.get_logger("lorry.broker")
+
+_MAX_ACTOR_HEADER_BYTES = 64 * MAX_HEADER_BYTES
+
+
+@dataclass(slots=True)
+class _Peer:
+    id: ActorId
+    connection: bytes
+    last_seen: float
+
+
+class ActorDoor:
+    def __init__(
+        self,
+        config: BrokerConfig,
+        channel: Channel,
+        registry: Registry,
+        planner: Planner,
+        commands: Commands,
+        writer: Writer,
+        reader: Reader,
+        now: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._config, self._channel, self._registry = config, channel, registry
+        self._planner, self._commands, self._writer, self._reader = planner, commands, writer, reader
+        self._now, self._monotonic = now, monotonic
+        self._peers: dict[bytes, _Peer] = {}
+
+    def receive(self, frames: list[bytes]) -> None:
+        """One message from an actor. What cannot be read expels its sender: actors are our own code, or intruders."""
+        connection, header, *payloads = frames
+        try:
+            message = decode(header, FromActor, _MAX_ACTOR_HEADER_BYTES)  # pyright: ignore[reportArgumentType]
+        except LorryError as error:
+            self._expel(connection, str(error))
+            return
+        if isinstance(message, ActorHello):
+            self._hello(connection, message)
+            return
+        peer = self._peers.get(connection)
+        if peer is None:
+            self._send(connection, Expelled("the broker does not know this actor"))
+            return
+        peer.last_seen = self._monotonic()
+        match message:
+            case Completion():
+                self._completed(peer, message, payloads)
+            case ActorPing():
+                self._send(connection, ActorPong())
+                self._writer.write(lambda store: store.actor_measured(peer.id, message.busy_s, message.swaps), _nothing)
+
+    def _hello(self, connection: bytes, hello: ActorHello) -> None:
+        if hello.version != VERSION:
+            self._expel(connection, f"the actor speaks version {hello.version}, the broker {VERSION}")
+            return
+        if not secrets.compare_digest(hello.token, self._config.actor_token):
+            self._expel(connection, "the actor's token is wrong")
+            return
+        if not self._registry.serves(hello.base_model):
+            self._expel(connection, f"base model {hello.base_model!r} is not served here")
+            return
+        for earlier in [peer for peer in self._peers.values() if peer.id == hello.actor]:
+            self._lose(earlier, "it was replaced")
+        self._peers[connection] = _Peer(hello.actor, connection, self._monotonic())
+        self._registry.model_seen(hello.base_model, hello.facts, hello.capacity.max_rank)
+        self._planner.add_actor(hello.actor, hello.base_model, hello.capacity)
+        row = ActorRow(
+            id=hello.actor,
+            base_model=hello.base_model,
+            pid=hello.pid,
+            device=hello.facts.device,
+            dtype=hello.facts.dtype,
+            slots=hello.capacity.slots,
+            state="ready",
+            started_at=self._now(),
+        )
+        self._writer.write(lambda store: store.actor_started(row), _nothing)
+        self._send(connection, ActorWelcome(self._config.heartbeat_s))
+        log.info("actor ready", actor=hello.actor, base_model=hello.base_model, pid=hello.pid)
+
+    def _completed(self, peer: _Peer, completion: Completion, payloads: list[bytes]) -> None:
+        for outcome, payload in zip(completion.outcomes, payloads, strict=True):
+            self._commands.finish(outcome, payload, peer.id)
+        if completion.done:
+            self._planner.batch_done(peer.id, completion.batch)
+
+    # Out -------------------------------------------------------------------------------------------------------------
+
+    async def dispatch(self) -> None:
+        """Give every actor all the work it can take."""
+        for peer in list(self._peers.values()):
+            while peer.connection in self._peers and (plan := self._planner.next_micro_batch(peer.id)):
+                await self._send_plan(peer, plan)
+
+    async def _send_plan(self, peer: _Peer, plan: Plan) -> None:
+        items: list[Item] = []
+        payloads: list[bytes] = []
+        for command in plan.commands:
+            try:
+                item = self._commands.item(command)
+            except LorryError as error:
+                self._commands.finish(Outcome(command.future, error.info), b"", peer.id)
+                continue
+            payload = self._commands.payload(future := command.future)
+            if payload is None:
+                payload = await self._reader.read(partial(_payload, future))
+            items.append(item)
+            payloads.append(payload)
+        if items:
+            self._send(peer.connection, MicroBatch(plan.batch, plan.mode, items), payloads)
+        else:
+            self._planner.batch_done(peer.id, plan.batch)
+
+    def cancel(self, actor: ActorId, future: FutureId) -> None:
+        for peer in self._peers.values():
+            if peer.id == actor:
+                self._send(peer.connection, CancelCommand(future))
+
+    # Leaving ---------------------------------------------------------------------------------------------------------
+
+    def expire(self) -> None:
+        """An actor that was silent for three heartbeats is gone."""
+        for peer in [p for p in self._peers.values() if p.last_seen < self._monotonic() - 3 * self._config.heartbeat_s]:
+            self._send(peer.connection, Expelled("the actor was silent for three heartbeats"))
+            self._lose(peer, "it was silent for three heartbeats")
+
+    def _lose(self, peer: _Peer, why: str) -> None:
+        log.warning("actor lost", actor=peer.id, why=why)
+        del self._peers[peer.connection]
+        now = self._now()
+        self._writer.write(lambda store: store.actor_ended(peer.id, "lost", now), _nothing)
+        self._writer.write(lambda store: store.record_event("actor lost", peer.id, why, now), _nothing)
+        self._commands.actor_lost(self._planner.actor_lost(peer.id))
+
+    def _expel(self, connection: bytes, reason: str) -> None:
+        log.warning("actor refused", reason=reason)
+        if peer := self._peers.get(connection):
+            self._lose(peer, reason)
+        self._send(connection, Expelled(reason))
+
+    def _send(self, connection: bytes, message: ToActor, payloads: Iterable[bytes] = ()) -> None:
+        self._channel.send([connection, encode(message), *payloads])
+
+
+def _payload(future: FutureId, store: Store) -> bytes:
+    return store.payload(future)
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,146 @@
+"""The broker: the shell around the pure parts. It owns the sockets, the store and the clock.
+
+Two sockets are drained whenever they are readable; one commit covers all that arrived during the one before.
+"""
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+import structlog
+from anyio import to_thread
+from anyio.abc import TaskGroup
+
+from ..storage.reader import Reader
+from ..storage.store import Store
+from ..storage.writer import Writer
+from ..wire import sockets
+from ..wire.errors import ErrorInfo
+from ..wire.ids import FutureId
+from ..wire.sockets import Channel
+from ..wire.tasks import background_tasks
+from .actor_door import ActorDoor
+from .client_door import ClientDoor
+from .commands import Commands
+from .config import BrokerConfig
+from .planner import Planner
+from .registry import Registry
+
+log = structlog.get_logger("lorry.broker")
+
+_HOUSEKEEPING_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the broker listens, with the ports that the system chose."""
+
+    clients: str
+    actors: str
+
+
+@asynccontextmanager
+async def running(config: BrokerConfig) -> AsyncGenerator[Addresses]:
+    """A broker for as long as the block lasts. A failure of one of its tasks cancels the block and is raised."""
+    frame_limit = 2 * config.max_payload_bytes
+    with contextlib.ExitStack() as stack:
+        front = stack.enter_context(sockets.bind(config.bind, frame_limit, config.curve))
+        back = stack.enter_context(sockets.bind(config.actor_bind, frame_limit))
+        writing = stack.enter_context(contextlib.closing(await to_thread.run_sync(Store, config.data)))
+        reading = stack.enter_context(contextlib.closing(await to_thread.run_sync(Store, config.data)))
+        async with background_tasks() as tasks:
+            broker = _Broker(config, front, back, writing, Reader(reading), tasks)
+            await to_thread.run_sync(broker.load, writing)
+            tasks.start_soon(broker.writer.run)
+            tasks.start_soon(broker.serve_clients)
+            tasks.start_soon(broker.serve_actors)
+            tasks.start_soon(broker.dispatch)
+            tasks.start_soon(broker.keep_time)
+            yield Addresses(front.address, back.address)
+
+
+class _Broker:
+    def __init__(
+        self,
+        config: BrokerConfig,
+        front: Channel,
+        back: Channel,
+        writing: Store,
+        reading: Reader,
+        tasks: TaskGroup,
+    ) -> None:
+        self._config, self._front, self._back = config, front, back
+        self._work = anyio.Event()
+        self.writer = Writer(writing)
+        planner, self._registry = Planner(), Registry(config.models)
+        self._commands = Commands(
+            config, self._registry, planner, self.writer, time.time, self._deliver, self._work_arrived
+        )
+        self._actors = ActorDoor(
+            config, back, self._registry, planner, self._commands, self.writer, reading, time.time, time.monotonic
+        )
+        self._clients = ClientDoor(
+            config,
+            front,
+            self._registry,
+            self._commands,
+            self.writer,
+            reading,
+            time.time,
+            time.monotonic,
+            tasks,
+            self._actors.cancel,
+        )
+
+    def load(self, store: Store) -> None:
+        with store.transaction():
+            store.all_actors_ended(time.time())
+        for sampler in store.samplers():
+            self._registry.add_sampler(sampler)
+        for checkpoint in store.checkpoints():
+            self._registry.add_checkpoint(checkpoint)
+        self._commands.load(store)
+
+    def _deliver(self, to: Iterable[bytes], future: FutureId, error: ErrorInfo | None, payload: bytes) -> None:
+        self._clients.deliver(to, future, error, payload)
+
+    def _work_arrived(self) -> None:
+        self._work.set()
+
+    async def serve_clients(self) -> None:
+        await self._drain(self._front, self._clients.receive)
+
+    async def serve_actors(self) -> None:
+        await self._drain(self._back, self._actors.receive)
+
+    async def _drain(self, channel: Channel, handle: Callable[[list[bytes]], None]) -> None:
+        while True:
+            for frames in await channel.receive():
+                handle(frames)
+            self._work.set()
+
+    async def dispatch(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work = anyio.Event()
+            await self._actors.dispatch()
+
+    async def keep_time(self) -> None:
+        """Who fell silent, and what expired."""
+        next_housekeeping = 0.0
+        while True:
+            await anyio.sleep(self._config.heartbeat_s)
+            self._clients.expire()
+            self._actors.expire()
+            if time.monotonic() >= next_housekeeping:
+                next_housekeeping = time.monotonic() + _HOUSEKEEPING_S
+                await self._clean()
+
+    async def _clean(self) -> None:
+        before = time.time() - self._config.result_ttl_s
+        await self.writer.write_and_wait(lambda store: store.results_expired(before))
+        for checkpoint in self._registry.expired(time.time()):
+            await self._clients.remove_checkpoint(checkpoint)

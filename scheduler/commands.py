@@ -1,0 +1,323 @@
+"""The life of a command: accepted and journalled, planned, handed out, finished, told to whoever waits.
+
+It joins the pure parts (registry, planner, waiters) with the writer; sockets and the clock are handed in.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TypeAlias
+
+import structlog
+
+from ..storage.rows import CheckpointRow, CommandRow, ResultRow, RunRow, UsageEntry, UsageKind
+from ..storage.store import Store
+from ..storage.writer import Writer
+from ..wire.actor_messages import AdapterState, Item, Outcome
+from ..wire.codec import decode, encode
+from ..wire.commands import SAMPLING_KINDS, CommandKind
+from ..wire.errors import ActorLostError, CommandCancelledError, ErrorInfo, LorryError
+from ..wire.ids import ActorId, FutureId, LaneId, RunId
+from ..wire.types import LoadWeightsResponse, SaveWeightsForSamplerResponse, SaveWeightsResponse
+from .config import BrokerConfig
+from .lanes import Command, Lane
+from .planner import Lost, Planner
+from .registry import Registry, checkpoint_path, run_of_path
+from .waiters import Waiters
+
+log = structlog.get_logger("lorry.broker")
+
+Deliver: TypeAlias = Callable[[Iterable[bytes], FutureId, ErrorInfo | None, bytes], None]
+_REPLAYED: frozenset[CommandKind] = frozenset(("forward_backward", "optim_step", "load_state"))
+
+
+class Commands:
+    def __init__(
+        self,
+        config: BrokerConfig,
+        registry: Registry,
+        planner: Planner,
+        writer: Writer,
+        now: Callable[[], float],
+        deliver: Deliver,
+        work_arrived: Callable[[], None],
+    ) -> None:
+        self.waiters = Waiters()
+        self._config, self._registry, self._planner, self._writer = config, registry, planner, writer
+        self._now, self._deliver, self._work_arrived = now, deliver, work_arrived
+        self._rows: dict[FutureId, CommandRow] = {}
+        self._payloads: dict[FutureId, bytes] = {}
+        self._unacknowledged: dict[FutureId, list[Callable[[], None]]] = {}
+        self._replays: dict[FutureId, CommandRow] = {}
+        self._broken: dict[LaneId, str] = {}
+        # Runs whose state nobody holds: rebuilt when their next command comes, not before.
+        self._dormant: set[LaneId] = set()
+
+    # Accepting -------------------------------------------------------------------------------------------------------
+
+    def load(self, store: Store) -> None:
+        """After a start: every run has a lane, nobody holds its state, and what was queued is queued again."""
+        finished = store.finished_counts()
+        for run in store.runs():
+            lane = self.add_run(run)
+            count, top = finished.get(lane.id, (0, -1))
+            if count == 0:
+                continue
+            # Usually all that is over is one stretch from 0 on; after a cancellation there may be gaps.
+            if top == count - 1:
+                lane.next_seq = count
+            else:
+                lane.skip(store.finished_seqs(lane.id))
+            self._planner.lose_state(lane.id)
+            self._dormant.add(lane.id)
+        for row in store.queued_commands():
+            self._rows[row.future] = row
+            self.waiters.opened(row.future)
+            self._plan(row)
+
+    def add_run(self, run: RunRow) -> Lane:
+        self._registry.add_run(run)
+        lane = Lane(LaneId(run.id), run.tenant, run.base_model)
+        self._planner.add_lane(lane)
+        return lane
+
+    def accept(self, row: CommandRow, payload: bytes, connection: bytes, acknowledge: Callable[[], None]) -> None:
+        """Journal the command, then acknowledge and plan it. Sent again, it is acknowledged again, and that is all."""
+        if self.waiters.is_open(row.future):
+            self.waiters.watch(row.future, connection)
+            if row.future in self._unacknowledged:
+                self._unacknowledged[row.future].append(acknowledge)
+            else:
+                acknowledge()
+            return
+        self._rows[row.future], self._payloads[row.future] = row, payload
+        self._unacknowledged[row.future] = [acknowledge]
+        self.waiters.opened(row.future)
+        self.waiters.watch(row.future, connection)
+        earlier: list[ResultRow] = []
+
+        def journal(store: Store) -> None:
+            if not store.command_accepted(row, payload, self._now()) and (result := store.result(row.future)):
+                earlier.append(result)
+
+        self._writer.write(journal, lambda: self._accepted(row, earlier))
+
+    def _accepted(self, row: CommandRow, earlier: list[ResultRow]) -> None:
+        for acknowledge in self._unacknowledged.pop(row.future):
+            acknowledge()
+        if earlier:
+            self._forget(row.future)
+            error = earlier[0].error
+            self.tell(self.waiters.resolved(row.future), row.future, error, earlier[0].payload)
+        elif row.lane in self._broken:
+            self.fail(row.future, ActorLostError(self._broken[row.lane]))
+        else:
+            self._plan(row)
+
+    def _plan(self, row: CommandRow) -> None:
+        self._planner.submit(_command(row))
+        if row.lane in self._dormant:
+            self._dormant.remove(row.lane)
+            self._restore(row.lane)
+        self._work_arrived()
+
+    def next_seq(self, lane: LaneId) -> int:
+        return self._planner.next_seq(lane)
+
+    # Handing out -----------------------------------------------------------------------------------------------------
+
+    def item(self, command: Command) -> Item:
+        """What the actor is told of a command. Raises NotFoundError for weights that are gone by now."""
+        row, folder = self._rows[command.future] if not command.replay else self._replays[command.future], None
+        if run := self._registry.run_of(command.lane):
+            adapter = AdapterState(run.id, run.lora, run.restore_folder)
+            if command.kind in ("save_state", "save_weights_for_sampler"):
+                folder = str(self._folder(run.id, command.kind, row.arguments.name))
+            elif command.kind == "load_state":
+                folder = self._registry.loadable(run, row.arguments.path).folder
+            return Item(command.future, command.kind, adapter, folder, row.arguments.optimizer)
+        sampler = self._registry.sampler_of(command.lane)
+        if sampler is None or sampler.model_path is None:
+            return Item(command.future, command.kind, None)
+        checkpoint = self._registry.checkpoint(sampler.tenant, sampler.model_path, "sampler")
+        run = self._registry.run(checkpoint.tenant, checkpoint.run)
+        return Item(command.future, command.kind, AdapterState(checkpoint.folder, run.lora, checkpoint.folder))
+
+    def payload(self, future: FutureId) -> bytes | None:
+        """None where it is in the journal only."""
+        return self._payloads.get(future)
+
+    def _folder(self, run: RunId, kind: CommandKind, name: str | None) -> os.PathLike[str]:
+        which = "training" if kind == "save_state" else "sampler"
+        return self._config.checkpoints / checkpoint_path(run, which, name).removeprefix("tinker://")
+
+    # Finishing -------------------------------------------------------------------------------------------------------
+
+    def finish(self, outcome: Outcome, payload: bytes, actor: ActorId) -> None:
+        """Record how a command ended, with its usage, and tell its waiters once that is durable."""
+        tokens = outcome.prefill_tokens + outcome.sample_tokens + outcome.train_tokens
+        command = self._planner.complete(outcome.future, tokens)
+        if command is None:
+            return
+        if command.replay:
+            self._replays.pop(command.future, None)
+            if outcome.error:
+                self._break(command.lane, f"run {command.lane} could not be rebuilt: {outcome.error.message}")
+            return
+        row = self._rows[outcome.future]
+        error = outcome.error
+        if command.lane in self._broken:
+            error = ActorLostError(self._broken[command.lane]).info
+        checkpoint = self._saved(row, outcome) if error is None else None
+        result = payload if error is None else None
+        if error is None and row.kind in ("save_state", "save_weights_for_sampler", "load_state"):
+            result = encode(self._weights_response(row))
+        usage = self._usage(row, outcome) if error is None else []
+        self._record(row, ResultRow(row.future, encode(error) if error else None, result), actor, usage, checkpoint)
+
+    def fail(self, future: FutureId, error: LorryError) -> None:
+        """End a command that no actor will end."""
+        self._record(self._rows[future], ResultRow(future, encode(error.info), None), None, [], None)
+
+    def cancel(self, future: FutureId) -> ActorId | None:
+        """Drop a command that waits; returns the actor to tell where it is in flight."""
+        if self._planner.cancel(future) == "dropped":
+            self.fail(future, CommandCancelledError(f"{future} was cancelled"))
+        return self._planner.holder(future)
+
+    def _record(
+        self,
+        row: CommandRow,
+        result: ResultRow,
+        actor: ActorId | None,
+        usage: list[UsageEntry],
+        checkpoint: CheckpointRow | None,
+    ) -> None:
+        now = self._now()
+        keep_payload = result.error is None and row.kind in _REPLAYED
+        restores = checkpoint is not None and checkpoint.kind == "training"
+
+        def journal(store: Store) -> None:
+            store.command_finished(result, actor, usage, now)
+            if not keep_payload:
+                store.payload_dropped(row.future)
+            if checkpoint is not None:
+                store.checkpoint_saved(checkpoint)
+                if restores:
+                    store.restore_point_set(checkpoint.run, checkpoint.folder, checkpoint.seq)
+
+        def done() -> None:
+            self._forget(row.future)
+            self.tell(self.waiters.resolved(row.future), row.future, result.error, result.payload)
+
+        if checkpoint is not None:
+            self._registry.add_checkpoint(checkpoint)
+            if restores and (run := self._registry.run_of(row.lane)):
+                restored = replace(run, restore_folder=checkpoint.folder, restore_seq=checkpoint.seq)
+                self._registry.add_run(restored)
+        self._writer.write(journal, done)
+
+    def _forget(self, future: FutureId) -> None:
+        del self._rows[future]
+        self._payloads.pop(future, None)
+
+    def tell(self, connections: Iterable[bytes], future: FutureId, error: bytes | None, payload: bytes | None) -> None:
+        self._deliver(connections, future, _error(error), payload or b"")
+
+    def _usage(self, row: CommandRow, outcome: Outcome) -> list[UsageEntry]:
+        """Sampling from saved weights counts for the run that saved them; from the bare base model, for none."""
+        counts: dict[UsageKind, int] = {
+            "prefill": outcome.prefill_tokens,
+            "sample": outcome.sample_tokens,
+            "train": outcome.train_tokens,
+        }
+        sampler = self._registry.sampler_of(row.lane)
+        run = row.lane if sampler is None else run_of_path(sampler.model_path)
+        return [
+            UsageEntry(row.future, kind, row.tenant, run, row.base_model, tokens)
+            for kind, tokens in counts.items()
+            if tokens
+        ]
+
+    def _saved(self, row: CommandRow, outcome: Outcome) -> CheckpointRow | None:
+        run = self._registry.run_of(row.lane)
+        if run is None or row.kind not in ("save_state", "save_weights_for_sampler"):
+            return None
+        kind = "training" if row.kind == "save_state" else "sampler"
+        ttl = row.arguments.ttl_seconds
+        return CheckpointRow(
+            path=checkpoint_path(run.id, kind, row.arguments.name),
+            run=run.id,
+            tenant=run.tenant,
+            kind=kind,
+            name=row.arguments.name or "",
+            folder=str(self._folder(run.id, row.kind, row.arguments.name)),
+            seq=row.seq,
+            size_bytes=outcome.size_bytes,
+            checksum=outcome.checksum,
+            created_at=self._now(),
+            expires_at=None if ttl is None else self._now() + ttl,
+        )
+
+    def _weights_response(self, row: CommandRow) -> object:
+        if row.kind == "load_state":
+            return LoadWeightsResponse(row.arguments.path or "")
+        kind = "training" if row.kind == "save_state" else "sampler"
+        path = checkpoint_path(RunId(row.lane), kind, row.arguments.name)
+        return SaveWeightsResponse(path) if kind == "training" else SaveWeightsForSamplerResponse(path)
+
+    # Recovering ------------------------------------------------------------------------------------------------------
+
+    def actor_lost(self, lost: Lost) -> None:
+        """Rebuild what the dead actor held, elsewhere: from the last saved state, by the commands after it."""
+        for command in lost.poisoned:
+            self.fail(command.future, ActorLostError(f"{command.future} was in flight each time that an actor died"))
+        for lane in lost.broken:
+            self._break(lane, f"run {lane} could not be rebuilt: its replay kills actors")
+        self._dormant.update(lost.lanes)
+        for lane in lost.lanes:
+            if self._planner.queued(lane):
+                self._dormant.remove(lane)
+                self._restore(lane)
+        self._work_arrived()
+
+    def _restore(self, lane: LaneId) -> None:
+        run = self._registry.run_of(lane)
+        assert run is not None, lane
+        rows: list[CommandRow] = []
+        before = self._planner.next_seq(lane)
+
+        def read(store: Store) -> None:
+            rows.extend(store.replayable_commands(run.id, run.restore_seq, before))
+
+        def done() -> None:
+            self._replays.update((row.future, row) for row in rows)
+            self._planner.restore(lane, [replace(_command(row), replay=True) for row in rows])
+            log.info("restoring", run=run.id, folder=run.restore_folder, replayed=len(rows))
+            self._work_arrived()
+
+        # Through the writer, so that it sees all that was completed before the actor died.
+        self._writer.write(read, done)
+
+    def _break(self, lane: LaneId, why: str) -> None:
+        log.error("run broken", run=lane, why=why)
+        self._broken[lane] = why
+        for command in self._planner.break_lane(lane):
+            self.fail(command.future, ActorLostError(why))
+
+
+def _command(row: CommandRow) -> Command:
+    return Command(
+        future=row.future,
+        lane=row.lane,
+        seq=row.seq,
+        kind=row.kind,
+        tenant=row.tenant,
+        base_model=row.base_model,
+        cost=max(1, row.tokens),
+        rows=max(1, row.rows) if row.kind in SAMPLING_KINDS else 0,
+    )
+
+
+def _error(encoded: bytes | None) -> ErrorInfo | None:
+    return decode(encoded, ErrorInfo) if encoded is not None else None

@@ -1,0 +1,27 @@
+"""The broker's settings: every field has a default that works on a laptop, and its unit in its name."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..wire.codec import MAX_PAYLOAD_BYTES
+from ..wire.sockets import CurveKeys
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerConfig:
+    """`models` are the public names that actors will serve; `actor_token` is what an actor must show to join."""
+
+    data: Path
+    models: tuple[str, ...]
+    actor_token: str = field(repr=False)
+    bind: str = "tcp://127.0.0.1:5570"
+    actor_bind: str = "tcp://127.0.0.1:*"
+    curve: CurveKeys | None = None
+    heartbeat_s: float = 5.0
+    result_ttl_s: float = 7 * 24 * 3600.0
+    max_payload_bytes: int = MAX_PAYLOAD_BYTES
+    max_waiting: int = 10_000
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.data / "checkpoints"

@@ -1,0 +1,41 @@
+"""Who is connected: one session for each connection that said hello with a valid key. Pure; time is passed in."""
+
+from dataclasses import dataclass
+
+from ..wire.ids import SessionId, TenantId
+
+
+@dataclass(slots=True)
+class Session:
+    """`last_seen` is on the caller's monotonic clock, in seconds."""
+
+    id: SessionId
+    tenant: TenantId
+    connection: bytes
+    last_seen: float
+
+
+class Sessions:
+    def __init__(self) -> None:
+        self._by_connection: dict[bytes, Session] = {}
+
+    def open(self, session: Session) -> Session | None:
+        """Returns the session that this connection had before, if any."""
+        earlier = self._by_connection.get(session.connection)
+        self._by_connection[session.connection] = session
+        return earlier
+
+    def heard(self, connection: bytes, now: float) -> Session | None:
+        """The session behind a message, which proves that it lives."""
+        if session := self._by_connection.get(connection):
+            session.last_seen = now
+        return session
+
+    def close(self, connection: bytes) -> Session | None:
+        return self._by_connection.pop(connection, None)
+
+    def silent_since(self, moment: float) -> list[Session]:
+        return [session for session in self._by_connection.values() if session.last_seen < moment]
+
+    def __len__(self) -> int:
+        return len(self._by_connection)

@@ -1,0 +1,205 @@
+"""The planner driven through random interleavings of submissions, completions, failures and lost actors."""
+
+from collections import defaultdict
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
+
+from lorry.scheduler.lanes import Command, Lane
+from lorry.scheduler.planner import MAX_ATTEMPTS, Plan, Planner
+from lorry.wire.actor_messages import Capacity
+from lorry.wire.commands import PHASES, CommandKind
+from lorry.wire.ids import ActorId, LaneId, TenantId, future_id
+
+MODEL = "base"
+CAPACITY = Capacity(slots=3, token_budget=100, sample_rows=4, max_rank=64)
+TENANTS = [TenantId(name) for name in "abc"]
+RUNS = [(LaneId(f"run{i}"), TENANTS[i % 3]) for i in range(6)]
+TRAINING: list[CommandKind] = ["forward", "forward_backward", "optim_step", "save_state", "load_state"]
+
+
+class PlannerMachine(RuleBasedStateMachine):
+    actors = Bundle("actors")
+
+    @initialize()
+    def start(self) -> None:
+        self.planner = Planner()
+        self.sent: dict[str, Command] = {}
+        self.seqs: dict[LaneId, int] = defaultdict(int)
+        self.held: dict[ActorId, list[Plan]] = {}
+        self.finished: set[str] = set()
+        self.cancelled: set[str] = set()
+        self.poisoned: set[str] = set()
+        self.applied: dict[LaneId, list[int]] = defaultdict(list)
+        self.homes: dict[LaneId, ActorId] = {}
+        self.rebuilding: dict[LaneId, list[int]] = defaultdict(list)
+        self.born = 0
+        for run, tenant in RUNS:
+            self.planner.add_lane(Lane(run, tenant, MODEL))
+
+    @rule(target=actors)
+    def an_actor_joins(self) -> ActorId:
+        self.born += 1
+        actor = ActorId(f"actor{self.born}")
+        self.planner.add_actor(actor, MODEL, CAPACITY)
+        self.held[actor] = []
+        return actor
+
+    @rule(run=st.sampled_from(RUNS), kinds=st.lists(st.sampled_from(TRAINING), min_size=1, max_size=6), data=st.data())
+    def commands_arrive_in_any_order(
+        self, run: tuple[LaneId, TenantId], kinds: list[CommandKind], data: st.DataObject
+    ) -> None:
+        lane, tenant = run
+        commands: list[Command] = []
+        for kind in kinds:
+            seq = self.seqs[lane]
+            self.seqs[lane] += 1
+            cost = data.draw(st.integers(1, 150)) if kind in ("forward", "forward_backward") else 1
+            commands.append(Command(future_id(lane, seq), lane, seq, kind, tenant, MODEL, cost, 0))
+        for command in data.draw(st.permutations(commands)):
+            assert self.planner.submit(command)
+            self.sent[command.future] = command
+
+    @rule(tenant=st.sampled_from(TENANTS), rows=st.integers(1, 6))
+    def a_sample_arrives(self, tenant: TenantId, rows: int) -> None:
+        lane = LaneId(f"sampler-{tenant}")
+        seq = self.seqs[lane]
+        self.seqs[lane] += 1
+        command = Command(future_id(lane, seq), lane, seq, "sample", tenant, MODEL, 10 * rows, rows)
+        assert self.planner.submit(command)
+        self.sent[command.future] = command
+
+    @precondition(lambda self: any(c.kind != "sample" for c in self.sent.values()))
+    @rule(data=st.data())
+    def a_command_is_sent_twice(self, data: st.DataObject) -> None:
+        again = data.draw(st.sampled_from(sorted(f for f, c in self.sent.items() if c.kind != "sample")))
+        assert not self.planner.submit(self.sent[again])
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data())
+    def a_command_is_cancelled(self, data: st.DataObject) -> None:
+        future = data.draw(st.sampled_from(sorted(self.sent)))
+        outcome = self.planner.cancel(self.sent[future].future)
+        in_flight = any(c.future == future for plans in self.held.values() for p in plans for c in p.commands)
+        over = future in self.finished | self.cancelled | self.poisoned
+        assert outcome == ("in_flight" if in_flight else "unknown" if over else "dropped")
+        if outcome == "dropped":
+            self.cancelled.add(future)
+
+    @rule(actor=actors)
+    def an_actor_is_given_all_it_takes(self, actor: ActorId) -> None:
+        if actor not in self.held:
+            return
+        while plan := self.planner.next_micro_batch(actor):
+            self.check_plan(actor, plan)
+            self.held[actor].append(plan)
+        train = [plan for plan in self.held[actor] if plan.mode == "train"]
+        assert len(train) <= CAPACITY.credits
+
+    def check_plan(self, actor: ActorId, plan: Plan) -> None:
+        in_flight = {c.future for plans in self.held.values() for p in plans for c in p.commands}
+        by_lane: dict[LaneId, list[Command]] = defaultdict(list)
+        for command in plan.commands:
+            assert command.future not in in_flight
+            assert command.future not in self.cancelled | self.poisoned
+            assert command.replay or command.future not in self.finished
+            by_lane[command.lane].append(command)
+        if plan.mode == "train":
+            assert len(by_lane) <= CAPACITY.slots
+            costs = [command.cost for command in plan.commands if PHASES[command.kind] == 0]
+            assert sum(costs) <= CAPACITY.token_budget or len(costs) == 1
+            for lane, commands in by_lane.items():
+                self.check_lane(actor, lane, commands)
+
+    def check_lane(self, actor: ActorId, lane: LaneId, commands: list[Command]) -> None:
+        assert self.homes.setdefault(lane, actor) == actor, "a run's state is on one actor"
+        phases = [PHASES[command.kind] for command in commands]
+        assert phases == sorted(phases)
+        assert phases.count(1) <= 1 and phases.count(3) <= 1
+        for command in commands:
+            if command.replay:
+                assert command.seq == self.rebuilding[lane].pop(0)
+                continue
+            assert not self.rebuilding[lane], "lost state is rebuilt before anything new"
+            skipped = range(self.applied[lane][-1] + 1 if self.applied[lane] else 0, command.seq)
+            over = self.cancelled | self.poisoned
+            assert all(future_id(lane, seq) in over for seq in skipped), "no gap in a run's order"
+            self.applied[lane].append(command.seq)
+
+    @rule(actor=actors, tokens=st.integers(0, 200))
+    def a_micro_batch_completes(self, actor: ActorId, tokens: int) -> None:
+        if not self.held.get(actor):
+            return
+        plan = self.held[actor].pop(0)
+        for command in plan.commands:
+            completed = self.planner.complete(command.future, tokens)
+            assert completed == command
+            assert self.planner.complete(command.future, tokens) is None, "a second completion does not count"
+            self.finished.add(command.future)
+        self.planner.batch_done(actor, plan.batch)
+
+    @rule(actor=consumes(actors))
+    def an_actor_dies(self, actor: ActorId) -> None:
+        if actor not in self.held:
+            return
+        held = {c.future for plan in self.held.pop(actor) for c in plan.commands if not c.replay}
+        lost = self.planner.actor_lost(actor)
+        self.poisoned |= {command.future for command in lost.poisoned}
+        assert self.poisoned <= set(self.sent)
+        assert set(lost.lanes) | set(lost.broken) == {lane for lane, home in self.homes.items() if home == actor}
+        for lane in (*lost.lanes, *lost.broken):
+            del self.homes[lane]
+            done = [seq for seq in self.applied[lane] if future_id(lane, seq) not in held]
+            self.applied[lane] = done
+            self.rebuilding[lane] = []
+        for lane in lost.lanes:
+            replay = [self.as_replay(lane, seq) for seq in self.applied[lane]]
+            self.rebuilding[lane] = [command.seq for command in replay]
+            self.planner.restore(lane, replay)
+
+    def as_replay(self, lane: LaneId, seq: int) -> Command:
+        command = self.sent[future_id(lane, seq)]
+        return Command(
+            command.future, lane, seq, command.kind, command.tenant, MODEL, command.cost, command.rows, replay=True
+        )
+
+    @invariant()
+    def what_is_over_is_over(self) -> None:
+        assert not self.finished & (self.cancelled | self.poisoned)
+
+
+PlannerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestPlanner = PlannerMachine.TestCase
+
+
+def test_a_command_that_kills_actors_runs_alone_and_then_fails_alone() -> None:
+    planner = Planner()
+    lanes = [LaneId("poison"), LaneId("innocent")]
+    for lane in lanes:
+        planner.add_lane(Lane(lane, TenantId(lane), MODEL))
+        planner.submit(Command(future_id(lane, 0), lane, 0, "forward_backward", TenantId(lane), MODEL, 10, 0))
+    failed: list[str] = []
+    for life in range(MAX_ATTEMPTS + 1):
+        actor = ActorId(f"a{life}")
+        planner.add_actor(actor, MODEL, CAPACITY)
+        plans = []
+        while plan := planner.next_micro_batch(actor):
+            plans.append(plan)
+        together = [sorted(command.lane for command in plan.commands) for plan in plans]
+        if life == 0:
+            assert together == [["innocent", "poison"]]
+        for plan in plans:
+            if any(command.lane == "poison" for command in plan.commands):
+                assert life == 0 or len(plan.commands) == 1
+                break
+            for command in plan.commands:
+                planner.complete(command.future, 10)
+            planner.batch_done(actor, plan.batch)
+        lost = planner.actor_lost(actor)
+        failed += [command.lane for command in lost.poisoned]
+        for lane in lost.lanes:
+            planner.restore(lane, [])
+        if failed:
+            break
+    assert "poison" in failed
