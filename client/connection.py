@@ -1,0 +1,222 @@
+"""One socket to the broker. It resends what was not acknowledged and asks again for what has not resolved.
+
+A broker that restarts costs a pause: it answers `Unknown`, the connection says hello again, and goes on.
+"""
+
+import platform
+import secrets
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import anyio
+
+from ..wire import sockets
+from ..wire.client_messages import (
+    VERSION,
+    Answer,
+    Cancel,
+    Failed,
+    Goodbye,
+    Hello,
+    Ping,
+    Pong,
+    Resolved,
+    ToClient,
+    Unknown,
+    Watch,
+    Welcome,
+)
+from ..wire.codec import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, decode, encode
+from ..wire.errors import ConnectionLostError, LorryError, MessageTooLargeError, revive
+from ..wire.ids import FutureId
+from ..wire.sockets import Channel
+from ..wire.tasks import background_tasks
+from .futures import Future
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Request:
+    """Sent, and not answered yet; sent again after a reconnect."""
+
+    frames: list[bytes]
+    answered: anyio.Event = field(default_factory=anyio.Event)
+    payload: bytes = b""
+    error: LorryError | None = None
+    on_error: Callable[[LorryError], None] | None = None
+
+
+class Connection:
+    """Use `open_connection`. Requests may be made from any task of the event loop."""
+
+    def __init__(self, channel: Channel, address: str, api_key: str, timeout_s: float) -> None:
+        self._channel, self._address, self._api_key, self._timeout_s = channel, address, api_key, timeout_s
+        self._requests: dict[int, _Request] = {}
+        self._futures: dict[FutureId, Future[Any]] = {}
+        self._numbers = 0
+        self._welcome: Welcome | None = None
+        self._welcomed = anyio.Event()
+        self._refused: LorryError | None = None
+        self._heard = 0.0
+        self._closed = False
+
+    # Requests --------------------------------------------------------------------------------------------------------
+
+    def next_request(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    async def ask(self, message: Any, kind: type[T]) -> T:
+        """Send a request and wait for its answer. Raises the server's LorryError."""
+        request = self._start(message, b"")
+        return decode(await self._answer(request), kind)
+
+    async def tell(self, message: Any) -> None:
+        """Send a request whose answer is only that it is done. Raises the server's LorryError."""
+        await self._answer(self._start(message, b""))
+
+    def submit(self, message: Any, payload: bytes, future: Future[Any]) -> "Acknowledgement":
+        """Send a command at once; its result will resolve `future`, and so will a refusal.
+
+        Raises MessageTooLargeError where the payload exceeds what the server takes.
+        """
+        limit = self._welcome.max_payload_bytes if self._welcome else MAX_PAYLOAD_BYTES
+        if len(payload) > limit:
+            raise MessageTooLargeError(f"the request has {len(payload):,} bytes, the limit is {limit:,}")
+        self._futures[future.id] = future
+
+        def refused(error: LorryError) -> None:
+            self._futures.pop(future.id, None)
+            future.reject(error)
+
+        return Acknowledgement(self, self._start(message, payload, refused))
+
+    async def cancel(self, future: FutureId) -> None:
+        await self.tell(Cancel(self.next_request(), future))
+
+    def _start(self, message: Any, payload: bytes, on_error: Callable[[LorryError], None] | None = None) -> _Request:
+        if self._closed:
+            raise ConnectionLostError(f"the connection to {self._address} is closed")
+        request = _Request([encode(message), payload], on_error=on_error)
+        self._requests[message.request] = request
+        if self._welcome:
+            self._channel.send(request.frames)
+        return request
+
+    async def _answer(self, request: _Request) -> bytes:
+        await request.answered.wait()
+        if request.error is not None:
+            raise request.error
+        return request.payload
+
+    # The conversation ------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Say hello and wait for the welcome. Raises AuthenticationError, ProtocolError, ConnectionLostError."""
+        self._hello()
+        with anyio.move_on_after(self._timeout_s):
+            await self._welcomed.wait()
+        if self._refused is not None:
+            raise self._refused
+        if self._welcome is None:
+            raise ConnectionLostError(f"no answer from {self._address} within {self._timeout_s:g} s")
+
+    async def receive(self) -> None:
+        while True:
+            for frames in await self._channel.receive():
+                self._heard = anyio.current_time()
+                self._handle(decode(frames[0], ToClient, MAX_HEADER_BYTES), frames[-1])  # pyright: ignore[reportArgumentType]
+
+    def _handle(self, message: ToClient, payload: bytes) -> None:
+        match message:
+            case Resolved(future, error):
+                if waiting := self._futures.pop(future, None):
+                    waiting.reject(revive(error)) if error else waiting.resolve(payload)
+            case Answer(number):
+                if request := self._requests.pop(number, None):
+                    request.payload = payload
+                    request.answered.set()
+            case Failed(number, error):
+                self._failed(number, revive(error))
+            case Welcome():
+                self._welcome = message
+                self._welcomed.set()
+                self._resume()
+            case Unknown():
+                self._welcome = None
+                self._hello()
+            case Pong():
+                pass
+
+    def _failed(self, number: int | None, error: LorryError) -> None:
+        if number is None:
+            self._refused = error
+            self._welcomed.set()
+            for number in list(self._requests):
+                self._failed(number, error)
+        elif request := self._requests.pop(number, None):
+            request.error = error
+            request.answered.set()
+            if request.on_error:
+                request.on_error(error)
+
+    def _hello(self) -> None:
+        self._channel.send([encode(Hello(VERSION, self._api_key, f"lorry on {platform.node()}"))])
+
+    def _resume(self) -> None:
+        for request in self._requests.values():
+            self._channel.send(request.frames)
+        if self._futures:
+            for start in range(0, len(futures := list(self._futures)), 500):
+                self._channel.send([encode(Watch(futures[start : start + 500]))])
+
+    async def heartbeat(self) -> None:
+        """Tell the broker that we live; say hello again where it has been silent for too long, until it answers."""
+        while True:
+            interval = self._welcome.heartbeat_s if self._welcome else 1.0
+            await anyio.sleep(interval)
+            silent = anyio.current_time() - self._heard > 3 * interval
+            self._hello() if silent or self._welcome is None else self._channel.send([encode(Ping())])
+
+    def close(self) -> None:
+        self._closed = True
+        self._channel.send([encode(Goodbye())])
+        error = ConnectionLostError(f"the connection to {self._address} was closed")
+        for number in list(self._requests):
+            self._failed(number, error)
+        for future in self._futures.values():
+            future.reject(error)
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """Await it to know that the command is journalled. Raises the server's LorryError where it was refused."""
+
+    connection: Connection
+    request: _Request
+
+    async def wait(self) -> None:
+        await self.request.answered.wait()
+        if self.request.error is not None:
+            raise self.request.error
+
+
+@asynccontextmanager
+async def open_connection(
+    address: str, api_key: str, server_key: str | None = None, timeout_s: float = 10.0
+) -> AsyncGenerator[Connection]:
+    """A connection for as long as the block lasts. What has not resolved by its end raises ConnectionLostError."""
+    identity = b"client-" + secrets.token_bytes(16)
+    with sockets.connect(address, server_key.encode() if server_key else None, identity) as channel:
+        connection = Connection(channel, address, api_key, timeout_s)
+        async with background_tasks() as tasks:
+            tasks.start_soon(connection.receive)
+            await connection.open()
+            tasks.start_soon(connection.heartbeat)
+            try:
+                yield connection
+            finally:
+                connection.close()

@@ -1,0 +1,118 @@
+"""Sampling from a base model or from saved weights. Requests are independent: they are not ordered among themselves."""
+
+import secrets
+from typing import TYPE_CHECKING
+
+from ..wire.client_messages import CreateSampler, Query, SamplerCreated, SamplerInfo, Submit
+from ..wire.codec import decode, encode
+from ..wire.commands import ComputeLogprobsInput, SampleInput, check_sample, check_tokens
+from ..wire.ids import LaneId, SamplerId, future_id
+from ..wire.types import ModelInput, SampleResponse, SamplingParams
+from .connection import Connection
+from .futures import Future
+from .tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_UNKNOWN_LENGTH_TOKENS = 256
+"""What a sample without `max_tokens` is planned at, per sequence."""
+
+
+class SamplingClient:
+    def __init__(self, connection: Connection, sampler: SamplerId, base_model: str) -> None:
+        self._connection, self._sampler, self._base_model = connection, sampler, base_model
+        self._next_seq = 0
+
+    def sample(
+        self,
+        prompt: ModelInput,
+        num_samples: int,
+        sampling_params: SamplingParams,
+        include_prompt_logprobs: bool = False,
+        topk_prompt_logprobs: int = 0,
+        topk_sample_logprobs: int = 0,
+    ) -> Future[SampleResponse]:
+        """`num_samples` sequences that continue `prompt`; see SamplingParams and SampledSequence for what they are."""
+        request = SampleInput(
+            prompt,
+            num_samples,
+            sampling_params,
+            include_prompt_logprobs,
+            topk_prompt_logprobs,
+            topk_sample_logprobs,
+        )
+        check_sample(request)
+        new = sampling_params.max_tokens or _UNKNOWN_LENGTH_TOKENS
+        seq = self._take_seq()
+        future = Future(
+            future_id(LaneId(self._sampler), seq),
+            lambda payload: decode(payload, SampleResponse),
+            self._connection.cancel,
+        )
+        header = Submit(
+            self._connection.next_request(),
+            LaneId(self._sampler),
+            seq,
+            "sample",
+            prompt.length + num_samples * new,
+            num_samples,
+        )
+        self._connection.submit(header, encode(request), future)
+        return future
+
+    async def sample_async(
+        self,
+        prompt: ModelInput,
+        num_samples: int,
+        sampling_params: SamplingParams,
+        include_prompt_logprobs: bool = False,
+        topk_prompt_logprobs: int = 0,
+        topk_sample_logprobs: int = 0,
+    ) -> SampleResponse:
+        """The same, awaited: as in the Tinker SDK, this returns the result and not a future."""
+        return await self.sample(
+            prompt,
+            num_samples,
+            sampling_params,
+            include_prompt_logprobs,
+            topk_prompt_logprobs,
+            topk_sample_logprobs,
+        )
+
+    def compute_logprobs(self, prompt: ModelInput) -> Future[list[float | None]]:
+        """The model's logprob of each token of `prompt` after those before it; None for the first."""
+        check_tokens("prompt", prompt, None, None)
+        seq = self._take_seq()
+        future = Future(
+            future_id(LaneId(self._sampler), seq),
+            lambda payload: decode(payload, SampleResponse).prompt_logprobs or [],
+            self._connection.cancel,
+        )
+        header = Submit(
+            self._connection.next_request(), LaneId(self._sampler), seq, "compute_logprobs", prompt.length, 1
+        )
+        self._connection.submit(header, encode(ComputeLogprobsInput(prompt)), future)
+        return future
+
+    async def compute_logprobs_async(self, prompt: ModelInput) -> list[float | None]:
+        return await self.compute_logprobs(prompt)
+
+    def get_base_model(self) -> str:
+        return self._base_model
+
+    async def get_tokenizer_async(self) -> "PreTrainedTokenizerBase":
+        query = Query(self._connection.next_request(), "sampler", self._sampler)
+        return await load_tokenizer((await self._connection.ask(query, SamplerInfo)).tokenizer_id)
+
+    def _take_seq(self) -> int:
+        self._next_seq += 1
+        return self._next_seq - 1
+
+
+async def create_sampler(
+    connection: Connection, *, base_model: str | None = None, model_path: str | None = None
+) -> SamplingClient:
+    request = CreateSampler(connection.next_request(), secrets.token_hex(16), base_model, model_path)
+    created = await connection.ask(request, SamplerCreated)
+    return SamplingClient(connection, SamplerId(created.sampler), created.base_model)

@@ -1,0 +1,66 @@
+"""The way in: connect, then create training and sampling clients."""
+
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from ..wire.client_messages import CreateRun, Query, RunCreated
+from ..wire.commands import check_lora_config
+from ..wire.ids import RunId
+from ..wire.types import GetServerCapabilitiesResponse, LoraConfig
+from .connection import Connection, open_connection
+from .rest import RestClient
+from .sampling import SamplingClient, create_sampler
+from .training import TrainingClient
+
+
+class ServiceClient:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def get_server_capabilities_async(self) -> GetServerCapabilitiesResponse:
+        query = Query(self._connection.next_request(), "capabilities")
+        return await self._connection.ask(query, GetServerCapabilitiesResponse)
+
+    async def create_lora_training_client_async(
+        self,
+        base_model: str,
+        rank: int = 32,
+        seed: int | None = None,
+        train_mlp: bool = True,
+        train_attn: bool = True,
+        train_unembed: bool = True,
+        user_metadata: dict[str, str] | None = None,
+    ) -> TrainingClient:
+        """A new run: an adapter that starts as PEFT's do (A random by `seed`, B zero), so it changes nothing yet.
+
+        Raises UnknownModelError, InvalidRequestError.
+        """
+        lora = LoraConfig(rank=rank, seed=seed, train_mlp=train_mlp, train_attn=train_attn, train_unembed=train_unembed)
+        check_lora_config(lora)
+        nonce = secrets.token_hex(16)
+        request = CreateRun(self._connection.next_request(), nonce, base_model, lora, user_metadata or {})
+        created = await self._connection.ask(request, RunCreated)
+        return TrainingClient(self._connection, RunId(created.run))
+
+    async def create_sampling_client_async(
+        self, model_path: str | None = None, base_model: str | None = None
+    ) -> SamplingClient:
+        """Of saved weights (`tinker://RUN/sampler_weights/NAME`) or of a bare base model: give one of the two."""
+        return await create_sampler(self._connection, base_model=base_model, model_path=model_path)
+
+    def create_rest_client(self) -> RestClient:
+        return RestClient(self._connection)
+
+
+@asynccontextmanager
+async def connect(
+    address: str, *, api_key: str, server_key: str | None = None, timeout_s: float = 10.0
+) -> AsyncGenerator[ServiceClient]:
+    """A service client, for as long as the block lasts.
+
+    `server_key` is the server's public CURVE key, which `lorry serve` prints where it listens beyond loopback.
+    Raises AuthenticationError, ProtocolError, and ConnectionLostError where nobody answers within `timeout_s` seconds.
+    """
+    async with open_connection(address, api_key, server_key, timeout_s) as connection:
+        yield ServiceClient(connection)

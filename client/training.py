@@ -1,0 +1,234 @@
+"""One training run: forward, backward, step, save and load, in the order in which they were called."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from ..wire.client_messages import CommandArguments, Query, Submit
+from ..wire.codec import decode, encode
+from ..wire.commands import (
+    CommandKind,
+    ForwardBackwardInput,
+    OptimStepInput,
+    check_adam_params,
+    check_forward_backward,
+)
+from ..wire.ids import LaneId, RunId, future_id
+from ..wire.types import (
+    AdamParams,
+    Datum,
+    ForwardBackwardOutput,
+    GetInfoResponse,
+    LoadWeightsResponse,
+    LossFnType,
+    OptimStepResponse,
+    SaveWeightsForSamplerResponse,
+    SaveWeightsResponse,
+    TensorData,
+)
+from .connection import Acknowledgement, Connection
+from .futures import Future
+from .sampling import SamplingClient, create_sampler
+from .tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+CustomLossFn: TypeAlias = "Callable[[list[Datum], list[torch.Tensor]], tuple[torch.Tensor, dict[str, float]]]"
+
+
+class TrainingClient:
+    """Commands take effect in the order of the calls; each call returns at once with a Future of its result.
+
+    The `_async` form of a call returns the same Future once the server has journalled the command. Mistakes that show
+    without the model (shapes, names, non-finite numbers) raise InvalidRequestError at the call.
+    """
+
+    def __init__(self, connection: Connection, run: RunId, next_seq: int = 0) -> None:
+        self._connection, self._run, self._next_seq = connection, run, next_seq
+
+    @property
+    def model_id(self) -> str:
+        return self._run
+
+    # Forward and backward --------------------------------------------------------------------------------------------
+
+    def forward(
+        self, data: Sequence[Datum], loss_fn: LossFnType, loss_fn_config: Mapping[str, float] | None = None
+    ) -> Future[ForwardBackwardOutput]:
+        """Logprobs of the targets and the loss, without gradients."""
+        return self._pass("forward", data, loss_fn, loss_fn_config)[0]
+
+    async def forward_async(
+        self, data: Sequence[Datum], loss_fn: LossFnType, loss_fn_config: Mapping[str, float] | None = None
+    ) -> Future[ForwardBackwardOutput]:
+        return await _acknowledged(self._pass("forward", data, loss_fn, loss_fn_config))
+
+    def forward_backward(
+        self, data: Sequence[Datum], loss_fn: LossFnType, loss_fn_config: Mapping[str, float] | None = None
+    ) -> Future[ForwardBackwardOutput]:
+        """The same, and the gradient is added to what waits for the next `optim_step`. Losses are sums over tokens."""
+        return self._pass("forward_backward", data, loss_fn, loss_fn_config)[0]
+
+    async def forward_backward_async(
+        self, data: Sequence[Datum], loss_fn: LossFnType, loss_fn_config: Mapping[str, float] | None = None
+    ) -> Future[ForwardBackwardOutput]:
+        return await _acknowledged(self._pass("forward_backward", data, loss_fn, loss_fn_config))
+
+    async def forward_backward_custom_async(
+        self, data: Sequence[Datum], loss_fn: CustomLossFn
+    ) -> Future[ForwardBackwardOutput]:
+        """Any differentiable function of the logprobs, computed here, with torch: `loss_fn(data, logprobs)` gets one
+        logprob tensor [N] per datum and returns a scalar loss and metrics.
+
+        A forward brings the logprobs; then cross_entropy with weights -d loss / d logprobs has exactly its gradient.
+        """
+        import torch
+
+        plain = [Datum(d.model_input, {"target_tokens": d.loss_fn_inputs["target_tokens"]}) for d in data]
+        output = await self.forward(plain, "cross_entropy")
+        logprobs = [o["logprobs"].to_torch().clone().requires_grad_() for o in output.loss_fn_outputs]
+        loss, metrics = loss_fn(list(data), logprobs)
+        gradients = torch.autograd.grad(loss, logprobs, allow_unused=True)
+        weighted = [
+            Datum(d.model_input, d.loss_fn_inputs | {"weights": TensorData.from_torch(-_gradient(g, p))})
+            for d, g, p in zip(plain, gradients, logprobs, strict=True)
+        ]
+
+        def with_metrics(payload: bytes) -> ForwardBackwardOutput:
+            result = decode(payload, ForwardBackwardOutput)
+            return ForwardBackwardOutput(result.loss_fn_output_type, result.loss_fn_outputs, metrics)
+
+        request = _forward_backward_input(weighted, "cross_entropy", None)
+        return await _acknowledged(self._submit("forward_backward", request, with_metrics, *_size(weighted)))
+
+    def _pass(
+        self, kind: CommandKind, data: Sequence[Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None
+    ) -> "_Submitted[ForwardBackwardOutput]":
+        request = _forward_backward_input(data, loss_fn, loss_fn_config)
+        return self._submit(kind, request, _to(ForwardBackwardOutput), *_size(data))
+
+    # Step ------------------------------------------------------------------------------------------------------------
+
+    def optim_step(self, adam_params: AdamParams) -> Future[OptimStepResponse]:
+        """One Adam step with the gradients added up since the last one."""
+        return self._step(adam_params)[0]
+
+    async def optim_step_async(self, adam_params: AdamParams) -> Future[OptimStepResponse]:
+        return await _acknowledged(self._step(adam_params))
+
+    def _step(self, adam_params: AdamParams) -> "_Submitted[OptimStepResponse]":
+        check_adam_params(adam_params)
+        return self._submit("optim_step", OptimStepInput(adam_params), _to(OptimStepResponse))
+
+    # Save and load ---------------------------------------------------------------------------------------------------
+
+    def save_state(self, name: str, ttl_seconds: int | None = None) -> Future[SaveWeightsResponse]:
+        """Weights, moments and pending gradients, as `tinker://RUN/weights/NAME`."""
+        arguments = CommandArguments(name=name, ttl_seconds=ttl_seconds)
+        return self._submit("save_state", None, _to(SaveWeightsResponse), arguments=arguments)[0]
+
+    async def save_state_async(self, name: str, ttl_seconds: int | None = None) -> Future[SaveWeightsResponse]:
+        arguments = CommandArguments(name=name, ttl_seconds=ttl_seconds)
+        return await _acknowledged(self._submit("save_state", None, _to(SaveWeightsResponse), arguments=arguments))
+
+    def load_state(self, path: str) -> Future[LoadWeightsResponse]:
+        """Weights of a `save_state`; the optimizer starts afresh."""
+        return self._load(path, optimizer=False)[0]
+
+    async def load_state_async(self, path: str) -> Future[LoadWeightsResponse]:
+        return await _acknowledged(self._load(path, optimizer=False))
+
+    def load_state_with_optimizer(self, path: str) -> Future[LoadWeightsResponse]:
+        """Everything of a `save_state`: training goes on as if it had never stopped."""
+        return self._load(path, optimizer=True)[0]
+
+    async def load_state_with_optimizer_async(self, path: str) -> Future[LoadWeightsResponse]:
+        return await _acknowledged(self._load(path, optimizer=True))
+
+    def _load(self, path: str, optimizer: bool) -> "_Submitted[LoadWeightsResponse]":
+        arguments = CommandArguments(path=path, optimizer=optimizer)
+        return self._submit("load_state", None, _to(LoadWeightsResponse), arguments=arguments)
+
+    def save_weights_for_sampler(
+        self, name: str, ttl_seconds: int | None = None
+    ) -> Future[SaveWeightsForSamplerResponse]:
+        """The weights alone, as `tinker://RUN/sampler_weights/NAME`: a folder that PEFT and vLLM load."""
+        return self._save_for_sampler(name, ttl_seconds)[0]
+
+    async def save_weights_for_sampler_async(
+        self, name: str, ttl_seconds: int | None = None
+    ) -> Future[SaveWeightsForSamplerResponse]:
+        return await _acknowledged(self._save_for_sampler(name, ttl_seconds))
+
+    def _save_for_sampler(self, name: str, ttl_seconds: int | None) -> "_Submitted[SaveWeightsForSamplerResponse]":
+        arguments = CommandArguments(name=name, ttl_seconds=ttl_seconds)
+        return self._submit("save_weights_for_sampler", None, _to(SaveWeightsForSamplerResponse), arguments=arguments)
+
+    # Sampling, and what is known of the run --------------------------------------------------------------------------
+
+    async def create_sampling_client_async(self, model_path: str) -> SamplingClient:
+        return await create_sampler(self._connection, model_path=model_path)
+
+    async def save_weights_and_get_sampling_client_async(self, name: str | None = None) -> SamplingClient:
+        """A sampling client of the weights as they are now, after everything called before."""
+        saved = await self.save_weights_for_sampler(name or f"at-{self._next_seq}")
+        return await self.create_sampling_client_async(saved.path)
+
+    async def get_info_async(self) -> GetInfoResponse:
+        return await self._connection.ask(Query(self._connection.next_request(), "run", self._run), GetInfoResponse)
+
+    async def get_tokenizer_async(self) -> "PreTrainedTokenizerBase":
+        """The model's tokenizer, loaded here by `transformers`, which takes a second or two the first time."""
+        return await load_tokenizer((await self.get_info_async()).tokenizer_id)
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _submit(
+        self,
+        kind: CommandKind,
+        request: object,
+        convert: Callable[[bytes], T],
+        tokens: int = 0,
+        rows: int = 0,
+        arguments: CommandArguments | None = None,
+    ) -> "_Submitted[T]":
+        payload = b"" if request is None else encode(request)
+        lane, seq = LaneId(self._run), self._next_seq
+        future = Future(future_id(lane, seq), convert, self._connection.cancel)
+        number = self._connection.next_request()
+        header = Submit(number, lane, seq, kind, tokens, rows, arguments or CommandArguments())
+        acknowledgement = self._connection.submit(header, payload, future)
+        self._next_seq += 1
+        return future, acknowledgement
+
+
+_Submitted: TypeAlias = tuple[Future[T], Acknowledgement]
+
+
+async def _acknowledged(submitted: _Submitted[T]) -> Future[T]:
+    future, acknowledgement = submitted
+    await acknowledgement.wait()
+    return future
+
+
+def _to(kind: type[T]) -> Callable[[bytes], T]:
+    return lambda payload: decode(payload, kind)
+
+
+def _forward_backward_input(
+    data: Sequence[Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None
+) -> ForwardBackwardInput:
+    request = ForwardBackwardInput(list(data), loss_fn, dict(loss_fn_config or {}))
+    check_forward_backward(request)
+    return request
+
+
+def _size(data: Sequence[Datum]) -> tuple[int, int]:
+    return sum(datum.model_input.length for datum in data), len(data)
+
+
+def _gradient(gradient: Any, like: Any) -> Any:
+    return gradient if gradient is not None else like.new_zeros(like.shape)
