@@ -1,0 +1,253 @@
+"""The `lorry` command. Each subcommand parses its arguments into a configuration and calls one function."""
+
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+import typer
+from rich.console import Console
+
+from lorry import logs
+from lorry.config import ModelConfig, ServeConfig, default_data
+from lorry.scheduler.config import BrokerConfig
+from lorry.wire.errors import InvalidRequestError, LorryError
+from lorry.wire.ids import ActorId
+from lorry.wire.sockets import CurveKeys
+
+app = typer.Typer(
+    help="One base model, many LoRAs on board: train and sample LoRA adapters of many tenants on shared base models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+keys = typer.Typer(help="API keys: every client needs one.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+_Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="Where the database and checkpoints lie [default: $LORRY_DATA or the user's data folder]"
+    ),
+]
+_Models = Annotated[
+    list[str],
+    typer.Option("--model", help="[NAME=]PATH_OR_HUB_ID: a folder or hub id, and the public name to serve it under"),
+]
+_Bind = Annotated[str, typer.Option(help="Where clients connect, as tcp://HOST:PORT; beyond loopback it is encrypted")]
+_Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+_Dtype = Annotated[str, typer.Option(help="The base model's: auto (its checkpoint's own), float32, bfloat16, float16")]
+_Slots = Annotated[int, typer.Option(min=1, help="Adapters on the device at a time; more are swapped to host memory")]
+_Budget = Annotated[int, typer.Option(min=1, help="Tokens in one pass through the model")]
+_Rows = Annotated[int, typer.Option(min=1, help="Sequences that decode together")]
+_Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each actor [default: torch's own choice]")]
+_Heartbeat = Annotated[float, typer.Option(min=0.05, help="Seconds between signs of life; three missed are a death")]
+_Supervised = Annotated[bool, typer.Option(hidden=True, help="Stop when standard input closes")]
+
+
+@app.callback()
+def main(
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error; logs go to standard error")] = "info",
+) -> None:
+    """One base model, many LoRAs on board."""
+    if log_level not in ("debug", "info", "warning", "error"):
+        raise typer.BadParameter(f"{log_level!r} is none of debug, info, warning, error", param_hint="--log-level")
+    logs.configure(log_level)
+    os.environ["LORRY_LOG_LEVEL"] = log_level
+
+
+@app.command()
+def serve(
+    model: _Models,
+    data: _Data = None,
+    bind: _Bind = "tcp://127.0.0.1:5570",
+    device: _Device = "cpu",
+    dtype: _Dtype = "auto",
+    replicas: Annotated[int, typer.Option(min=1, help="Actors for each model")] = 1,
+    slots: _Slots = 16,
+    token_budget: _Budget = 8192,
+    sample_rows: _Rows = 64,
+    threads: _Threads = None,
+    heartbeat_s: _Heartbeat = 5.0,
+) -> None:
+    """Serve base models: starts a broker and an actor for each model as child processes, and supervises them."""
+    from lorry.serve import serving
+
+    async def run() -> None:
+        config = ServeConfig(
+            models=tuple(ModelConfig.parse(text) for text in model),
+            data=data or default_data(),
+            bind=bind,
+            device=device,
+            dtype=dtype,
+            replicas=replicas,
+            slots=slots,
+            token_budget=token_budget,
+            sample_rows=sample_rows,
+            threads=threads,
+            heartbeat_s=heartbeat_s,
+            log_level=os.environ["LORRY_LOG_LEVEL"],
+        )
+        console = Console()
+        with console.status("Loading the models…") as progress:
+            async with serving(config) as deployment:
+                progress.stop()
+                names = ", ".join(model.name for model in config.models)
+                console.print(f"Serving {names} at {deployment.address}, data in {config.data}. Ctrl-C stops it.")
+                if deployment.server_key:
+                    console.print(f"Clients pass server_key={deployment.server_key!r}: the connection is encrypted.")
+                await anyio.sleep_forever()
+
+    _run(run)
+
+
+@app.command()
+def broker(
+    model: Annotated[list[str], typer.Option("--model", help="Public name of a base model that actors will serve")],
+    data: _Data = None,
+    bind: _Bind = "tcp://127.0.0.1:5570",
+    actor_bind: Annotated[str, typer.Option(help="Where actors connect")] = "tcp://127.0.0.1:*",
+    heartbeat_s: _Heartbeat = 5.0,
+    supervised: _Supervised = False,
+) -> None:
+    """Run a broker alone; actors join it with the token in LORRY_ACTOR_TOKEN."""
+    from lorry.processes import run_broker
+
+    folder = data or default_data()
+    _run(
+        lambda: run_broker(
+            BrokerConfig(
+                data=folder,
+                models=tuple(model),
+                actor_token=_actor_token(),
+                bind=bind,
+                actor_bind=actor_bind,
+                curve=None if is_loopback(bind) else curve_keys(folder),
+                heartbeat_s=heartbeat_s,
+            ),
+            supervised,
+        )
+    )
+
+
+@app.command()
+def actor(
+    model: Annotated[str, typer.Option("--model", help="[NAME=]PATH_OR_HUB_ID")],
+    connect: Annotated[str, typer.Option(help="The broker's address for actors")],
+    name: Annotated[str, typer.Option(help="Unique among the broker's actors")] = "actor",
+    device: _Device = "cpu",
+    dtype: _Dtype = "auto",
+    slots: _Slots = 16,
+    token_budget: _Budget = 8192,
+    sample_rows: _Rows = 64,
+    threads: _Threads = None,
+    supervised: _Supervised = False,
+) -> None:
+    """Run one actor alone, and join the broker at CONNECT with the token in LORRY_ACTOR_TOKEN."""
+    from lorry.actors.config import ActorConfig
+    from lorry.processes import run_actor
+
+    parsed = ModelConfig.parse(model)
+    config = ActorConfig(
+        actor=ActorId(name),
+        base_model=parsed.name,
+        model=parsed.source,
+        connect=connect,
+        token=_actor_token(),
+        device=device,
+        dtype=dtype,
+        slots=slots,
+        token_budget=token_budget,
+        sample_rows=sample_rows,
+        threads=threads,
+    )
+    _run(lambda: run_actor(config, supervised))
+
+
+@keys.command("create")
+def keys_create(
+    tenant: Annotated[str, typer.Option(help="Who uses the key; made if new")],
+    data: _Data = None,
+) -> None:
+    """Print a new API key of TENANT. It is shown this once: only its hash is stored."""
+    from lorry.serve import create_key
+
+    async def run() -> None:
+        print(await create_key(data or default_data(), tenant))
+
+    _run(run)
+
+
+@app.command()
+def usage(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's")] = None,
+    data: _Data = None,
+) -> None:
+    """Print tokens by tenant, run and kind (prefill, sample, train)."""
+    from lorry.reports import print_usage
+
+    _call(lambda: print_usage(Console(), data or default_data(), tenant))
+
+
+@app.command()
+def status(data: _Data = None) -> None:
+    """Print actors, runs and queues."""
+    from lorry.reports import print_status
+
+    _call(lambda: print_status(Console(), data or default_data()))
+
+
+def is_loopback(bind: str) -> bool:
+    """Whether tcp://HOST:PORT is reached from this machine alone. Raises InvalidRequestError for anything else."""
+    host = bind.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    if not bind.startswith("tcp://") or not host:
+        raise InvalidRequestError.of("bind", bind, "tcp://HOST:PORT")
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def curve_keys(data: Path) -> CurveKeys:
+    """The server's key pair, made once and kept in the data folder, so that clients can rely on it."""
+    file = data / "curve.key"
+    if file.exists():
+        return CurveKeys(*file.read_bytes().split())
+    pair = CurveKeys.generate()
+    data.mkdir(parents=True, exist_ok=True)
+    file.touch(mode=0o600)
+    file.write_bytes(pair.public + b"\n" + pair.secret + b"\n")
+    return pair
+
+
+def _actor_token() -> str:
+    if token := os.environ.get("LORRY_ACTOR_TOKEN"):
+        return token
+    raise InvalidRequestError.of("LORRY_ACTOR_TOKEN", "", "a secret that the broker and its actors share")
+
+
+def _run(work: Callable[[], Awaitable[None]]) -> None:
+    async def awaited() -> None:
+        await work()
+
+    _call(lambda: anyio.run(awaited))
+
+
+def _call(work: Callable[[], None]) -> None:
+    """Errors that the user can act on become one line and an exit status; anything else is a traceback."""
+    from lorry.serve import CONFIGURATION_EXIT
+
+    try:
+        work()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (LorryError, BaseExceptionGroup) as error:
+        leaf: BaseException = error
+        while isinstance(leaf, BaseExceptionGroup):
+            leaf = leaf.exceptions[0]
+        if not isinstance(leaf, LorryError):
+            raise
+        Console(stderr=True).print(f"[red]lorry:[/] {leaf}", highlight=False, soft_wrap=True)
+        sys.exit(CONFIGURATION_EXIT if leaf.category == "user" else 1)

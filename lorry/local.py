@@ -1,0 +1,33 @@
+"""The whole service embedded: the same processes as `lorry serve`, for as long as a block of code lasts."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from lorry.client import ServiceClient, connect
+from lorry.config import ModelConfig, ServeConfig
+from lorry.serve import serving
+
+
+@asynccontextmanager
+async def local(
+    model: str | Path, *, data: Path | None = None, device: str = "cpu", dtype: str = "auto", log_level: str = "warning"
+) -> AsyncGenerator[ServiceClient]:
+    """A service client of a broker and an actor of its own: `model` is a folder, a hub id, or NAME=either.
+
+    What it saves lies in `data`, or in a temporary folder that goes when the block ends.
+    """
+    with TemporaryDirectory(prefix="lorry-", ignore_cleanup_errors=True) as temporary:
+        config = ServeConfig(
+            models=(ModelConfig.parse(str(model)),),
+            data=data or Path(temporary),
+            bind="tcp://127.0.0.1:*",
+            device=device,
+            dtype=dtype,
+            log_level=log_level,
+        )
+        async with serving(config) as deployment:
+            key = await deployment.create_key("local")
+            async with connect(deployment.address, api_key=key) as service:
+                yield service

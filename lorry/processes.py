@@ -1,0 +1,63 @@
+"""What `lorry broker` and `lorry actor` run: one process each, until a signal or its supervisor's end stops it."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+import anyio
+from anyio.abc import TaskGroup
+
+from lorry.actors import actor
+from lorry.actors.config import ActorConfig
+from lorry.scheduler import broker
+from lorry.scheduler.config import BrokerConfig
+from lorry.wire.tasks import background_tasks
+
+
+async def run_broker(config: BrokerConfig, supervised: bool) -> None:
+    async def serve() -> None:
+        async with broker.running(config) as addresses:
+            announcement = {"clients": addresses.clients, "actors": addresses.actors}
+            if config.curve:
+                announcement["server_key"] = config.curve.public.decode()
+            announce(announcement)
+            await anyio.sleep_forever()
+
+    await _until_stopped(serve, supervised)
+
+
+async def run_actor(config: ActorConfig, supervised: bool) -> None:
+    await _until_stopped(lambda: actor.serve(config, lambda: announce({"actor": config.actor})), supervised)
+
+
+def announce(what: dict[str, str]) -> None:
+    """One line on standard output, for the supervisor or whoever else started this process."""
+    print(json.dumps(what), flush=True)
+
+
+async def _until_stopped(serve: Callable[[], Awaitable[None]], supervised: bool) -> None:
+    os.umask(0o077)  # the database, checkpoints and keys are the service's alone
+    async with background_tasks() as tasks:
+        if supervised:
+            # A Ctrl-C reaches the whole foreground group; the supervisor decides what it means for its children.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            tasks.start_soon(_stop_on_signal, tasks, signal.SIGTERM)
+            tasks.start_soon(_stop_at_end_of_input, tasks)
+        else:
+            tasks.start_soon(_stop_on_signal, tasks, signal.SIGTERM, signal.SIGINT)
+        await serve()
+
+
+async def _stop_on_signal(tasks: TaskGroup, *which: signal.Signals) -> None:
+    with anyio.open_signal_receiver(*which) as signals:
+        async for _ in signals:
+            tasks.cancel_scope.cancel()
+            return
+
+
+async def _stop_at_end_of_input(tasks: TaskGroup) -> None:
+    """The supervisor holds the other end of standard input and writes nothing: readable means that it is gone."""
+    await anyio.wait_readable(sys.stdin.fileno())
+    tasks.cancel_scope.cancel()

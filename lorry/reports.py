@@ -1,0 +1,79 @@
+"""What `lorry usage` and `lorry status` print, from the database, whether the service runs or not."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
+from lorry.storage.store import FILE, Store
+from lorry.wire.errors import NotFoundError
+from lorry.wire.ids import TenantId
+
+T = TypeVar("T")
+
+
+def print_usage(console: Console, data: Path, tenant: str | None) -> None:
+    rows = _ask(data, lambda store: store.usage(TenantId(tenant) if tenant else None))
+    table = _table("Tokens", "tenant", "run", "base model", "kind", "tokens")
+    for row in rows:
+        table.add_row(row.tenant, row.run, row.base_model, row.kind, f"{row.tokens:,}")
+    console.print(table if rows else "No tokens have been used yet.")
+
+
+def print_status(console: Console, data: Path) -> None:
+    actors, runs, queues = _ask(data, lambda store: (store.actors(), store.recent_runs(), store.queues()))
+    table = _table("Actors", "actor", "base model", "state", "device", "dtype", "slots", "swaps", "busy s", "since")
+    for row in actors:
+        names = ("id", "base_model", "state", "device", "dtype", "slots", "swaps", "busy_s")
+        table.add_row(*(_shown(row[name]) for name in names), _ago(row["started_at"]))
+    console.print(table)
+    table = _table("Runs", "run", "tenant", "base model", "rank", "queued", "finished", "last request")
+    for row in runs:
+        names = ("id", "tenant", "base_model", "rank", "queued", "finished")
+        table.add_row(*(_shown(row[name]) for name in names), _ago(row["last_request_at"]))
+    console.print(table)
+    table = _table("Queues", "base model", "tenant", "kind", "commands", "tokens")
+    for row in queues:
+        table.add_row(*(_shown(row[name]) for name in ("base_model", "tenant", "kind", "commands", "tokens")))
+    console.print(table if queues else "Nothing is queued.")
+
+
+def _ask(data: Path, question: Callable[[Store], T]) -> T:
+    if not (data / FILE).exists():
+        raise NotFoundError(f"data is {str(data)!r}, where no Lorry has served yet", field="data")
+    store = Store(data)
+    try:
+        return question(store)
+    finally:
+        store.close()
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    numbers: Sequence[str] = ("tokens", "commands", "slots", "swaps", "busy s", "rank", "queued", "finished")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left")
+    return table
+
+
+def _shown(value: Any) -> str:
+    return (
+        ""
+        if value is None
+        else f"{value:,.1f}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
+
+
+def _ago(moment: float) -> str:
+    seconds = max(0.0, time.time() - moment)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"

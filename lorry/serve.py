@@ -1,0 +1,187 @@
+"""The supervisor: starts the broker and the actors as child processes, watches them, and starts again what dies.
+
+A child watches its standard input and ends when it closes, so that nothing outlives the supervisor, however it ends.
+"""
+
+import json
+import os
+import secrets
+import signal
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import structlog
+from anyio import to_thread
+from anyio.abc import Process, TaskGroup
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from lorry.config import ServeConfig
+from lorry.storage.store import Store
+from lorry.wire.errors import LorryError
+from lorry.wire.ids import TenantId
+from lorry.wire.tasks import background_tasks
+
+log = structlog.get_logger("lorry.serve")
+
+CONFIGURATION_EXIT = 78
+"""EX_CONFIG of sysexits.h: a child that ends so would end so again, and is not restarted."""
+_GRACE_S = 3.0
+_QUICK_DEATH_S = 30.0
+_QUICK_DEATHS_AT_MOST = 5
+_MAX_LINE_BYTES = 64 * 1024
+
+
+class ChildFailedError(LorryError):
+    """See the log lines above it."""
+
+
+@dataclass(slots=True)
+class _Child:
+    """One place for a process: `ready` holds what the present one printed when it was ready to work."""
+
+    name: str
+    command: Sequence[str]
+    environment: dict[str, str]
+    process: Process | None = None
+    ready: anyio.Event = field(default_factory=anyio.Event)
+    announcement: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A running deployment: where clients connect, with which CURVE key, and how its processes are called."""
+
+    address: str
+    data: Path
+    server_key: str | None
+    children: Sequence[_Child]
+
+    async def create_key(self, tenant: str) -> str:
+        """A new API key of `tenant`, who is made if new."""
+        return await create_key(self.data, tenant)
+
+    def process_ids(self) -> dict[str, int]:
+        return {child.name: child.process.pid for child in self.children if child.process}
+
+
+async def create_key(data: Path, tenant: str) -> str:
+    """In a thread, on a connection of its own: it works whether the service runs or not."""
+    import time
+
+    def create() -> str:
+        store = Store(data)
+        try:
+            return store.create_key(TenantId(tenant), time.time())
+        finally:
+            store.close()
+
+    return await to_thread.run_sync(create)
+
+
+@asynccontextmanager
+async def serving(config: ServeConfig) -> AsyncGenerator[Deployment]:
+    """A deployment for as long as the block lasts; it begins once every actor is ready.
+
+    Raises ChildFailedError where a process cannot be started, or dies again and again.
+    """
+    environment = {"LORRY_ACTOR_TOKEN": secrets.token_hex(16)}
+    config.data.mkdir(parents=True, exist_ok=True)
+    try:
+        async with background_tasks() as tasks:
+            broker = _Child("broker", _broker_command(config), environment)
+            tasks.start_soon(_keep_alive, broker)
+            await broker.ready.wait()
+            # A restarted broker must be found where the first one was, by clients and actors alike.
+            announced = broker.announcement
+            broker.command = [*_broker_command(config, bind=announced["clients"], actor_bind=announced["actors"])]
+            actors = [
+                _Child(name, _actor_command(config, name, model.name, model.source, announced["actors"]), environment)
+                for model in config.models
+                for name in (f"{model.name}#{i}" for i in range(config.replicas))
+            ]
+            await _start_all(tasks, actors)
+            yield Deployment(announced["clients"], config.data, announced.get("server_key"), [broker, *actors])
+    except* ChildFailedError as failures:
+        raise failures.exceptions[0] from None
+
+
+async def _start_all(tasks: TaskGroup, actors: Sequence[_Child]) -> None:
+    for actor in actors:
+        tasks.start_soon(_keep_alive, actor)
+    for actor in actors:
+        await actor.ready.wait()
+
+
+async def _keep_alive(child: _Child) -> None:
+    """Run the child until cancelled, again and again, with a pause that grows while it dies quickly."""
+    quick_deaths = 0
+    while True:
+        started = anyio.current_time()
+        code = await _run(child)
+        if code == CONFIGURATION_EXIT:
+            raise ChildFailedError(f"{child.name} cannot start")
+        quick_deaths = quick_deaths + 1 if anyio.current_time() - started < _QUICK_DEATH_S else 1
+        log.warning("process ended", name=child.name, code=code, restarts_in_s=quick_deaths - 1)
+        if quick_deaths > _QUICK_DEATHS_AT_MOST:
+            raise ChildFailedError(f"{child.name} ended {quick_deaths} times within {_QUICK_DEATH_S:g} s of its start")
+        await anyio.sleep(quick_deaths - 1)
+
+
+async def _run(child: _Child) -> int:
+    """One process from start to end; cancelled, it is asked to stop, and killed where it does not within seconds."""
+    process = await anyio.open_process(
+        [sys.executable, "-m", "lorry", *child.command], stderr=None, env=os.environ | child.environment
+    )
+    child.process = process
+    try:
+        assert process.stdout is not None
+        output = BufferedByteReceiveStream(process.stdout)
+        try:
+            line = await output.receive_until(b"\n", _MAX_LINE_BYTES)
+            child.announcement = json.loads(line)
+            child.ready.set()
+        except (anyio.IncompleteRead, anyio.EndOfStream):
+            pass  # it ended before it was ready
+        return await process.wait()
+    finally:
+        child.process = None
+        with anyio.CancelScope(shield=True):
+            await _stop(process)
+
+
+async def _stop(process: Process) -> None:
+    if process.returncode is None:
+        process.send_signal(signal.SIGTERM)
+        with anyio.move_on_after(_GRACE_S):
+            await process.wait()
+        if process.returncode is None:
+            process.kill()
+    await process.aclose()
+
+
+def _broker_command(config: ServeConfig, bind: str = "", actor_bind: str = "") -> list[str]:
+    names = [argument for model in config.models for argument in ("--model", model.name)]
+    command = ["--log-level", config.log_level, "broker", *names, "--data", str(config.data)]
+    command += ["--bind", bind or config.bind, "--heartbeat-s", str(config.heartbeat_s), "--supervised"]
+    return [*command, "--actor-bind", actor_bind] if actor_bind else command
+
+
+def _actor_command(config: ServeConfig, name: str, model: str, source: str, connect: str) -> list[str]:
+    options = {
+        "--name": name,
+        "--model": f"{model}={source}",
+        "--connect": connect,
+        "--device": config.device,
+        "--dtype": config.dtype,
+        "--slots": str(config.slots),
+        "--token-budget": str(config.token_budget),
+        "--sample-rows": str(config.sample_rows),
+    }
+    if config.threads:
+        options["--threads"] = str(config.threads)
+    flat = [part for option in options.items() for part in option]
+    return ["--log-level", config.log_level, "actor", *flat, "--supervised"]

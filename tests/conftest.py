@@ -1,0 +1,91 @@
+"""One real server for all tests that only need one: `lorry serve` as a user starts it, in processes of its own."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lorry.storage.store import Store
+from lorry.wire.ids import TenantId
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE_MODEL = ROOT / "tests/assets/base-model"
+MODEL = "jargon-1m"
+START_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    process: subprocess.Popen[str]
+    address: str
+    data: Path
+    first_line: str
+    started_in_s: float
+
+    def new_key(self, tenant: str) -> str:
+        store = Store(self.data)
+        try:
+            return store.create_key(TenantId(tenant), time.time())
+        finally:
+            store.close()
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        with self.process:
+            return self.process.wait(timeout=15)
+
+
+def start_server(data: Path, *options: str, model: str = f"{MODEL}={BASE_MODEL}") -> Server:
+    started = time.monotonic()
+    command = [sys.executable, "-m", "lorry", "--log-level", "warning", "serve", "--model", model]
+    command += ["--data", str(data), *([] if "--bind" in options else ["--bind", "tcp://127.0.0.1:*"]), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"})
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if "Serving" not in line:
+        process.kill()
+        raise AssertionError(f"lorry serve said {line!r}")
+    address = line.split(" at ")[1].split(",")[0]
+    return Server(process, address, data, line, time.monotonic() - started)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = start_server(tmp_path_factory.mktemp("server"))
+    yield server
+    assert server.stop() in (0, 130)
+
+
+_tenants = itertools.count()
+
+
+@pytest.fixture
+def new_key(server: Server) -> Callable[[], str]:
+    """A key of a tenant that no other test has."""
+    return lambda: server.new_key(f"tenant-{next(_tenants)}")
+
+
+def children_of(process: int) -> dict[str, int]:
+    """The names and process ids of a supervisor's children, as they call themselves on their command lines."""
+    import psutil
+
+    found: dict[str, int] = {}
+    for child in psutil.Process(process).children():
+        words = child.cmdline()
+        role = next((word for word in words if word in ("broker", "actor")), "")
+        if role:
+            found[role] = child.pid
+    return found
+
+
+def dump(value: object) -> str:
+    return json.dumps(value, indent=2, default=str)

@@ -1,0 +1,89 @@
+"""Sampling through client, broker and actor: from the base, from adapters, and what the logprobs mean."""
+
+from collections.abc import Callable
+
+import pytest
+
+import lorry
+from tests.conftest import MODEL, Server
+from tests.service.test_training import datum
+
+Key = Callable[[], str]
+PROMPT = lorry.ModelInput.from_ints([40, 41, 42, 43])
+
+
+async def test_the_samplers_logprobs_are_those_of_forward(server: Server, new_key: Key) -> None:
+    async with lorry.connect(server.address, api_key=new_key()) as service:
+        training = await service.create_lora_training_client_async(MODEL, rank=8, seed=1)
+        for _ in range(3):
+            training.forward_backward([datum()], "cross_entropy")
+            await training.optim_step(lorry.AdamParams(learning_rate=1e-2))
+        sampler = await training.save_weights_and_get_sampling_client_async()
+        params = lorry.SamplingParams(max_tokens=20, stop=[], seed=3)
+        for sample in (await sampler.sample_async(PROMPT, 4, params)).sequences:
+            tokens = PROMPT.to_ints() + sample.tokens
+            row = lorry.Datum(lorry.ModelInput.from_ints(tokens[:-1]), {"target_tokens": tokens[1:]})
+            output = await training.forward([row], "cross_entropy")
+            logprobs = output.loss_fn_outputs[0]["logprobs"].tolist()[PROMPT.length - 1 :]
+            assert logprobs == pytest.approx(sample.logprobs, abs=1e-4)
+            scored = await sampler.compute_logprobs_async(lorry.ModelInput.from_ints(tokens))
+            assert scored[0] is None
+            assert scored[PROMPT.length :] == pytest.approx(sample.logprobs, abs=1e-4)
+
+
+async def test_the_same_seed_gives_the_same_tokens_whoever_shares_the_batch(server: Server, new_key: Key) -> None:
+    async with lorry.connect(server.address, api_key=new_key()) as service:
+        base = await service.create_sampling_client_async(base_model=MODEL)
+        params = lorry.SamplingParams(max_tokens=12, stop=[], seed=11)
+        alone = await base.sample_async(PROMPT, 2, params)
+        crowd = [
+            base.sample(lorry.ModelInput.from_ints([i, i + 1]), 3, lorry.SamplingParams(max_tokens=9)) for i in range(6)
+        ]
+        together = await base.sample_async(PROMPT, 2, params)
+        assert [s.tokens for s in together.sequences] == [s.tokens for s in alone.sequences]
+        assert alone.sequences[0].tokens != alone.sequences[1].tokens
+        for future in crowd:
+            assert len((await future).sequences) == 3
+
+
+async def test_prompt_logprobs_and_the_likeliest_tokens_come_on_request(server: Server, new_key: Key) -> None:
+    async with lorry.connect(server.address, api_key=new_key()) as service:
+        base = await service.create_sampling_client_async(base_model=MODEL)
+        params = lorry.SamplingParams(max_tokens=3, stop=[], temperature=0)
+        response = await base.sample(
+            PROMPT, 1, params, include_prompt_logprobs=True, topk_prompt_logprobs=3, topk_sample_logprobs=2
+        )
+        assert response.prompt_logprobs is not None and response.topk_prompt_logprobs is not None
+        assert response.prompt_logprobs[0] is None and len(response.prompt_logprobs) == PROMPT.length
+        assert response.topk_prompt_logprobs[0] is None and len(response.topk_prompt_logprobs[1] or []) == 3
+        (sequence,) = response.sequences
+        assert sequence.topk_logprobs is not None
+        for token, logprob, top in zip(sequence.tokens, sequence.logprobs, sequence.topk_logprobs, strict=True):
+            assert top[0] == (token, pytest.approx(logprob, abs=1e-5)), "greedy takes the likeliest"
+
+
+async def test_a_stop_string_ends_a_sequence(server: Server, new_key: Key) -> None:
+    async with lorry.connect(server.address, api_key=new_key()) as service:
+        base = await service.create_sampling_client_async(base_model=MODEL)
+        tokenizer = await base.get_tokenizer_async()
+        prompt = lorry.ModelInput.from_ints(tokenizer.encode("A hacker is someone who"))
+        free = (await base.sample_async(prompt, 1, lorry.SamplingParams(max_tokens=30, seed=1, stop=[]))).sequences[0]
+        text = tokenizer.decode(free.tokens)
+        needle = text[10:13]
+        params = lorry.SamplingParams(max_tokens=30, seed=1, stop=[needle])
+        stopped = (await base.sample_async(prompt, 1, params)).sequences[0]
+        assert stopped.stop_reason == "stop"
+        assert stopped.tokens == free.tokens[: len(stopped.tokens)]
+        assert needle in tokenizer.decode(stopped.tokens)
+        assert needle not in tokenizer.decode(stopped.tokens[:-1])
+
+
+async def test_a_cancelled_sample_is_gone_and_others_go_on(server: Server, new_key: Key) -> None:
+    async with lorry.connect(server.address, api_key=new_key()) as service:
+        base = await service.create_sampling_client_async(base_model=MODEL)
+        long = base.sample(PROMPT, 8, lorry.SamplingParams(max_tokens=4000, stop=[]))
+        short = base.sample(PROMPT, 1, lorry.SamplingParams(max_tokens=5, stop=[]))
+        assert len((await short).sequences[0].tokens) == 5
+        await long.cancel()
+        with pytest.raises(lorry.CommandCancelledError):
+            await long.result_async(timeout=20)
