@@ -146,7 +146,7 @@ class ActorDoor:
             items.append(item)
             payloads.append(payload)
         if items:
-            self._send(peer.connection, MicroBatch(plan.batch, plan.mode, items), payloads)
+            self._send(peer.connection, MicroBatch(plan.batch, plan.mode, items, plan.cost, plan.alone), payloads)
         else:
             self._planner.batch_done(peer.id, plan.batch)
 

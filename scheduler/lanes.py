@@ -8,11 +8,10 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ..wire.commands import PHASES, CommandKind
+from ..wire.commands import PHASES, CommandKind, phase_may_follow
 from ..wire.ids import ActorId, FutureId, LaneId, TenantId
 
 COMPUTE = PHASES["forward"]
-_ONCE = (PHASES["optim_step"], PHASES["load_state"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ class Lane:
     def fits(self, after: int) -> bool:
         """Whether the head may join a micro-batch whose last command of this lane is of phase `after`."""
         head = self.head()
-        return head is not None and _may_follow(PHASES[head.kind], after)
+        return head is not None and phase_may_follow(PHASES[head.kind], after)
 
     def take(self, after: int) -> list[Command]:
         """Remove and return the head, with the step, saves and load right behind it that may share its micro-batch.
@@ -78,7 +77,7 @@ class Lane:
         taken: list[Command] = []
         while (command := self.head()) is not None:
             phase = PHASES[command.kind]
-            if taken and (phase == COMPUTE or command.replay != taken[0].replay or not _may_follow(phase, after)):
+            if taken and (phase == COMPUTE or command.replay != taken[0].replay or not phase_may_follow(phase, after)):
                 break
             self._advance(command)
             taken.append(command)
@@ -134,7 +133,3 @@ class Lane:
     @property
     def queued(self) -> int:
         return len(self._waiting)
-
-
-def _may_follow(phase: int, after: int) -> bool:
-    return phase > after or (phase == after and phase not in _ONCE)

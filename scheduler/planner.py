@@ -20,12 +20,15 @@ MAX_ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A micro-batch: a lane's commands stand together, in order."""
+    """A micro-batch: a lane's commands stand together, in order. `cost` is in tokens; one that is `alone` holds a
+    command that was in flight when an actor died, and the actor is to run it with nothing else."""
 
     batch: BatchId
     actor: ActorId
     mode: Literal["train", "sample"]
     commands: tuple[Command, ...]
+    cost: int
+    alone: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class _Actor:
     id: ActorId
     base_model: str
     capacity: Capacity
-    train_batches: set[BatchId] = field(default_factory=set)
+    train_batches: dict[BatchId, int] = field(default_factory=dict)
     sample_rows: int = 0
     homed: set[LaneId] = field(default_factory=set)
 
@@ -106,7 +109,7 @@ class Planner:
     def batch_done(self, actor: ActorId, batch: BatchId) -> None:
         """The actor has a credit again."""
         if actor in self._actors:
-            self._actors[actor].train_batches.discard(batch)
+            self._actors[actor].train_batches.pop(batch, None)
 
     def cancel(self, future: FutureId) -> Literal["dropped", "in_flight", "unknown"]:
         """Drop a command that waits. One in flight is the actor's business."""
@@ -177,12 +180,13 @@ class Planner:
         return self._next_train(actor) or self._next_samples(actor)
 
     def _next_train(self, actor: _Actor) -> Plan | None:
-        if len(actor.train_batches) >= actor.capacity.credits:
+        room = actor.capacity.credits * actor.capacity.token_budget - sum(actor.train_batches.values())
+        if room <= 0:
             return None
         pool = self._pools[actor.base_model]
         candidates = {i: self._lanes[i] for i in pool.ready if self._belongs(self._lanes[i], actor, pool)}
         taken: dict[LaneId, list[Command]] = {}
-        budget = actor.capacity.token_budget
+        budget = min(actor.capacity.token_budget, room)
         while candidates:
             lane = self._next_lane(candidates.values(), pool)
             head = lane.head()
@@ -193,7 +197,7 @@ class Planner:
             if full or not lane.fits(after) or (suspect and taken):
                 del candidates[lane.id]
                 continue
-            if taken and head.cost > budget:
+            if (taken or actor.train_batches) and head.cost > budget:
                 break
             commands = self._hand_out(lane, after, actor, pool)
             taken.setdefault(lane.id, []).extend(commands)
@@ -241,11 +245,13 @@ class Planner:
             return None
         self._batches += 1
         batch = BatchId(self._batches)
+        cost = sum(command.cost for command in commands)
+        alone = any(command.future in self._attempts for command in commands)
         if mode == "train":
-            actor.train_batches.add(batch)
+            actor.train_batches[batch] = cost
         for command in commands:
             self._in_flight[command.future] = command, actor, batch
-        return Plan(batch, actor.id, mode, tuple(commands))
+        return Plan(batch, actor.id, mode, tuple(commands), cost, alone)
 
     def _belongs(self, lane: Lane, actor: _Actor, pool: _Pool) -> bool:
         """A homed lane runs at its home; a new one goes to the actor that homes the fewest."""

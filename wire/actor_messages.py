@@ -14,7 +14,11 @@ VERSION = 1
 
 class Capacity(msgspec.Struct, frozen=True):
     """What one actor takes at a time: `slots` adapters, `token_budget` tokens a micro-batch, `sample_rows` sequences
-    that decode together, adapters of at most `max_rank`."""
+    that decode together, adapters of at most `max_rank`.
+
+    `credits` token budgets may be with the actor at a time: one runs, and what arrives meanwhile waits there, to be
+    run together next, so that the device never idles between two and no early bird runs alone.
+    """
 
     slots: int
     token_budget: int
@@ -99,11 +103,14 @@ class Item(msgspec.Struct, frozen=True):
 
 class MicroBatch(msgspec.Struct, frozen=True, tag="micro_batch"):
     """Commands of many runs of one base model. `mode` train: executed at once, phase by phase; sample: each joins the
-    decode loop and ends in its own time."""
+    decode loop and ends in its own time. `tokens` is the broker's estimate of its size; one
+    that is `alone` is not to share a pass with another, since it may be what killed an actor."""
 
     batch: BatchId
     mode: Literal["train", "sample"]
     items: list[Item]
+    tokens: int = 0
+    alone: bool = False
 
 
 class CancelCommand(msgspec.Struct, frozen=True, tag="cancel"):

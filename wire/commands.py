@@ -39,6 +39,11 @@ PHASES: dict[CommandKind, int] = {
 """Inside a micro-batch all commands of a phase run together, phase after phase; see `scheduler.lanes`."""
 
 
+def phase_may_follow(phase: int, after: int) -> bool:
+    """Whether a run's command of `phase` may share a micro-batch with one of phase `after` that precedes it."""
+    return phase > after or (phase == after and phase not in (PHASES["optim_step"], PHASES["load_state"]))
+
+
 class ForwardBackwardInput(msgspec.Struct, frozen=True):
     """Carried by forward and forward_backward."""
 

@@ -37,8 +37,8 @@ class TensorData:
         """
         array = np.asarray(data)
         if dtype is None:
-            dtype = "int64" if array.dtype.kind in "iub" and array.size else "float32"
-        array = np.ascontiguousarray(array, dtype=dtype)
+            dtype = "int64" if array.dtype.kind in "iub" else "float32"
+        array = np.asarray(array, dtype=dtype, order="C")
         self._array: npt.NDArray[Any] = array if shape is None else array.reshape(tuple(shape))
 
     @classmethod

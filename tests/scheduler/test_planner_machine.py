@@ -94,8 +94,9 @@ class PlannerMachine(RuleBasedStateMachine):
         while plan := self.planner.next_micro_batch(actor):
             self.check_plan(actor, plan)
             self.held[actor].append(plan)
-        train = [plan for plan in self.held[actor] if plan.mode == "train"]
-        assert len(train) <= CAPACITY.credits
+        train = [plan.cost for plan in self.held[actor] if plan.mode == "train"]
+        tails = sum(PHASES[c.kind] > 0 for plan in self.held[actor] for c in plan.commands if plan.mode == "train")
+        assert sum(train) - tails <= CAPACITY.credits * CAPACITY.token_budget + max(train, default=0)
 
     def check_plan(self, actor: ActorId, plan: Plan) -> None:
         in_flight = {c.future for plans in self.held.values() for p in plans for c in p.commands}

@@ -1,0 +1,168 @@
+"""The actor process: one socket to the broker on the event loop, one compute thread beside it."""
+
+import asyncio
+import os
+import secrets
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import anyio
+import structlog
+from anyio import to_thread
+
+from ..wire import sockets
+from ..wire.actor_messages import (
+    VERSION,
+    ActorHello,
+    ActorPing,
+    ActorPong,
+    ActorWelcome,
+    CancelCommand,
+    Capacity,
+    Completion,
+    Expelled,
+    Forget,
+    MicroBatch,
+    ModelFacts,
+    ToActor,
+)
+from ..wire.codec import MAX_HEADER_BYTES, decode, encode
+from ..wire.errors import ConnectionLostError
+from ..wire.sockets import Channel
+from ..wire.tasks import background_tasks
+from .config import ActorConfig
+
+if TYPE_CHECKING:
+    from .worker import Worker
+
+log = structlog.get_logger("lorry.actor")
+
+_MAX_BROKER_HEADER_BYTES = 64 * MAX_HEADER_BYTES
+_HELLO_TIMEOUT_S = 30.0
+
+
+async def serve(config: ActorConfig, ready: Callable[[], None]) -> None:
+    """Load the model, join the broker, work until cancelled.
+
+    `ready` is called once the broker has said welcome. Raises ConnectionLostError when the broker expels the actor or
+    falls silent: what the actor holds counts for nothing then, so the process is to end and a fresh one to start.
+    Raises UnsupportedModelError for a model that cannot be served.
+    """
+    identity = f"actor-{secrets.token_hex(8)}".encode()
+    with sockets.connect(config.connect, None, identity) as channel:
+        async with background_tasks() as tasks:
+            post = partial(asyncio.get_running_loop().call_soon_threadsafe, _send_completion, channel)
+            worker, facts = await to_thread.run_sync(_build, config, post)
+            actor = _Actor(config, channel, worker, facts)
+            tasks.start_soon(partial(to_thread.run_sync, worker.run, abandon_on_cancel=True))
+            try:
+                await actor.join(ready)
+                tasks.start_soon(actor.heartbeat)
+                await actor.receive()
+            finally:
+                actor.stop_worker()
+
+
+def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None]) -> "tuple[Worker, ModelFacts]":
+    """Everything that takes seconds: torch, transformers, the weights."""
+    import torch
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    from .base_model import load_base_model
+    from .decoder import Decoder
+    from .engine import Engine
+    from .lora import attach_lora
+    from .residents import Residents
+    from .slots import AdapterPool
+    from .worker import Worker
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    base = load_base_model(config.model, config.device, config.dtype)
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    targets = attach_lora(base)
+    pool = AdapterPool(config.slots, base.device)
+    engine = Engine(base, targets, pool, token_budget=config.token_budget)
+    decoder = Decoder(base, tokenizer, config.sample_rows, config.prefill_tokens)
+    residents = Residents(targets, pool, config.kept_samplers)
+    worker = Worker(engine, decoder, residents, targets, config.base_model, config.sample_share, post)
+    facts = ModelFacts(
+        vocab_size=base.vocab_size,
+        max_context=base.max_context,
+        tokenizer_id=os.path.abspath(config.model) if os.path.isdir(config.model) else config.model,
+        device=str(base.device),
+        dtype=str(base.dtype).removeprefix("torch."),
+        trainable_mlp=not targets.has_experts,
+    )
+    return worker, facts
+
+
+def _send_completion(channel: Channel, completion: Completion, payloads: list[bytes]) -> None:
+    channel.send([encode(completion), *payloads])
+
+
+class _Actor:
+    def __init__(self, config: ActorConfig, channel: Channel, worker: "Worker", facts: ModelFacts) -> None:
+        self._config, self._channel, self._worker, self._facts = config, channel, worker, facts
+        self._heartbeat_s = 5.0
+        self._heard = 0.0
+
+    async def join(self, ready: Callable[[], None]) -> None:
+        config = self._config
+        capacity = Capacity(
+            slots=config.slots,
+            token_budget=config.token_budget,
+            sample_rows=config.sample_rows,
+            max_rank=config.max_rank,
+        )
+        hello = ActorHello(VERSION, config.token, config.actor, config.base_model, capacity, self._facts, os.getpid())
+        self._channel.send([encode(hello)])
+        with anyio.move_on_after(_HELLO_TIMEOUT_S) as waiting:
+            for frames in await self._channel.receive():
+                self._handle(frames)
+        if waiting.cancelled_caught:
+            raise ConnectionLostError(f"no broker answers at {config.connect}")
+        ready()
+
+    async def receive(self) -> None:
+        while True:
+            for frames in await self._channel.receive():
+                self._handle(frames)
+
+    def _handle(self, frames: list[bytes]) -> None:
+        from .worker import Sample, Train
+
+        self._heard = anyio.current_time()
+        message = decode(frames[0], ToActor, _MAX_BROKER_HEADER_BYTES)  # pyright: ignore[reportArgumentType]
+        match message:
+            case MicroBatch(mode="train"):
+                self._worker.orders.put(Train(message, frames[1:]))
+            case MicroBatch():
+                for item, payload in zip(message.items, frames[1:], strict=True):
+                    self._worker.orders.put(Sample(message.batch, item, payload))
+            case CancelCommand() | Forget():
+                self._worker.orders.put(message)
+            case ActorWelcome(heartbeat_s):
+                self._heartbeat_s = heartbeat_s
+            case Expelled(reason):
+                raise ConnectionLostError(f"the broker expelled this actor: {reason}")
+            case ActorPong():
+                pass
+
+    async def heartbeat(self) -> None:
+        while True:
+            busy_s = round(self._worker.train_s + self._worker.sample_s, 3)
+            self._channel.send([encode(ActorPing(busy_s, self._worker.swaps))])
+            await anyio.sleep(self._heartbeat_s)
+            if anyio.current_time() - self._heard > 3 * self._heartbeat_s:
+                raise ConnectionLostError("the broker was silent for three heartbeats")
+
+    def stop_worker(self) -> None:
+        from .worker import Stop
+
+        self._worker.orders.put(Stop())

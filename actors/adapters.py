@@ -1,0 +1,172 @@
+"""One LoRA adapter: its weights, gradient and Adam moments, each ONE flat vector with a view for every module.
+
+Flat vectors make stepping, clipping, swapping and saving a few operations each. Knows no model and runs no layer.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+Group: TypeAlias = Literal["attn", "mlp", "unembed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A linear layer of the base model that adapters may train; `index` is its place in model order."""
+
+    index: int
+    name: str
+    inputs: int
+    outputs: int
+    group: Group
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSpec:
+    """What an adapter is before it learns anything. Scale alpha / rank, alpha 32: 'LoRA Without Regret'."""
+
+    rank: int
+    alpha: float = 32.0
+    seed: int = 0
+    train_attn: bool = True
+    train_mlp: bool = True
+    train_unembed: bool = True
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    @property
+    def groups(self) -> frozenset[Group]:
+        chosen: dict[Group, bool] = {"attn": self.train_attn, "mlp": self.train_mlp, "unembed": self.train_unembed}
+        return frozenset(group for group, train in chosen.items() if train)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One module's views into the flat vectors. `a` and `b` are in the base's dtype, the gradients in float32.
+
+    B is kept transposed, so that every product of a segment reads it row by row. Samplers have no gradients.
+    """
+
+    a: Tensor  # [rank, inputs]
+    b: Tensor  # [rank, outputs]
+    a_t: Tensor  # [inputs, rank]
+    b_t: Tensor  # [outputs, rank]
+    grad_a: Tensor | None
+    grad_b: Tensor | None
+
+
+class Adapter:
+    """An adapter of `spec.rank` on `targets`, created as PEFT does it: A kaiming-uniform, B zero.
+
+    weights, grad, exp_avg, exp_avg_sq: [P] float32. compute: [P] in `dtype`, the same memory as `weights` where that
+    is float32. pending: whether gradients were accumulated since the last step. A sampler's adapter
+    (`trainable=False`) has `weights` and `compute` alone.
+    """
+
+    def __init__(
+        self,
+        spec: AdapterSpec,
+        targets: Sequence[Target],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        trainable: bool = True,
+    ) -> None:
+        self.spec = spec
+        self.targets = tuple(targets)
+        self.dtype = dtype
+        self.trainable = trainable
+        self.step = 0
+        self.pending = False
+        self._marked: tuple[bool, Tensor | None] | None = None
+        self.weights = _initial_weights(spec, self.targets)  # [P]
+        moments = [torch.zeros_like(self.weights) if trainable else torch.empty(0) for _ in range(3)]
+        self.grad, self.exp_avg, self.exp_avg_sq = moments  # [P] each
+        self.parts: list[Part | None] = []
+        self.compute = self.weights
+        self.to(device)
+
+    @property
+    def size(self) -> int:
+        """P: how many parameters it has."""
+        return self.weights.numel()
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.device
+
+    def to(self, device: torch.device | str) -> None:
+        """Moves all vectors, or none where memory runs out; views taken before are stale if the device changes."""
+        marked = self._marked
+        if marked is not None and marked[1] is not None:
+            marked = marked[0], marked[1].to(device)
+        weights, grad = self.weights.to(device), self.grad.to(device)
+        exp_avg, exp_avg_sq = self.exp_avg.to(device), self.exp_avg_sq.to(device)
+        self.compute = weights.to(self.dtype)
+        self.weights, self.grad, self.exp_avg, self.exp_avg_sq = weights, grad, exp_avg, exp_avg_sq
+        self._marked = marked
+        self._rebuild_parts()
+
+    def part(self, index: int) -> Part | None:
+        """What it adds to the target of that index; None where it leaves the module alone."""
+        return self.parts[index] if index < len(self.parts) else None
+
+    def refresh(self) -> None:
+        """Brings `compute` up to date after `weights` changed in place."""
+        if self.compute is not self.weights:
+            self.compute.copy_(self.weights)
+
+    def mark(self) -> None:
+        """Remembers the pending gradient until `commit` or `rollback`; nothing is copied where none is pending."""
+        self._marked = self.pending, self.grad.clone() if self.pending else None
+
+    def rollback(self) -> None:
+        """Puts the gradient back to what it was at `mark`; does nothing where none was marked."""
+        if self._marked is None:
+            return
+        self.pending, saved = self._marked
+        if saved is None:
+            self.grad.zero_()
+        else:
+            self.grad.copy_(saved)
+        self._marked = None
+
+    def commit(self) -> None:
+        self._marked = None
+
+    def module_weights(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each module's master weights, as views: A [rank, inputs] and B transposed [rank, outputs], float32."""
+        return {target.name: pair for target, pair in zip(self.targets, self.views(self.weights), strict=True)}
+
+    def module_grads(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """As `module_weights`, for the gradient."""
+        return {target.name: pair for target, pair in zip(self.targets, self.views(self.grad), strict=True)}
+
+    def views(self, flat: Tensor) -> list[tuple[Tensor, Tensor]]:
+        rank = self.spec.rank
+        sizes = [rank * n for target in self.targets for n in (target.inputs, target.outputs)]
+        pieces = [piece.view(rank, -1) for piece in flat.split(sizes)]
+        return list(zip(pieces[::2], pieces[1::2], strict=True))
+
+    def _rebuild_parts(self) -> None:
+        grads = self.views(self.grad) if self.trainable else [(None, None)] * len(self.targets)
+        self.parts = [None] * (1 + max(target.index for target in self.targets))
+        for target, (a, b), (grad_a, grad_b) in zip(self.targets, self.views(self.compute), grads, strict=True):
+            self.parts[target.index] = Part(a, b, a.T, b.T, grad_a, grad_b)
+
+
+def _initial_weights(spec: AdapterSpec, targets: Sequence[Target]) -> Tensor:
+    """A from U(-1/sqrt(inputs), 1/sqrt(inputs)), which is kaiming_uniform(a=sqrt(5)); B zero."""
+    generator = torch.Generator().manual_seed(spec.seed)
+    sizes = [spec.rank * n for target in targets for n in (target.inputs, target.outputs)]
+    weights = torch.zeros(sum(sizes))
+    for target, piece in zip(targets, weights.split(sizes)[::2], strict=True):
+        bound = 1 / math.sqrt(target.inputs)
+        piece.uniform_(-bound, bound, generator=generator)
+    return weights

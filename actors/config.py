@@ -1,0 +1,30 @@
+"""An actor's settings. Every field has a default that works on a laptop, and its unit in its name."""
+
+from dataclasses import dataclass, field
+
+from ..wire.ids import ActorId
+
+
+@dataclass(frozen=True, slots=True)
+class ActorConfig:
+    """`model` is a local folder or a hub id, served under the public name `base_model`.
+
+    `sample_share` is the part of the device's time that decoding gets while training waits too. `kept_samplers` are
+    sampler weights held in memory after use; more are loaded again from their folders.
+    """
+
+    actor: ActorId
+    base_model: str
+    model: str
+    connect: str
+    token: str = field(repr=False)
+    device: str = "cpu"
+    dtype: str = "auto"
+    slots: int = 16
+    token_budget: int = 8192
+    sample_rows: int = 64
+    prefill_tokens: int = 2048
+    max_rank: int = 256
+    sample_share: float = 0.5
+    kept_samplers: int = 32
+    threads: int | None = None

@@ -1,0 +1,169 @@
+"""The output head, log-softmax, loss and their backward in one go, a chunk of tokens at a time, without autograd.
+
+Logits of more than one chunk never exist, and none is computed twice. Knows losses only as a function it is given.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .lora import LoraLinear, Stretch, backward_stretch, forward_stretch
+
+Evaluate = Callable[[int, int, Tensor], tuple[Tensor, Tensor]]
+"""(start, end, their logprobs) of some targets -> each one's loss and d loss / d logprob, [end - start] float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """The tokens whose logprobs are asked for, ordered by the row of `hidden` that predicts them.
+
+    Row i predicts targets `starts[i]` to `starts[i + 1]`: one, several or none.
+    """
+
+    tokens: Tensor  # [targets] int64
+    rows: Tensor  # [targets] int64
+    starts: Sequence[int]  # [tokens + 1], on the host
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """`topk` is there where it was asked for: ids and logprobs, greatest first, of every row of `hidden`."""
+
+    targets: Tensor  # [targets] float32
+    topk: tuple[Tensor, Tensor] | None  # [tokens, k] int64, [tokens, k] float32
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Per target its logprob and loss; `d_hidden` is d loss / d hidden, in the base's dtype."""
+
+    logprobs: Tensor  # [targets] float32
+    losses: Tensor  # [targets] float32
+    d_hidden: Tensor | None  # [tokens, hidden]
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    start: int
+    end: int
+    x: Tensor  # [chunk, hidden]
+    logits: Tensor  # [chunk, vocab] float32; holds probabilities once normalised
+    stretches: list[Stretch]
+    downs: list[Tensor]
+
+    def locate(self, targets: Targets) -> tuple[int, int, tuple[Tensor, Tensor]]:
+        """Which targets are this chunk's, and their places in `logits`."""
+        first, last = targets.starts[self.start], targets.starts[self.end]
+        return first, last, (targets.rows[first:last] - self.start, targets.tokens[first:last])
+
+
+class OutputHead:
+    """`head` is the model's output embedding; `chunk_bytes` bounds the float32 logits that exist at one time.
+
+    The buffer for them is kept: fresh pages cost the CPU about as much as a pass over them.
+    """
+
+    def __init__(self, head: LoraLinear, chunk_bytes: int = 64 << 20) -> None:
+        self.head = head
+        self.chunk_tokens = max(1, chunk_bytes // (4 * head.out_features))
+        self._float = torch.empty(0)
+        self._low = torch.empty(0)
+
+    @torch.no_grad()
+    def logprobs(self, hidden: Tensor, targets: Targets, topk: int = 0) -> Logprobs:
+        """hidden [tokens, hidden]: the packed row whose segments are in flight."""
+        found = torch.empty(len(targets.tokens), device=hidden.device)  # [targets]
+        best: list[tuple[Tensor, Tensor]] = []
+        for chunk in self._chunks(hidden):
+            first, last, places = chunk.locate(targets)
+            found[first:last] = chunk.logits[places]
+            top = chunk.logits.topk(topk) if topk else None
+            normaliser = _normalise_(chunk.logits)  # [chunk]
+            found[first:last] -= normaliser[places[0]]
+            if top is not None:
+                best.append((top.indices, top.values - normaliser.unsqueeze(1)))
+        if not topk:
+            return Logprobs(found, None)
+        return Logprobs(found, (torch.cat([ids for ids, _ in best]), torch.cat([values for _, values in best])))
+
+    @torch.no_grad()
+    def score(self, hidden: Tensor, targets: Targets, evaluate: Evaluate, *, backward: bool) -> Scores:
+        """As `logprobs`, with each target's loss.
+
+        With `backward` also d loss / d hidden, while the gradients of the head's own adapters are added in place.
+        """
+        logprobs = torch.empty(len(targets.tokens), device=hidden.device)  # [targets]
+        losses = torch.empty_like(logprobs)
+        d_hidden = torch.empty_like(hidden) if backward else None
+        for chunk in self._chunks(hidden):
+            first, last, places = chunk.locate(targets)
+            found = chunk.logits[places]
+            found -= _normalise_(chunk.logits)[places[0]]
+            logprobs[first:last] = found
+            losses[first:last], grads = evaluate(first, last, found)
+            if d_hidden is not None:
+                self._backward(chunk, places, grads, d_hidden[chunk.start : chunk.end])
+        return Scores(logprobs, losses, d_hidden)
+
+    def _chunks(self, hidden: Tensor) -> Iterator[_Chunk]:
+        """Chunks of nearly equal size, each one's logits in the same memory."""
+        tokens = len(hidden)
+        stretches = self.head.stretches()
+        count = -(-tokens // self.chunk_tokens)
+        for i in range(count):
+            start, end = tokens * i // count, tokens * (i + 1) // count
+            yield self._chunk(hidden[start:end], start, end, _clip(stretches, start, end))
+
+    def _chunk(self, x: Tensor, start: int, end: int, stretches: list[Stretch]) -> _Chunk:
+        logits = self._low_buffer(x) if x.dtype != torch.float32 else self._float_buffer(x)  # [chunk, vocab]
+        torch.mm(x, self.head.weight.T, out=logits)
+        if self.head.bias is not None:
+            logits += self.head.bias
+        downs = [forward_stretch(s, x, logits) for s in stretches]
+        if logits.dtype != torch.float32:
+            logits = self._float_buffer(x).copy_(logits)
+        return _Chunk(start, end, x, logits, stretches, downs)
+
+    def _backward(self, chunk: _Chunk, places: tuple[Tensor, Tensor], grads: Tensor, d_x: Tensor) -> None:
+        """Turns probabilities into d loss / d logits in place, and these into `d_x` [chunk, hidden]."""
+        d_logits = chunk.logits
+        totals = torch.zeros(len(d_logits), device=grads.device).index_add_(0, places[0], grads)  # [chunk]
+        d_logits.mul_(-totals.unsqueeze(1)).index_put_(places, grads, accumulate=True)
+        if d_x.dtype != torch.float32:
+            d_logits = self._low_buffer(d_x).copy_(d_logits)
+        torch.mm(d_logits, self.head.weight, out=d_x)
+        for s, down in zip(chunk.stretches, chunk.downs, strict=True):
+            backward_stretch(s, chunk.x, down, d_logits, d_x)
+
+    def _float_buffer(self, x: Tensor) -> Tensor:
+        self._float = _at_least(self._float, len(x), self.head.out_features, torch.float32, x.device)
+        return self._float[: len(x)]
+
+    def _low_buffer(self, x: Tensor) -> Tensor:
+        self._low = _at_least(self._low, len(x), self.head.out_features, x.dtype, x.device)
+        return self._low[: len(x)]
+
+
+def _at_least(buffer: Tensor, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return buffer if len(buffer) >= rows else torch.empty(rows, columns, dtype=dtype, device=device)
+
+
+def _normalise_(logits: Tensor) -> Tensor:
+    """Turns logits [chunk, vocab] into probabilities in place; returns the logarithm of each row's normaliser [chunk].
+
+    log(sum(exp(x))) = max(x) - log(greatest probability): nothing of the vocabulary's size is allocated.
+    """
+    peaks, places = logits.max(-1, keepdim=True)  # [chunk, 1]
+    torch.softmax(logits, -1, out=logits)
+    return (peaks - logits.gather(1, places).log_()).squeeze(1)
+
+
+def _clip(stretches: list[Stretch], start: int, end: int) -> list[Stretch]:
+    """The stretches inside a chunk, counted from its first token."""
+    return [
+        Stretch(s.part, max(s.start, start) - start, min(s.end, end) - start, s.scale)
+        for s in stretches
+        if s.start < end and s.end > start
+    ]

@@ -1,0 +1,107 @@
+"""What client, broker, journal and supervision cost on top of the engine alone, for the same work.
+
+Eight runs of ranks 8 to 32 on the 40 M parameter model of `bench/engine.py`, each with one row a round: (a) the engine
+alone, in this process; (b) the same through client, ZeroMQ, SQLite and an actor process, the eight clients each waiting
+for their result before they send the next. Rounds of (a) and (b) take turns. Prints a table and a JSON line; exits with
+1 where the cost at 32 tokens a row is above the limit given by --at-most.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import anyio
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedTokenizerFast
+
+import lorry
+from bench.engine import RANKS, VOCAB, Lorry, build_model, ratios
+from lorry.config import ModelConfig, ServeConfig
+from lorry.serve import serving
+
+BASE_TOKENIZER = Path(__file__).resolve().parent.parent / "tests/assets/base-model"
+
+
+def save_model(folder: Path) -> None:
+    model = build_model()
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast.from_pretrained(BASE_TOKENIZER).save_pretrained(folder)
+
+
+def datum(row: torch.Tensor) -> lorry.Datum:
+    return lorry.Datum(lorry.ModelInput.from_ints(row[:-1].tolist()), {"target_tokens": row[1:]})  # type: ignore[dict-item]
+
+
+async def measure(folder: Path, data: Path, runs: int, lengths: list[int], rounds: int) -> list[dict[str, object]]:
+    engine = Lorry(build_model(), runs)
+    config = ServeConfig((ModelConfig("bench", str(folder)),), data, bind="tcp://127.0.0.1:*", log_level="warning")
+    async with serving(config) as deployment:
+        key = await deployment.create_key("bench")
+        async with lorry.connect(deployment.address, api_key=key) as service:
+            clients = [
+                await service.create_lora_training_client_async("bench", rank=RANKS[i % 3], seed=i) for i in range(runs)
+            ]
+            return [await measure_length(engine, clients, length, rounds) for length in lengths]
+
+
+async def measure_length(
+    engine: Lorry, clients: list[lorry.TrainingClient], length: int, rounds: int
+) -> dict[str, object]:
+    rows = torch.randint(0, VOCAB, (len(clients), length + 1))
+    alone = engine.prepare(rows)
+    data = [[datum(row)] for row in rows]
+    stretch = 5  # rounds in a row, so that a turn of (b) is what it is in the middle of a training loop
+    times: dict[str, list[float]] = {"alone": [], "served": []}
+    for turn in range(rounds // stretch + 1):
+        started = time.perf_counter()
+        for _ in range(stretch):
+            alone()
+        halfway = time.perf_counter()
+        async with anyio.create_task_group() as tasks:
+            for client, batch in zip(clients, data, strict=True):
+                tasks.start_soon(train, client, batch, stretch)
+        if turn > 0:  # the first warms up
+            times["alone"].append((halfway - started) / stretch * 1e3)
+            times["served"].append((time.perf_counter() - halfway) / stretch * 1e3)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {"tokens": length, "ms": medians, "served_over_alone": ratios(times["served"], times["alone"])}
+
+
+async def train(client: lorry.TrainingClient, batch: list[lorry.Datum], rounds: int) -> None:
+    for _ in range(rounds):
+        await client.forward_backward(batch, "cross_entropy")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=8)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128], help="tokens per row")
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--at-most", type=float, help="exit with 1 where the first length's ratio is above this")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        save_model(folder)
+        results = anyio.run(
+            measure, folder, Path(temporary) / "data", options.runs, options.lengths, options.rounds
+        )
+    title = f"{options.runs} runs of one row, {torch.get_num_threads()} threads"
+    table = Table("tokens per row", "engine alone ms", "served ms", "served / alone", title=title)
+    for result in results:
+        middle, low, high = result["served_over_alone"]  # type: ignore[misc]
+        ms = result["ms"]
+        table.add_row(str(result["tokens"]), f"{ms['alone']:.1f}", f"{ms['served']:.1f}", f"{middle:.2f} ({low:.2f} to {high:.2f})")  # type: ignore[index]
+    Console().print(table)
+    print(json.dumps({"bench": "end_to_end", "runs": options.runs, "results": results}))
+    if options.at_most is not None and results[0]["served_over_alone"][0] > options.at_most:  # type: ignore[index]
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

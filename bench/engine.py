@@ -1,0 +1,178 @@
+"""How much of the frozen base model's own speed is left when eight runs train on it at once.
+
+Per micro-batch of one row per run, interleaved in one process: (a) Lorry's mixed forward_backward; (b) the same runs one
+after the other through PEFT; (c) the frozen base alone, forward and backward, without LoRA. Prints a table and a JSON
+line. The model has random weights: 40.4 M parameters, 24.1 M in 8 layers and 16.4 M in tied embeddings.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from lorry.actors.adapters import AdapterSpec
+from lorry.actors.base_model import wrap_model
+from lorry.actors.engine import Engine, ForwardBackwardJob
+from lorry.actors.lora import attach_lora
+from lorry.actors.slots import AdapterPool
+from lorry.wire.commands import ForwardBackwardInput
+from lorry.wire.types import Datum, ForwardBackwardOutput, ModelInput, TensorData
+
+RANKS = (8, 16, 32)
+VOCAB = 32_000
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
+
+
+def build_model() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        tie_word_embeddings=True,
+    )
+    return Qwen3ForCausalLM(config).eval().requires_grad_(False)
+
+
+class Lorry:
+    """(a) One mixed micro-batch."""
+
+    def __init__(self, model: PreTrainedModel, runs: int) -> None:
+        base = wrap_model(model)
+        targets = attach_lora(base)
+        self.pool = AdapterPool(runs, base.device)
+        for i in range(runs):
+            self.pool.add(str(i), targets.new_adapter(AdapterSpec(RANKS[i % 3], seed=i), base.device))
+        self.engine = Engine(base, targets, self.pool)
+
+    def prepare(self, rows: Tensor) -> Callable[[], object]:
+        def datum(row: Tensor) -> Datum:
+            return Datum(ModelInput.from_ints(row[:-1].tolist()), {"target_tokens": TensorData.from_torch(row[1:])})
+
+        jobs = [
+            ForwardBackwardJob(str(i), ForwardBackwardInput([datum(row)], "cross_entropy"))
+            for i, row in enumerate(rows)
+        ]
+
+        def run() -> object:
+            outcomes = self.engine.forward_backward(jobs)
+            assert all(isinstance(outcome, ForwardBackwardOutput) for outcome in outcomes)
+            return outcomes
+
+        return run
+
+    def clear(self) -> None:
+        for key in self.pool.hot:
+            self.pool.get(key).grad.zero_()
+            self.pool.get(key).pending = False
+
+
+class Peft:
+    """(b) One run after the other, all adapters on one PeftModel."""
+
+    def __init__(self, model: PreTrainedModel, runs: int) -> None:
+        configs = [
+            LoraConfig(r=RANKS[i % 3], lora_alpha=32, target_modules=PROJECTIONS, ensure_weight_tying=False)
+            for i in range(runs)
+        ]
+        self.model: PeftModel = get_peft_model(model, configs[0], "0")  # pyright: ignore[reportAttributeAccessIssue]
+        for i in range(1, runs):
+            self.model.add_adapter(str(i), configs[i])
+
+    def prepare(self, rows: Tensor) -> Callable[[], object]:
+        def run() -> None:
+            for i, row in enumerate(rows):
+                self.model.set_adapter(str(i))
+                logits = self.model(input_ids=row[None, :-1], use_cache=False).logits[0]
+                F.cross_entropy(logits, row[1:], reduction="sum").backward()
+
+        return run
+
+    def clear(self) -> None:
+        self.model.zero_grad()
+
+
+class FrozenBase:
+    """(c) The same tokens as one batch through the base model, with its gradient down to the embeddings."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def prepare(self, rows: Tensor) -> Callable[[], object]:
+        def run() -> None:
+            embeddings = self.model.get_input_embeddings()(rows[:, :-1]).detach().requires_grad_()
+            logits = self.model(inputs_embeds=embeddings, use_cache=False).logits
+            F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="sum").backward()
+
+        return run
+
+    def clear(self) -> None:
+        pass
+
+
+def measure(ways: dict[str, Lorry | Peft | FrozenBase], rows: Tensor, repetitions: int) -> dict[str, list[float]]:
+    """Milliseconds of every repetition, the ways taking turns so that a disturbance meets all alike."""
+    runs = {name: way.prepare(rows) for name, way in ways.items()}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for repetition in range(repetitions + 2):
+        for name, run in runs.items():
+            ways[name].clear()
+            started = time.perf_counter()
+            run()
+            if repetition >= 2:  # the first two warm caches and allocators up
+                times[name].append((time.perf_counter() - started) * 1e3)
+    return times
+
+
+def ratios(above: list[float], below: list[float]) -> tuple[float, float, float]:
+    """Median and quartiles of the ratios of neighbouring repetitions."""
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(above, below, strict=True)], n=4)
+    return middle, low, high
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=8)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128], help="tokens per row")
+    parser.add_argument("--repetitions", type=int, default=15)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", module="peft")
+    model = build_model()
+    ways: dict[str, Lorry | Peft | FrozenBase] = {
+        "lorry": Lorry(copy.deepcopy(model), options.runs),
+        "peft": Peft(copy.deepcopy(model), options.runs),
+        "base": FrozenBase(model),
+    }
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    title = f"{parameters / 1e6:.1f} M parameters, {options.runs} runs of one row, {torch.get_num_threads()} threads"
+    table = Table("tokens per row", "lorry ms", "PEFT ms", "base ms", "PEFT / lorry", "lorry / base", title=title)
+    results: list[dict[str, object]] = []
+    for length in options.lengths:
+        rows = torch.randint(0, VOCAB, (options.runs, length + 1))
+        times = measure(ways, rows, options.repetitions)
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        speedup, cost = ratios(times["peft"], times["lorry"]), ratios(times["lorry"], times["base"])
+        shown = [f"{m:.2f} ({low:.2f} to {high:.2f})" for m, low, high in (speedup, cost)]
+        table.add_row(str(length), *(f"{medians[name]:.1f}" for name in ways), *shown)
+        results.append({"tokens": length, "ms": medians, "peft_over_lorry": speedup, "lorry_over_base": cost})
+    Console().print(table)
+    print(json.dumps({"bench": "engine", "parameters": parameters, "runs": options.runs, "results": results}))
+
+
+if __name__ == "__main__":
+    main()

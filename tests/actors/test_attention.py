@@ -1,0 +1,85 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import Gemma2Config, Llama4TextConfig, MambaConfig, PreTrainedModel
+
+from lorry.actors.base_model import BaseModel, wrap_model
+from lorry.wire.errors import UnsupportedModelError
+
+from .models import SHAPE, build, tiny_deepseek_v3, tiny_gpt_oss, tiny_llama, tiny_qwen3, tiny_qwen3_moe
+
+LENGTHS = [9, 5, 5, 14, 1, 1, 1]
+FAMILIES = [tiny_qwen3, tiny_llama, tiny_qwen3_moe, tiny_gpt_oss, tiny_deepseek_v3]
+
+
+def sequences() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(0, 97, (length,), generator=generator) for length in LENGTHS]
+
+
+def packed_hidden_states(base: BaseModel, rows: list[torch.Tensor], grad: bool = False) -> torch.Tensor:
+    base.in_flight.lengths = [len(row) for row in rows]
+    positions = torch.cat([torch.arange(len(row)) for row in rows])
+    return base.hidden_states(torch.cat(rows), positions, grad=grad)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_sequences_get_the_logits_they_get_alone(family: Callable[[], PreTrainedModel]) -> None:
+    alone, base = family(), wrap_model(family())
+    with torch.no_grad():
+        expected = torch.cat([alone(row[None], use_cache=False).logits[0] for row in sequences()])
+        logits = base.model.get_output_embeddings()(packed_hidden_states(base, sequences()))
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+
+def test_a_window_shorter_than_a_sequence_is_honoured_without_sinks() -> None:
+    window = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+    alone, base = tiny_qwen3(**window), wrap_model(tiny_qwen3(**window))
+    with torch.no_grad():
+        expected = torch.cat([alone(row[None], use_cache=False).logits[0] for row in sequences()])
+        logits = base.model.get_output_embeddings()(packed_hidden_states(base, sequences()))
+        unlimited = tiny_qwen3()(sequences()[0][None], use_cache=False).logits[0]
+    assert (expected[: len(unlimited)] - unlimited).abs().max() > 0.1
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+
+def test_packed_gradients_are_those_of_each_sequence_alone() -> None:
+    alone, base = tiny_qwen3(), wrap_model(tiny_qwen3())
+    weights = {name: p.requires_grad_() for name, p in base.model.named_parameters() if "proj" in name}
+    packed_hidden_states(base, sequences(), grad=True).square().sum().backward()
+    for row in sequences():
+        alone.get_decoder()(row[None], use_cache=False).last_hidden_state.square().sum().backward()
+    expected = dict(alone.named_parameters())
+    assert weights
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight.grad, expected[name].grad, rtol=1e-4, atol=1e-4)
+
+
+def test_two_models_in_one_process_keep_their_own_batches() -> None:
+    first, second = wrap_model(tiny_qwen3(0)), wrap_model(tiny_qwen3(1))
+    rows = sequences()
+    before = packed_hidden_states(first, rows)
+    packed_hidden_states(second, rows[:2])
+    again = first.hidden_states(torch.cat(rows), torch.cat([torch.arange(len(r)) for r in rows]), grad=False)
+    assert torch.equal(before, again)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (lambda: build(Gemma2Config(**SHAPE, attn_logit_softcapping=50.0)), "softcap=50.0"),
+        (lambda: build(Gemma2Config(**SHAPE, attn_logit_softcapping=None)), "changes its logits after the output head"),
+        (lambda: build(Llama4TextConfig(**SHAPE, attention_chunk_size=8)), "neither causal nor a sliding window"),
+        (
+            lambda: build(MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2)),
+            "attention layers and positions alone",
+        ),
+    ],
+    ids=["softcap", "softcap of the logits", "chunks", "no attention"],
+)
+def test_a_model_that_would_compute_something_else_is_refused(
+    model: Callable[[], PreTrainedModel], reason: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=reason):
+        wrap_model(model())

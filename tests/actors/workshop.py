@@ -1,0 +1,81 @@
+"""Runs, data and an engine on a tiny model, for tests of the training half."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from lorry.actors.adapters import Adapter, AdapterSpec
+from lorry.actors.base_model import wrap_model
+from lorry.actors.engine import Engine, ForwardBackwardJob, ForwardBackwardOutcome
+from lorry.actors.lora import LoraTargets, attach_lora
+from lorry.actors.slots import AdapterPool
+from lorry.wire.commands import ForwardBackwardInput
+from lorry.wire.types import Datum, ForwardBackwardOutput, ModelInput, TensorData
+
+VOCAB = 97
+
+
+class Workshop:
+    """An engine, its pool, and adapters added by key. B is made random, since a zero B hides half of the gradient."""
+
+    def __init__(self, model: PreTrainedModel, slots: int = 8, token_budget: int = 8192) -> None:
+        self.base = wrap_model(model)
+        self.targets: LoraTargets = attach_lora(self.base)
+        self.pool = AdapterPool(slots, self.base.device)
+        self.engine = Engine(self.base, self.targets, self.pool, token_budget=token_budget, logits_bytes=4 * VOCAB * 11)
+
+    def add(self, key: str, spec: AdapterSpec) -> Adapter:
+        adapter = self.targets.new_adapter(spec, self.base.device)
+        generator = torch.Generator().manual_seed(spec.seed + 1000)
+        for _, b in adapter.module_weights().values():
+            b.copy_(torch.randn(b.shape, generator=generator) * 0.1)
+        adapter.refresh()
+        self.pool.add(key, adapter)
+        return adapter
+
+
+def job(key: str, request: ForwardBackwardInput, backward: bool = True) -> ForwardBackwardJob:
+    return ForwardBackwardJob(key, request, backward)
+
+
+def request(
+    seed: int,
+    lengths: Sequence[int] = (5, 9),
+    loss_fn: str = "cross_entropy",
+    candidates: int | None = None,
+    **config: float,
+) -> ForwardBackwardInput:
+    """Random data for any loss; `candidates` K gives targets of [N, K]."""
+    generator = torch.Generator().manual_seed(seed)
+    return ForwardBackwardInput([_datum(n, loss_fn, candidates, generator) for n in lengths], loss_fn, config)
+
+
+def _datum(length: int, loss_fn: str, candidates: int | None, generator: torch.Generator) -> Datum:
+    shape = (length,) if candidates is None else (length, candidates)
+    inputs = {
+        "target_tokens": torch.randint(0, VOCAB, shape, generator=generator),
+        "weights": torch.rand(shape, generator=generator) * (torch.rand(shape, generator=generator) > 0.2),
+    }
+    if loss_fn != "cross_entropy":
+        inputs["logprobs"] = -torch.rand(shape, generator=generator) * 8
+        inputs["advantages"] = torch.randn(shape, generator=generator)
+    tokens = torch.randint(0, VOCAB, (length,), generator=generator).tolist()
+    return Datum(ModelInput.from_ints(tokens), {name: TensorData.from_torch(t) for name, t in inputs.items()})
+
+
+def succeeded(outcome: ForwardBackwardOutcome) -> ForwardBackwardOutput:
+    assert isinstance(outcome, ForwardBackwardOutput), outcome
+    return outcome
+
+
+def logprobs(outcome: ForwardBackwardOutcome) -> list[torch.Tensor]:
+    return [output["logprobs"].to_torch() for output in succeeded(outcome).loss_fn_outputs]
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Within 1e-5 of the greatest expected magnitude: small elements are differences of large ones."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().clamp(min=1e-3).item())
+
+
+Family = Callable[[], PreTrainedModel]

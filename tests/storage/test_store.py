@@ -1,0 +1,131 @@
+"""A real SQLite file: what was recorded is there after a restart, once, and keys are never stored."""
+
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+
+from lorry.storage.checkpoints import delete_folder
+from lorry.storage.rows import CommandRow, ResultRow, RunRow, UsageEntry
+from lorry.storage.store import Store
+from lorry.storage.writer import Writer
+from lorry.wire.client_messages import CommandArguments
+from lorry.wire.ids import FutureId, LaneId, RunId, TenantId
+from lorry.wire.tasks import background_tasks
+from lorry.wire.types import LoraConfig
+
+ALICE = TenantId("alice")
+RUN = RunRow(RunId("run-1"), ALICE, "nonce", "base", LoraConfig(rank=4, seed=7), {"note": "é"}, 1.0, 1.0)
+
+
+def command(seq: int, kind: str = "forward_backward") -> CommandRow:
+    lane = LaneId(RUN.id)
+    return CommandRow(FutureId(f"{lane}:{seq}"), lane, seq, kind, ALICE, "base", 10, 1, CommandArguments(name="n"))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path)
+    store.create_key(ALICE, 1.0)
+    store.run_created(RUN)
+    return store
+
+
+def finish(store: Store, seq: int, error: bytes | None = None) -> None:
+    future = command(seq).future
+    usage = [] if error else [UsageEntry(future, "train", ALICE, RUN.id, "base", 10)]
+    with store.transaction():
+        store.command_finished(ResultRow(future, error, None if error else b"result"), None, usage, 2.0)
+
+
+def test_a_run_is_read_back_as_it_was_written(store: Store, tmp_path: Path) -> None:
+    assert Store(tmp_path).runs() == [RUN]
+
+
+def test_a_key_is_stored_as_its_hash_alone(store: Store, tmp_path: Path) -> None:
+    key = store.create_key(ALICE, 1.0)
+    assert store.tenant_of(key) == ALICE
+    assert store.tenant_of(key + "x") is None
+    for file in tmp_path.iterdir():
+        assert key.encode() not in file.read_bytes()
+
+
+def test_a_command_is_accepted_once(store: Store) -> None:
+    assert store.command_accepted(command(0), b"payload", 1.0)
+    assert not store.command_accepted(command(0), b"another", 1.0)
+    assert store.payload(command(0).future) == b"payload"
+
+
+def test_what_is_queued_comes_back_in_order_after_a_restart(store: Store, tmp_path: Path) -> None:
+    for seq in (0, 1, 2):
+        store.command_accepted(command(seq), b"", 1.0)
+    finish(store, 0)
+    again = Store(tmp_path)
+    assert again.queued_commands() == [command(1), command(2)]
+    assert again.finished_counts() == {LaneId(RUN.id): (1, 0)}
+    assert again.result(command(0).future) == ResultRow(command(0).future, None, b"result")
+
+
+def test_a_completion_is_all_or_nothing(store: Store) -> None:
+    store.command_accepted(command(0), b"", 1.0)
+    finish(store, 0)
+    with pytest.raises(Exception, match="UNIQUE"):
+        finish(store, 0)
+    assert [row.tokens for row in store.usage(ALICE)] == [10]
+
+
+def test_a_replay_has_what_changed_the_state_and_nothing_else(store: Store) -> None:
+    kinds = ["forward_backward", "forward", "optim_step", "save_state", "forward_backward", "optim_step"]
+    for seq, kind in enumerate(kinds):
+        store.command_accepted(command(seq, kind), b"p", 1.0)
+        finish(store, seq, error=b"failed" if seq == 4 else None)
+    assert [row.seq for row in store.replayable_commands(RUN.id, -1, 10)] == [0, 2, 5]
+    store.restore_point_set(RUN.id, "/folder", 3)
+    assert [row.seq for row in store.replayable_commands(RUN.id, 3, 10)] == [5]
+    assert store.payload(command(2).future) == b"" and store.payload(command(5).future) == b"p"
+    assert (store.runs()[0].restore_folder, store.runs()[0].restore_seq) == ("/folder", 3)
+
+
+async def test_one_commit_covers_all_that_came_in_during_the_one_before(store: Store) -> None:
+    commits: list[int] = []
+    original = store.transaction
+
+    def counted():  # noqa: ANN202
+        commits.append(1)
+        return original()
+
+    store.transaction = counted  # type: ignore[method-assign]
+    writer = Writer(store)
+    async with background_tasks() as tasks:
+        order: list[int] = []
+        for seq in range(100):
+            writer.write(
+                lambda s, seq=seq: s.command_accepted(command(seq), b"", time.time()),
+                lambda seq=seq: order.append(seq),
+            )
+        tasks.start_soon(writer.run)
+        await writer.write_and_wait(lambda s: None)
+        assert order == list(range(100))
+        assert len(commits) <= 2
+
+
+async def test_nothing_is_acknowledged_after_the_database_refused_a_commit(store: Store) -> None:
+    writer = Writer(store)
+    acknowledged: list[str] = []
+    writer.write(lambda s: s.run_created(RUN), lambda: acknowledged.append("a duplicate"))
+    with pytest.raises(RuntimeError, match="the database refused"):
+        with anyio.fail_after(5):
+            await writer.run()
+    assert acknowledged == []
+
+
+def test_no_row_however_wrong_deletes_outside_the_checkpoints(tmp_path: Path) -> None:
+    root, outside = tmp_path / "checkpoints", tmp_path / "precious"
+    (root / "run" / "one").mkdir(parents=True)
+    outside.mkdir()
+    for folder in (outside, root / ".." / "precious", root):
+        with pytest.raises(ValueError, match="is not below"):
+            delete_folder(root, folder)
+    delete_folder(root, root / "run" / "one")
+    assert outside.exists() and not (root / "run" / "one").exists()
