@@ -53,7 +53,11 @@ async def serve(config: ActorConfig, ready: Callable[[], None]) -> None:
     identity = f"actor-{secrets.token_hex(8)}".encode()
     with sockets.connect(config.connect, None, identity) as channel:
         async with background_tasks() as tasks:
-            post = partial(asyncio.get_running_loop().call_soon_threadsafe, _send_completion, channel)
+            loop = asyncio.get_running_loop()
+
+            def post(completion: Completion, payloads: list[bytes]) -> None:
+                loop.call_soon_threadsafe(channel.send, [encode(completion), *payloads])
+
             worker, facts = await to_thread.run_sync(_build, config, post)
             actor = _Actor(config, channel, worker, facts)
             tasks.start_soon(partial(to_thread.run_sync, worker.run, abandon_on_cancel=True))
@@ -77,6 +81,7 @@ def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None])
     from .lora import attach_lora
     from .residents import Residents
     from .slots import AdapterPool
+    from .training import Trainer
     from .worker import Worker
 
     if not sys.stderr.isatty():
@@ -90,7 +95,8 @@ def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None])
     engine = Engine(base, targets, pool, token_budget=config.token_budget)
     decoder = Decoder(base, tokenizer, config.sample_rows, config.prefill_tokens)
     residents = Residents(targets, pool, config.kept_samplers)
-    worker = Worker(engine, decoder, residents, targets, config.base_model, config.sample_share, post)
+    trainer = Trainer(engine, residents, targets, config.base_model)
+    worker = Worker(engine, decoder, residents, trainer, config.sample_share, post)
     facts = ModelFacts(
         vocab_size=base.vocab_size,
         max_context=base.max_context,
@@ -100,10 +106,6 @@ def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None])
         trainable_mlp=not targets.has_experts,
     )
     return worker, facts
-
-
-def _send_completion(channel: Channel, completion: Completion, payloads: list[bytes]) -> None:
-    channel.send([encode(completion), *payloads])
 
 
 class _Actor:
@@ -135,10 +137,10 @@ class _Actor:
                 self._handle(frames)
 
     def _handle(self, frames: list[bytes]) -> None:
-        from .worker import Sample, Train
+        from .orders import Sample, Train
 
         self._heard = anyio.current_time()
-        message = decode(frames[0], ToActor, _MAX_BROKER_HEADER_BYTES)  # pyright: ignore[reportArgumentType]
+        message: ToActor = decode(frames[0], ToActor, _MAX_BROKER_HEADER_BYTES)
         match message:
             case MicroBatch(mode="train"):
                 self._worker.orders.put(Train(message, frames[1:]))
@@ -163,6 +165,6 @@ class _Actor:
                 raise ConnectionLostError("the broker was silent for three heartbeats")
 
     def stop_worker(self) -> None:
-        from .worker import Stop
+        from .orders import Stop
 
         self._worker.orders.put(Stop())

@@ -128,7 +128,7 @@ class Connection:
         while True:
             for frames in await self._channel.receive():
                 self._heard = anyio.current_time()
-                self._handle(decode(frames[0], ToClient, MAX_HEADER_BYTES), frames[-1])  # pyright: ignore[reportArgumentType]
+                self._handle(decode(frames[0], ToClient, MAX_HEADER_BYTES), frames[-1])
 
     def _handle(self, message: ToClient, payload: bytes) -> None:
         match message:

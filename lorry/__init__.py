@@ -16,6 +16,7 @@ from lorry.wire.errors import (
     NotFoundError,
     OutOfMemoryError,
     ProtocolError,
+    StorageError,
     UnknownModelError,
     UnsupportedModelError,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "SamplingClient",
     "SamplingParams",
     "ServiceClient",
+    "StorageError",
     "TensorData",
     "TrainingClient",
     "UnknownModelError",

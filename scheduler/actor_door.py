@@ -69,7 +69,7 @@ class ActorDoor:
         """One message from an actor. What cannot be read expels its sender: actors are our own code, or intruders."""
         connection, header, *payloads = frames
         try:
-            message = decode(header, FromActor, _MAX_ACTOR_HEADER_BYTES)  # pyright: ignore[reportArgumentType]
+            message: FromActor = decode(header, FromActor, _MAX_ACTOR_HEADER_BYTES)
         except LorryError as error:
             self._expel(connection, str(error))
             return

@@ -94,7 +94,7 @@ class ClientDoor:
         connection, header, *payloads = frames if len(frames) > 1 else [*frames, b""]
         request = None
         try:
-            message = decode(header, FromClient, MAX_HEADER_BYTES)  # pyright: ignore[reportArgumentType]
+            message: FromClient = decode(header, FromClient, MAX_HEADER_BYTES)
             request = getattr(message, "request", None)
             if isinstance(message, Hello):
                 self._tasks.start_soon(self._hello, connection, message)

@@ -4,7 +4,8 @@ Tensors travel as raw little-endian bytes with a dtype and a shape, so a broker 
 """
 
 import math
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, cast, overload
 
 import msgpack
 import msgspec
@@ -46,10 +47,14 @@ def _from_wire(kind: type, value: object) -> object:
 
 def encode(message: object) -> bytes:
     """Any declared type to MessagePack."""
-    return msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,), enc_hook=_to_wire))
+    return cast(bytes, msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,), enc_hook=_to_wire)))
 
 
-def decode(data: bytes, kind: type[T], limit: int = MAX_PAYLOAD_BYTES) -> T:
+@overload
+def decode(data: bytes, kind: type[T], limit: int = MAX_PAYLOAD_BYTES) -> T: ...
+@overload
+def decode(data: bytes, kind: UnionType, limit: int = MAX_PAYLOAD_BYTES) -> Any: ...
+def decode(data: bytes, kind: Any, limit: int = MAX_PAYLOAD_BYTES) -> Any:
     """MessagePack to the declared type `kind` (a struct, or a union of tagged structs).
 
     Raises MessageTooLargeError above `limit` bytes, ProtocolError where `data` is not MessagePack, InvalidRequestError

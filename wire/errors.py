@@ -113,6 +113,10 @@ class CheckpointError(LorryError):
     """The files do not match what was recorded when they were saved; load another checkpoint."""
 
 
+class StorageError(LorryError):
+    """Free disk space or mend the folder's permissions, and call again."""
+
+
 class InternalError(LorryError):
     """This is a bug in Lorry; the server's log has the details."""
 

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import zmq
 
@@ -54,14 +54,14 @@ class Channel:
 
     def _drain(self) -> list[list[bytes]]:
         messages: list[list[bytes]] = []
-        while len(messages) < DRAIN_AT_MOST and self._socket.EVENTS & zmq.POLLIN:
+        while len(messages) < DRAIN_AT_MOST and int(self._socket.EVENTS) & zmq.POLLIN:
             messages.append(self._socket.recv_multipart(zmq.NOBLOCK))
         return messages
 
     @property
     def address(self) -> str:
         """Where a bound socket listens, with the port that the system chose."""
-        return self._socket.LAST_ENDPOINT.decode().rstrip("\0")
+        return cast(bytes, self._socket.LAST_ENDPOINT).decode().rstrip("\0")
 
     def __enter__(self) -> Self:
         return self

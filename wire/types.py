@@ -4,7 +4,7 @@ They are plain typed structs without behaviour beyond conversion. The gateway, a
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
 import numpy as np
@@ -129,7 +129,7 @@ class Datum(msgspec.Struct, frozen=True):
     loss_fn_inputs: dict[str, TensorData] = {}
 
     def __post_init__(self) -> None:
-        inputs: Mapping[str, Any] = self.loss_fn_inputs
+        inputs = cast("Mapping[str, Any]", self.loss_fn_inputs)
         if all(isinstance(value, TensorData) for value in inputs.values()):
             return
         converted = {name: _tensor(name, value) for name, value in inputs.items()}

@@ -44,7 +44,7 @@ def test_a_request_and_a_result_arrive_as_they_were() -> None:
 def test_any_bytes_decode_to_a_message_or_a_typed_error(data: bytes) -> None:
     for kind in (FromClient, ForwardBackwardInput):
         try:
-            decode(data, kind)  # type: ignore[arg-type]
+            decode(data, kind)
         except (ProtocolError, InvalidRequestError):
             pass
 
@@ -60,7 +60,7 @@ def test_any_structure_decodes_to_a_message_or_a_typed_error(value: object) -> N
     except OverflowError:
         return
     with pytest.raises(InvalidRequestError):
-        decode(data, FromClient)  # type: ignore[arg-type]
+        decode(data, FromClient)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,66 @@
+"""What the actor's event loop orders of its compute thread, and which micro-batches may run together. Pure."""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ..wire.actor_messages import CancelCommand, Forget, Item, MicroBatch
+from ..wire.commands import PHASES, phase_may_follow
+from ..wire.ids import BatchId
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """A micro-batch of training commands, with one payload an item."""
+
+    batch: MicroBatch
+    payloads: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One request that is to join the decode loop."""
+
+    batch: BatchId
+    item: Item
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    pass
+
+
+Order: TypeAlias = Train | Sample | CancelCommand | Forget | Stop
+
+
+def take_together(waiting: deque[Train], token_budget: int) -> list[Train]:
+    """Remove and return the first micro-batch, and those right behind it that may run in the same pass.
+
+    Together they stay within `token_budget`, and no run's commands go back a phase: its order holds.
+    """
+    taken: list[Train] = []
+    tokens = 0
+    phases: dict[str, int] = {}
+    while waiting:
+        batch = waiting[0].batch
+        tokens += batch.tokens
+        apart = batch.alone or tokens > token_budget or not _phases_go_on(batch, phases)
+        if taken and (apart or taken[0].batch.alone):
+            break
+        phases |= {item.adapter.key: PHASES[item.kind] for item in batch.items if item.adapter}
+        taken.append(waiting.popleft())
+    return taken
+
+
+def runs_of(batches: Iterable[Train]) -> set[str]:
+    return {item.adapter.key for train in batches for item in train.batch.items if item.adapter}
+
+
+def _phases_go_on(batch: MicroBatch, reached: dict[str, int]) -> bool:
+    first: dict[str, int] = {}
+    for item in batch.items:
+        if item.adapter:
+            first.setdefault(item.adapter.key, PHASES[item.kind])
+    return all(phase_may_follow(phase, reached.get(key, 0)) for key, phase in first.items())
