@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test check format types bench bench-end-to-end lock clean
+.PHONY: help install demo test check format types bench lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,7 @@ types: $(INSTALLED)  ## check types (pyright, strict)
 	$(BIN)/pyright
 
 bench: $(INSTALLED)  ## speed of the engine against PEFT and the frozen base, then end to end
-	$(BIN)/python bench/engine.py
-	$(BIN)/python bench/end_to_end.py
+	$(BIN)/python -m bench
 
 lock: $(INSTALLED)  ## write constraints.txt from what is installed
 	$(BIN)/pip freeze --exclude-editable --exclude torch > constraints.txt

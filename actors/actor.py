@@ -51,7 +51,8 @@ async def serve(config: ActorConfig, ready: Callable[[], None]) -> None:
     Raises UnsupportedModelError for a model that cannot be served.
     """
     identity = f"actor-{secrets.token_hex(8)}".encode()
-    with sockets.connect(config.connect, None, identity) as channel:
+    server_key = config.server_key.encode() if config.server_key else None
+    with sockets.connect(config.connect, server_key, identity) as channel:
         async with background_tasks() as tasks:
             loop = asyncio.get_running_loop()
 

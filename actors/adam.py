@@ -1,5 +1,8 @@
 """Adam with decoupled weight decay for many runs at once, each with its own hyperparameters. Knows no model or run."""
 
+# torch.optim itself is written in these foreach functions, and there are no public ones.
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
 import math
 from collections.abc import Iterator, Sequence
 

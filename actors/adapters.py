@@ -53,6 +53,7 @@ class Part:
     B is kept transposed, so that every product of a segment reads it row by row. Samplers have no gradients.
     """
 
+    scale: float
     a: Tensor  # [rank, inputs]
     b: Tensor  # [rank, outputs]
     a_t: Tensor  # [inputs, rank]
@@ -158,7 +159,7 @@ class Adapter:
         grads = self.views(self.grad) if self.trainable else [(None, None)] * len(self.targets)
         self.parts = [None] * (1 + max(target.index for target in self.targets))
         for target, (a, b), (grad_a, grad_b) in zip(self.targets, self.views(self.compute), grads, strict=True):
-            self.parts[target.index] = Part(a, b, a.T, b.T, grad_a, grad_b)
+            self.parts[target.index] = Part(self.spec.scale, a, b, a.T, b.T, grad_a, grad_b)
 
 
 def _initial_weights(spec: AdapterSpec, targets: Sequence[Target]) -> Tensor:

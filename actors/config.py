@@ -9,8 +9,9 @@ from ..wire.ids import ActorId
 class ActorConfig:
     """`model` is a local folder or a hub id, served under the public name `base_model`.
 
-    `sample_share` is the part of the device's time that decoding gets while training waits too. `kept_samplers` are
-    sampler weights held in memory after use; more are loaded again from their folders.
+    `server_key` is the broker's public CURVE key, where its actors' address is beyond loopback. `sample_share` is the
+    part of the device's time that decoding gets while training waits too. `kept_samplers` are sampler weights held in
+    memory after use; more are loaded again from their folders.
     """
 
     actor: ActorId
@@ -18,6 +19,7 @@ class ActorConfig:
     model: str
     connect: str
     token: str = field(repr=False)
+    server_key: str | None = None
     device: str = "cpu"
     dtype: str = "auto"
     slots: int = 16

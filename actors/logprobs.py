@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .lora import LoraLinear, Stretch, backward_stretch, forward_stretch
+from .lora import Layout, LoraLinear, add_lora, add_lora_backward
 
 Evaluate = Callable[[int, int, Tensor], tuple[Tensor, Tensor]]
 """(start, end, their logprobs) of some targets -> each one's loss and d loss / d logprob, [end - start] float32."""
@@ -50,8 +50,8 @@ class _Chunk:
     end: int
     x: Tensor  # [chunk, hidden]
     logits: Tensor  # [chunk, vocab] float32; holds probabilities once normalised
-    stretches: list[Stretch]
-    downs: list[Tensor]
+    layout: Layout | None
+    downs: list[Tensor | None]
 
     def locate(self, targets: Targets) -> tuple[int, int, tuple[Tensor, Tensor]]:
         """Which targets are this chunk's, and their places in `logits`."""
@@ -110,21 +110,21 @@ class OutputHead:
     def _chunks(self, hidden: Tensor) -> Iterator[_Chunk]:
         """Chunks of nearly equal size, each one's logits in the same memory."""
         tokens = len(hidden)
-        stretches = self.head.stretches()
+        layout = self.head.layout(tokens)
         count = -(-tokens // self.chunk_tokens)
         for i in range(count):
             start, end = tokens * i // count, tokens * (i + 1) // count
-            yield self._chunk(hidden[start:end], start, end, _clip(stretches, start, end))
+            yield self._chunk(hidden[start:end], start, end, layout and layout.clip(start, end))
 
-    def _chunk(self, x: Tensor, start: int, end: int, stretches: list[Stretch]) -> _Chunk:
+    def _chunk(self, x: Tensor, start: int, end: int, layout: Layout | None) -> _Chunk:
         logits = self._low_buffer(x) if x.dtype != torch.float32 else self._float_buffer(x)  # [chunk, vocab]
         torch.mm(x, self.head.weight.T, out=logits)
         if self.head.bias is not None:
             logits += self.head.bias
-        downs = [forward_stretch(s, x, logits) for s in stretches]
+        downs = [] if layout is None else add_lora(layout, x, logits)
         if logits.dtype != torch.float32:
             logits = self._float_buffer(x).copy_(logits)
-        return _Chunk(start, end, x, logits, stretches, downs)
+        return _Chunk(start, end, x, logits, layout, downs)
 
     def _backward(self, chunk: _Chunk, places: tuple[Tensor, Tensor], grads: Tensor, d_x: Tensor) -> None:
         """Turns probabilities into d loss / d logits in place, and these into `d_x` [chunk, hidden]."""
@@ -134,8 +134,8 @@ class OutputHead:
         if d_x.dtype != torch.float32:
             d_logits = self._low_buffer(d_x).copy_(d_logits)
         torch.mm(d_logits, self.head.weight, out=d_x)
-        for s, down in zip(chunk.stretches, chunk.downs, strict=True):
-            backward_stretch(s, chunk.x, down, d_logits, d_x)
+        if chunk.layout is not None:
+            add_lora_backward(chunk.layout, chunk.x, chunk.downs, d_logits, d_x)
 
     def _float_buffer(self, x: Tensor) -> Tensor:
         self._float = _at_least(self._float, len(x), self.head.out_features, torch.float32, x.device)
@@ -155,15 +155,6 @@ def _normalise_(logits: Tensor) -> Tensor:
 
     log(sum(exp(x))) = max(x) - log(greatest probability): nothing of the vocabulary's size is allocated.
     """
-    peaks, places = logits.max(-1, keepdim=True)  # [chunk, 1]
+    peaks = logits.amax(-1)  # [chunk]
     torch.softmax(logits, -1, out=logits)
-    return (peaks - logits.gather(1, places).log_()).squeeze(1)
-
-
-def _clip(stretches: list[Stretch], start: int, end: int) -> list[Stretch]:
-    """The stretches inside a chunk, counted from its first token."""
-    return [
-        Stretch(s.part, max(s.start, start) - start, min(s.end, end) - start, s.scale)
-        for s in stretches
-        if s.start < end and s.end > start
-    ]
+    return peaks - logits.amax(-1).log_()

@@ -20,17 +20,30 @@ _MLP = frozenset(("mlp", "feed_forward", "ffn"))
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """Tokens `start` to `end` go through `part`, whose product is multiplied by `scale`."""
+class Layout:
+    """How a packed row divides for one module: `sizes[i]` tokens go through `parts[i]`, or None, the bare base."""
 
-    part: Part
-    start: int
-    end: int
-    scale: float
+    sizes: list[int]
+    parts: list[Part | None]
+
+    def clip(self, start: int, end: int) -> "Layout":
+        """The same of tokens `start` to `end` alone."""
+        clipped = Layout([], [])
+        first = 0
+        for size, part in zip(self.sizes, self.parts, strict=True):
+            last = first + size
+            if first < end and last > start:
+                clipped.sizes.append(min(last, end) - max(first, start))
+                clipped.parts.append(part)
+            first = last
+        return clipped
 
 
 class LoraLinear(nn.Module):
     """Takes the place of one `nn.Linear`, shares its weight and bias, and adds what the segments in flight ask for."""
+
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, linear: nn.Linear, index: int, in_flight: InFlight) -> None:
         super().__init__()
@@ -41,74 +54,92 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., inputs] with the packed row's tokens in its leading axes -> [..., outputs]."""
-        if not self.in_flight.segments or not (stretches := self.stretches()):
-            return F.linear(x, self.weight, self.bias)
         rows = x.view(-1, self.in_features)  # [tokens, inputs]
+        layout = self.layout(len(rows))
+        if layout is None:
+            return F.linear(x, self.weight, self.bias)
         if torch.is_grad_enabled():
-            y = _SegmentLora.apply(rows, self.weight, self.bias, stretches)
+            y = _SegmentLora.apply(rows, self.weight, self.bias, layout)
         else:
-            y, _ = _forward(rows, self.weight, self.bias, stretches)
+            y = F.linear(rows, self.weight, self.bias)
+            add_lora(layout, rows, y)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def stretches(self) -> list[Stretch]:
-        """The segments in flight whose adapter trains this module."""
-        return [
-            Stretch(part, segment.start, segment.end, segment.adapter.spec.scale)
-            for segment in self.in_flight.segments
-            if (part := segment.adapter.part(self.index)) is not None
-        ]
+    def layout(self, tokens: int) -> Layout | None:
+        """How the segments in flight divide a row of `tokens`; None where no adapter among them trains this module."""
+        layout, end = Layout([], []), 0
+        for segment in self.in_flight.segments:
+            part = segment.adapter.part(self.index)
+            if part is None:
+                continue
+            if segment.start > end:
+                layout.sizes.append(segment.start - end)
+                layout.parts.append(None)
+            layout.sizes.append(segment.end - segment.start)
+            layout.parts.append(part)
+            end = segment.end
+        if end == 0:
+            return None
+        if end < tokens:
+            layout.sizes.append(tokens - end)
+            layout.parts.append(None)
+        return layout
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, stretches: list[Stretch]) -> tuple[Tensor, list[Tensor]]:
-    """x [tokens, inputs] -> [tokens, outputs], and x A.T of every stretch, [stretch, rank]."""
-    y = F.linear(x, weight, bias)
-    return y, [forward_stretch(s, x, y) for s in stretches]
+def add_lora(layout: Layout, x: Tensor, y: Tensor) -> list[Tensor | None]:
+    """Adds scale (x A.T) B to `y` [tokens, outputs] in place, each stretch with its own A and B.
 
-
-def forward_stretch(s: Stretch, x: Tensor, y: Tensor) -> Tensor:
-    """Adds one stretch's scale (x A.T) B to `y` [tokens, outputs] in place; returns x A.T [stretch, rank].
-
-    x [tokens, inputs] is the whole packed row, as in `backward_stretch`.
+    x [tokens, inputs]. Returns every stretch's x A.T [stretch, rank], which the backward wants.
     """
-    down = torch.mm(x[s.start : s.end], s.part.a_t)  # [stretch, rank]
-    y[s.start : s.end].addmm_(down, s.part.b, alpha=s.scale)
-    return down
+    downs: list[Tensor | None] = []
+    pieces = zip(layout.parts, x.split_with_sizes(layout.sizes), y.split_with_sizes(layout.sizes), strict=True)
+    for part, x_piece, y_piece in pieces:
+        if part is None:
+            downs.append(None)
+            continue
+        down = torch.mm(x_piece, part.a_t)  # [stretch, rank]
+        y_piece.addmm_(down, part.b, alpha=part.scale)
+        downs.append(down)
+    return downs
 
 
-def backward_stretch(s: Stretch, x: Tensor, down: Tensor, dy: Tensor, dx: Tensor) -> None:
-    """Adds one stretch's share to `dx` [tokens, inputs] and to its adapter's gradients, all in place.
+def add_lora_backward(layout: Layout, x: Tensor, downs: list[Tensor | None], dy: Tensor, dx: Tensor) -> None:
+    """Adds LoRA's share to `dx` [tokens, inputs] and to the adapters' gradients, all in place.
 
-    x [tokens, inputs], down = x A.T [stretch, rank], dy [tokens, outputs].
+    x [tokens, inputs], downs as `add_lora` returned them, dy [tokens, outputs].
     """
-    grad_a, grad_b = s.part.grad_a, s.part.grad_b
-    assert grad_a is not None and grad_b is not None, "a sampler's adapter has no gradients"
-    x, dy = x[s.start : s.end], dy[s.start : s.end]
-    d_down = torch.mm(dy, s.part.b_t)  # [stretch, rank]
-    if x.dtype == grad_a.dtype:
-        grad_a.addmm_(d_down.T, x, alpha=s.scale)
-        grad_b.addmm_(down.T, dy, alpha=s.scale)
-    else:  # low-precision products, which sum in float32 inside, accumulated in float32
-        grad_a.add_(torch.mm(d_down.T, x), alpha=s.scale)
-        grad_b.add_(torch.mm(down.T, dy), alpha=s.scale)
-    dx[s.start : s.end].addmm_(d_down, s.part.a, alpha=s.scale)
+    split = (tensor.split_with_sizes(layout.sizes) for tensor in (x, dy, dx))
+    for part, down, x_piece, dy_piece, dx_piece in zip(layout.parts, downs, *split, strict=True):
+        if part is None or down is None:
+            continue
+        grad_a, grad_b = part.grad_a, part.grad_b
+        assert grad_a is not None and grad_b is not None, "a sampler's adapter has no gradients"
+        d_down = torch.mm(dy_piece, part.b_t)  # [stretch, rank]
+        if x.dtype == grad_a.dtype:
+            grad_a.addmm_(d_down.t(), x_piece, alpha=part.scale)
+            grad_b.addmm_(down.t(), dy_piece, alpha=part.scale)
+        else:  # low-precision products, which sum in float32 inside, accumulated in float32
+            grad_a.add_(torch.mm(d_down.t(), x_piece), alpha=part.scale)
+            grad_b.add_(torch.mm(down.t(), dy_piece), alpha=part.scale)
+        dx_piece.addmm_(d_down, part.a, alpha=part.scale)
 
 
 class _SegmentLora(torch.autograd.Function):
     """y = x W.T + bias, and per stretch y += scale (x A.T) B; saves x and x A.T alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stretches: list[Stretch]) -> Tensor:
-        y, downs = _forward(x, weight, bias, stretches)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:
+        y = F.linear(x, weight, bias)
+        ctx.downs = add_lora(layout, x, y)
         ctx.save_for_backward(x, weight)
-        ctx.stretches, ctx.downs = stretches, downs
+        ctx.layout = layout
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
         dx = torch.mm(dy, weight)  # [tokens, inputs]
-        for s, down in zip(ctx.stretches, ctx.downs, strict=True):
-            backward_stretch(s, x, down, dy, dx)
+        add_lora_backward(ctx.layout, x, ctx.downs, dy, dx)
         return dx, None, None, None
 
 

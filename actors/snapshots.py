@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +146,7 @@ def _read_weights(folder: Path, adapter: Adapter) -> Tensor:
 
 
 @contextmanager
-def _written_aside(folder: Path) -> Iterator[Path]:
+def _written_aside(folder: Path) -> Generator[Path]:
     """A new folder beside `folder`, which takes its name once all is written; removed where writing fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")

@@ -40,7 +40,12 @@ async def show(deployment: Deployment) -> None:
         lorry.connect(deployment.address, api_key=bob_key) as bob,
     ):
         with Progress(
-            TextColumn("{task.description:24}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn()
+            TextColumn("{task.description:24}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
         ) as progress:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(supervised, alice, progress, progress.add_task("alice, supervised", note=""))
@@ -83,7 +88,7 @@ async def reinforcement(
     prompt = tokenizer.encode("hacker: n.\n")
     params = lorry.SamplingParams(max_tokens=40, temperature=1.0)
     progress.update(task, total=steps)
-    for step in range(steps):
+    for _ in range(steps):
         sampler = await training.save_weights_and_get_sampling_client_async()
         samples = (await sampler.sample_async(lorry.ModelInput.from_ints(prompt), group, params)).sequences
         rewards = [without_e(tokenizer.decode(sample.tokens)) for sample in samples]

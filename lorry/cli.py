@@ -108,7 +108,9 @@ def broker(
     model: Annotated[list[str], typer.Option("--model", help="Public name of a base model that actors will serve")],
     data: _Data = None,
     bind: _Bind = "tcp://127.0.0.1:5570",
-    actor_bind: Annotated[str, typer.Option(help="Where actors connect")] = "tcp://127.0.0.1:*",
+    actor_bind: Annotated[
+        str, typer.Option(help="Where actors connect; beyond loopback it is encrypted")
+    ] = "tcp://127.0.0.1:*",
     heartbeat_s: _Heartbeat = 5.0,
     supervised: _Supervised = False,
 ) -> None:
@@ -125,6 +127,7 @@ def broker(
                 bind=bind,
                 actor_bind=actor_bind,
                 curve=None if is_loopback(bind) else curve_keys(folder),
+                actor_curve=None if is_loopback(actor_bind) else curve_keys(folder),
                 heartbeat_s=heartbeat_s,
             ),
             supervised,
@@ -143,6 +146,7 @@ def actor(
     token_budget: _Budget = 8192,
     sample_rows: _Rows = 64,
     threads: _Threads = None,
+    server_key: Annotated[str | None, typer.Option(help="The broker's public key, where it is not on loopback")] = None,
     supervised: _Supervised = False,
 ) -> None:
     """Run one actor alone, and join the broker at CONNECT with the token in LORRY_ACTOR_TOKEN."""
@@ -156,6 +160,7 @@ def actor(
         model=parsed.source,
         connect=connect,
         token=_actor_token(),
+        server_key=server_key,
         device=device,
         dtype=dtype,
         slots=slots,

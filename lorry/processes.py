@@ -20,8 +20,8 @@ async def run_broker(config: BrokerConfig, supervised: bool) -> None:
     async def serve() -> None:
         async with broker.running(config) as addresses:
             announcement = {"clients": addresses.clients, "actors": addresses.actors}
-            if config.curve:
-                announcement["server_key"] = config.curve.public.decode()
+            if keys := config.curve or config.actor_curve:
+                announcement["server_key"] = keys.public.decode()
             announce(announcement)
             await anyio.sleep_forever()
 

@@ -144,6 +144,8 @@ async def _run(child: _Child) -> int:
             line = await output.receive_until(b"\n", _MAX_LINE_BYTES)
             child.announcement = json.loads(line)
             child.ready.set()
+            async for _ in process.stdout:  # nothing more is expected, but a full pipe would stop the child
+                pass
         except (anyio.IncompleteRead, anyio.EndOfStream):
             pass  # it ended before it was ready
         return await process.wait()

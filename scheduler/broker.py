@@ -14,6 +14,7 @@ import structlog
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
+from ..storage.lock import sole_writer
 from ..storage.reader import Reader
 from ..storage.store import Store
 from ..storage.writer import Writer
@@ -47,8 +48,9 @@ async def running(config: BrokerConfig) -> AsyncGenerator[Addresses]:
     """A broker for as long as the block lasts. A failure of one of its tasks cancels the block and is raised."""
     frame_limit = 2 * config.max_payload_bytes
     with contextlib.ExitStack() as stack:
+        stack.enter_context(sole_writer(config.data))
         front = stack.enter_context(sockets.bind(config.bind, frame_limit, config.curve))
-        back = stack.enter_context(sockets.bind(config.actor_bind, frame_limit))
+        back = stack.enter_context(sockets.bind(config.actor_bind, frame_limit, config.actor_curve))
         writing = stack.enter_context(contextlib.closing(await to_thread.run_sync(Store, config.data)))
         reading = stack.enter_context(contextlib.closing(await to_thread.run_sync(Store, config.data)))
         async with background_tasks() as tasks:

@@ -174,7 +174,7 @@ class ClientDoor:
             raise InvalidRequestError.of("seq", submit.seq, "a whole number from 0 to 2**53")
         if (submit.kind in SAMPLING_KINDS) != isinstance(lane, SamplerRow):
             raise InvalidRequestError.of("kind", submit.kind, f"a command of a {type(lane).__name__[:-3].lower()}")
-        if not 0 <= submit.rows <= 1024:
+        if submit.kind in SAMPLING_KINDS and not 0 <= submit.rows <= 1024:
             raise InvalidRequestError.of("rows", submit.rows, "a whole number from 0 to 1024")
         ttl = submit.arguments.ttl_seconds
         if ttl is not None and ttl < 1:
@@ -224,7 +224,7 @@ class ClientDoor:
 
     def _create_run(self, session: Session, create: CreateRun) -> None:
         if run := self._registry.made_before(session.tenant, create.nonce):
-            self._answer(session, create.request, RunCreated(run.id))
+            self._answer_when_durable(session, create.request, RunCreated(run.id))
             return
         _, max_rank = self._registry.facts(create.base_model)
         check_lora_config(create.lora, max_rank)
@@ -253,7 +253,7 @@ class ClientDoor:
 
     def _create_sampler(self, session: Session, create: CreateSampler) -> None:
         if known := self._registry.made_before(session.tenant, create.nonce):
-            self._answer(session, create.request, SamplerCreated(known.id, known.base_model))
+            self._answer_when_durable(session, create.request, SamplerCreated(known.id, known.base_model))
             return
         if (create.base_model is None) == (create.model_path is None):
             raise InvalidRequestError("give exactly one of base_model and model_path", field="model_path")
@@ -278,8 +278,12 @@ class ClientDoor:
 
     def _delete_checkpoint(self, session: Session, delete: DeleteCheckpoint) -> None:
         checkpoint = self._registry.checkpoint(session.tenant, delete.path)
-        self._tasks.start_soon(self.remove_checkpoint, checkpoint)
-        self._answer(session, delete.request)
+
+        async def remove_and_answer() -> None:
+            await self.remove_checkpoint(checkpoint)
+            self._answer(session, delete.request)
+
+        self._tasks.start_soon(remove_and_answer)
 
     async def remove_checkpoint(self, checkpoint: CheckpointRow) -> None:
         """Forget it, and delete its folder unless a run still needs it to be rebuilt from."""
@@ -336,6 +340,10 @@ class ClientDoor:
 
     def _answer(self, session: Session, request: int, payload: object = None) -> None:
         self._channel.send([session.connection, encode(Answer(request)), b"" if payload is None else encode(payload)])
+
+    def _answer_when_durable(self, session: Session, request: int, payload: object) -> None:
+        """What the answer speaks of is written already, or waits in the writer ahead of this."""
+        self._writer.write(lambda store: None, lambda: self._answer(session, request, payload))
 
     def _send(self, connection: bytes, message: ToClient) -> None:
         self._channel.send([connection, encode(message)])

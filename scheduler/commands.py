@@ -180,7 +180,9 @@ class Commands:
         self._record(self._rows[future], ResultRow(future, encode(error.info), None), None, [], None)
 
     def cancel(self, future: FutureId) -> ActorId | None:
-        """Drop a command that waits; returns the actor to tell where it is in flight."""
+        """Drop a command that waits; returns the actor to tell where it is in flight. One that is over stays so."""
+        if future not in self._rows:
+            return None
         if self._planner.cancel(future) == "dropped":
             self.fail(future, CommandCancelledError(f"{future} was cancelled"))
         return self._planner.holder(future)

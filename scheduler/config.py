@@ -9,7 +9,10 @@ from ..wire.sockets import CurveKeys
 
 @dataclass(frozen=True, slots=True)
 class BrokerConfig:
-    """`models` are the public names that actors will serve; `actor_token` is what an actor must show to join."""
+    """`models` are the public names that actors will serve; `actor_token` is what an actor must show to join.
+
+    `curve` encrypts the clients' socket, `actor_curve` the actors'.
+    """
 
     data: Path
     models: tuple[str, ...]
@@ -17,6 +20,7 @@ class BrokerConfig:
     bind: str = "tcp://127.0.0.1:5570"
     actor_bind: str = "tcp://127.0.0.1:*"
     curve: CurveKeys | None = None
+    actor_curve: CurveKeys | None = None
     heartbeat_s: float = 5.0
     result_ttl_s: float = 7 * 24 * 3600.0
     max_payload_bytes: int = MAX_PAYLOAD_BYTES

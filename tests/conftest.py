@@ -1,7 +1,6 @@
 """One real server for all tests that only need one: `lorry serve` as a user starts it, in processes of its own."""
 
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -11,10 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lorry.storage.store import Store
 from lorry.wire.ids import TenantId
+from tests.service.raw import Raw
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE_MODEL = ROOT / "tests/assets/base-model"
@@ -65,6 +66,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     assert server.stop() in (0, 130)
 
 
+@pytest.fixture
+def raw(server: Server) -> Iterator[Raw]:
+    with Raw.connected(server.address) as raw:
+        yield raw
+
+
 _tenants = itertools.count()
 
 
@@ -76,8 +83,6 @@ def new_key(server: Server) -> Callable[[], str]:
 
 def children_of(process: int) -> dict[str, int]:
     """The names and process ids of a supervisor's children, as they call themselves on their command lines."""
-    import psutil
-
     found: dict[str, int] = {}
     for child in psutil.Process(process).children():
         words = child.cmdline()
@@ -85,7 +90,3 @@ def children_of(process: int) -> dict[str, int]:
         if role:
             found[role] = child.pid
     return found
-
-
-def dump(value: object) -> str:
-    return json.dumps(value, indent=2, default=str)

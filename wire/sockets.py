@@ -12,6 +12,8 @@ from typing import Self, cast
 
 import zmq
 
+from .errors import InvalidRequestError
+
 DRAIN_AT_MOST = 1000
 """Messages taken in one go, so that a flood on one socket does not starve the loop's other tasks."""
 
@@ -72,7 +74,10 @@ class Channel:
 
 
 def bind(address: str, max_frame_bytes: int, keys: CurveKeys | None = None) -> Channel:
-    """A ROUTER at `address`. Peers that send a frame above `max_frame_bytes` are cut off by ZeroMQ itself."""
+    """A ROUTER at `address`. Peers that send a frame above `max_frame_bytes` are cut off by ZeroMQ itself.
+
+    Raises InvalidRequestError for an address that is malformed or taken.
+    """
 
     def prepare(socket: "zmq.Socket[bytes]") -> None:
         socket.maxmsgsize = max_frame_bytes
@@ -82,13 +87,14 @@ def bind(address: str, max_frame_bytes: int, keys: CurveKeys | None = None) -> C
             socket.curve_publickey, socket.curve_secretkey = keys.public, keys.secret
         socket.bind(address)
 
-    return _channel(zmq.ROUTER, prepare)
+    return _channel(zmq.ROUTER, prepare, "bind", address)
 
 
 def connect(address: str, server_key: bytes | None, identity: bytes) -> Channel:
     """A DEALER to `address`, which need not be there yet; encrypted where the server's public key is given.
 
     `identity` names the connection across reconnects. It is as good as a password: make it random.
+    Raises InvalidRequestError for a malformed address.
     """
 
     def prepare(socket: "zmq.Socket[bytes]") -> None:
@@ -100,15 +106,18 @@ def connect(address: str, server_key: bytes | None, identity: bytes) -> Channel:
             socket.curve_publickey, socket.curve_secretkey = own.public, own.secret
         socket.connect(address)
 
-    return _channel(zmq.DEALER, prepare)
+    return _channel(zmq.DEALER, prepare, "address", address)
 
 
-def _channel(kind: int, prepare: Callable[["zmq.Socket[bytes]"], None]) -> Channel:
+def _channel(kind: int, prepare: Callable[["zmq.Socket[bytes]"], None], field: str, address: str) -> Channel:
     socket = zmq.Context.instance().socket(kind)
     try:
         socket.set_hwm(0)
         prepare(socket)
         return Channel(socket)
+    except zmq.ZMQError as error:
+        socket.close(linger=0)
+        raise InvalidRequestError(f"{field} is {address!r}: {error}", field=field) from None
     except BaseException:
         socket.close(linger=0)
         raise

@@ -1,46 +1,20 @@
 """Whatever is wrong gets a typed, readable error at the caller, and everyone else's work goes on."""
 
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 
 import msgpack
 import pytest
-import zmq
 
 import lorry
 from lorry.wire.client_messages import VERSION
-from lorry.wire.codec import MAX_HEADER_BYTES, encode
+from lorry.wire.codec import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, encode
 from lorry.wire.commands import ForwardBackwardInput
 from tests.conftest import MODEL, Server
+from tests.service.raw import Raw
 from tests.service.test_training import datum
 
 Key = Callable[[], str]
-
-
-@pytest.fixture
-def raw(server: Server) -> Iterator["Raw"]:
-    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.routing_id = b"raw-" + secrets.token_bytes(8)
-        socket.linger = 0
-        socket.connect(server.address)
-        yield Raw(socket)
-
-
-class Raw:
-    """A client of our own wire that does not check anything before it sends."""
-
-    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
-        self.socket = socket
-
-    def ask(self, *frames: object) -> dict[str, object]:
-        self.socket.send_multipart([f if isinstance(f, bytes) else msgpack.packb(f) for f in frames])
-        assert self.socket.poll(10_000), "the broker does not answer"
-        return msgpack.unpackb(self.socket.recv_multipart()[0])
-
-    def hello(self, key: str, version: int = VERSION) -> dict[str, object]:
-        return self.ask({"type": "hello", "version": version, "api_key": key, "client": "raw"})
 
 
 @contextmanager
@@ -193,14 +167,15 @@ async def test_a_request_above_the_limit_is_refused_before_it_is_sent(server: Se
         assert (await training.forward([datum()], "cross_entropy")).metrics["loss:sum"] > 0
 
 
-def test_an_oversized_payload_is_refused_by_the_broker_too(raw: Raw, new_key: Key) -> None:
-    assert raw.hello(new_key())["type"] == "welcome"
-    created = raw.ask({"type": "create_run", "request": 1, "nonce": "n", "base_model": MODEL, "lora": {"rank": 4}})
-    assert created["type"] == "answer"
-    run = raw.ask({"type": "query", "request": 2, "what": "runs"})
-    assert run["type"] == "answer"
-    submit = {"type": "submit", "request": 3, "lane": "run-unknown", "seq": 0, "kind": "forward"}
-    assert "run-unknown" in raw.ask(submit, b"x")["error"]["message"]
+async def test_an_oversized_payload_is_refused_by_the_broker_too(server: Server, raw: Raw, new_key: Key) -> None:
+    key = new_key()
+    raw.hello(key)
+    async with lorry.connect(server.address, api_key=key) as service:
+        run = (await service.create_lora_training_client_async(MODEL, rank=4)).model_id
+    submit = {"type": "submit", "request": 3, "lane": run, "seq": 0, "kind": "forward"}
+    answer = raw.ask(submit, bytes(MAX_PAYLOAD_BYTES + 1))
+    assert answer["error"]["code"] == "MessageTooLargeError"
+    assert raw.ask({"type": "ping"})["type"] == "pong"
 
 
 def test_an_oversized_header_is_refused(raw: Raw, new_key: Key) -> None:
@@ -246,7 +221,6 @@ async def test_a_payload_that_is_no_messagepack_fails_its_command_alone(server: 
         ):
             answer = raw.ask(submit | {"request": seq, "seq": seq}, payload)
             assert answer == {"type": "answer", "request": seq}
-            assert raw.socket.poll(10_000)
-            resolved = msgpack.unpackb(raw.socket.recv_multipart()[0])
+            resolved = raw.receive_header()
             code = resolved["error"]["code"] if resolved["error"] else None
             assert code == ("ProtocolError", "InvalidRequestError", None)[seq]

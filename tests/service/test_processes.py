@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 import lorry
+from lorry.serve import CONFIGURATION_EXIT
 from tests.conftest import BASE_MODEL, MODEL, ROOT, Server, children_of, start_server
 from tests.service.test_training import datum
 
@@ -161,7 +162,7 @@ def test_a_killed_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
     children = family(server)[1:]
     with server.process:
         server.process.kill()
-    gone, alive = psutil.wait_procs(children, timeout=10)
+    _gone, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
 
 
@@ -174,6 +175,35 @@ def test_a_model_that_is_none_ends_serve_with_one_readable_line(tmp_path: Path) 
     assert ended.returncode != 0
     assert "cannot load a base model" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_second_service_on_the_same_folder_or_port_ends_with_one_readable_line(
+    server: Server, tmp_path: Path
+) -> None:
+    def second(data: Path, bind: str) -> str:
+        command = [sys.executable, "-m", "lorry", "broker", "--model", "x", "--data", str(data), "--bind", bind]
+        environment = os.environ | {"LORRY_ACTOR_TOKEN": "token"}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+        assert ended.returncode == CONFIGURATION_EXIT
+        assert "Traceback" not in ended.stderr
+        return ended.stderr
+
+    assert "no other broker" in second(server.data, "tcp://127.0.0.1:*")
+    assert "Address already in use" in second(tmp_path, server.address)
+    assert "tcp://HOST:PORT" in second(tmp_path, "127.0.0.1")
+
+
+async def test_two_base_models_are_served_side_by_side(tmp_path: Path) -> None:
+    server = start_server(tmp_path, "--model", f"second={BASE_MODEL}", "--threads", "1")
+    try:
+        async with lorry.connect(server.address, api_key=server.new_key("both")) as service:
+            models = (await service.get_server_capabilities_async()).supported_models
+            assert {model.model_name for model in models} == {MODEL, "second"}
+            for model in models:
+                training = await service.create_lora_training_client_async(model.model_name, rank=4)
+                assert (await training.forward([datum()], "cross_entropy")).metrics["loss:sum"] > 0
+    finally:
+        server.stop()
 
 
 def test_keys_are_created_with_the_service_running_and_printed_once(server: Server) -> None:
@@ -226,11 +256,12 @@ async def test_a_server_beyond_loopback_is_encrypted(tmp_path: Path) -> None:
 
 
 async def test_the_embedded_service_leaves_nothing_behind() -> None:
+    before = set(psutil.Process().children(recursive=True))
     async with lorry.local(f"{MODEL}={BASE_MODEL}") as service:
         training = await service.create_lora_training_client_async(MODEL, rank=2)
         assert (await training.forward([datum()], "cross_entropy")).metrics["loss:sum"] > 0
-        children = psutil.Process().children(recursive=True)
-        assert len(children) >= 2
+        children = set(psutil.Process().children(recursive=True)) - before
+        assert len(children) == 2
     assert not [child for child in children if child.is_running()]
 
 

@@ -91,7 +91,7 @@ async def test_one_commit_covers_all_that_came_in_during_the_one_before(store: S
     commits: list[int] = []
     original = store.transaction
 
-    def counted():  # noqa: ANN202
+    def counted():
         commits.append(1)
         return original()
 

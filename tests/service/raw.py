@@ -1,0 +1,47 @@
+"""A client of the bare wire that checks nothing before it sends: what a broken or hostile peer could be."""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgpack
+import zmq
+
+from lorry.wire.client_messages import VERSION
+
+PATIENCE_MS = 20_000
+
+
+class Raw:
+    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+        self._socket = socket
+
+    @classmethod
+    @contextmanager
+    def connected(cls, address: str) -> Iterator["Raw"]:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+            socket.routing_id = b"raw-" + secrets.token_bytes(8)
+            socket.linger = 0
+            socket.connect(address)
+            yield cls(socket)
+
+    def send(self, *frames: object) -> None:
+        self._socket.send_multipart([f if isinstance(f, bytes) else msgpack.packb(f) for f in frames])
+
+    def receive(self) -> list[bytes]:
+        assert self._socket.poll(PATIENCE_MS), "the broker does not answer"
+        return self._socket.recv_multipart()
+
+    def receive_header(self) -> dict[str, Any]:
+        return msgpack.unpackb(self.receive()[0])
+
+    def is_silent(self, for_ms: int = 300) -> bool:
+        return not self._socket.poll(for_ms)
+
+    def ask(self, *frames: object) -> dict[str, Any]:
+        self.send(*frames)
+        return self.receive_header()
+
+    def hello(self, key: str, version: int = VERSION) -> dict[str, Any]:
+        return self.ask({"type": "hello", "version": version, "api_key": key, "client": "raw"})

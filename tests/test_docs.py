@@ -1,0 +1,90 @@
+"""Every example in the README and in docs/ runs, every link leads somewhere, and every command exists."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Server
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> list[pytest.param]:  # type: ignore[valid-type]
+    found = []
+    for page in PAGES:
+        pattern = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+        for number, block in enumerate(pattern.findall(page.read_text()), 1):
+            found.append(pytest.param(block, id=f"{page.name}-{language}-{number}"))
+    return found
+
+
+def commands() -> list[pytest.param]:  # type: ignore[valid-type]
+    lines = [line[2:] for block in blocks("console") for line in block.values[0].splitlines() if line.startswith("$ ")]
+    return [pytest.param(line, id=line) for line in dict.fromkeys(lines)]
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_a_python_example_runs(code: str, server: Server, new_key: Callable[[], str]) -> None:
+    environment = os.environ | {"LORRY_ADDRESS": server.address, "LORRY_API_KEY": new_key()}
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip()
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_of_the_pages_runs(command: str, server: Server) -> None:
+    """Of make's targets it is enough that they exist: CI runs `make test`, and another test runs the demo."""
+    words = shlex.split(command)
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return
+    assert words[0] == "lorry"
+    arguments = [sys.executable, "-m", *words]
+    if words[1] != "serve":
+        environment = os.environ | {"LORRY_DATA": str(server.data)}
+        assert subprocess.run(arguments, cwd=ROOT, env=environment, check=True, capture_output=True).stdout
+        return
+    environment = os.environ | {"LORRY_DATA": str(server.data / "of-the-readme")}
+    with subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("Serving ")
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_make_help_lists_every_target() -> None:
+    targets = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    listed = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert {line.split()[0] for line in listed.splitlines()} == set(targets)
+
+
+def test_every_subcommand_explains_itself() -> None:
+    for words in ([], ["serve"], ["broker"], ["actor"], ["keys", "create"], ["usage"], ["status"]):
+        ended = subprocess.run(
+            [sys.executable, "-m", "lorry", *words, "--help"], capture_output=True, text=True, check=True
+        )
+        assert "Usage" in ended.stdout
