@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test check format types bench lock clean
+.PHONY: help install demo test check format types bench lock sdk-0.34.0 clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,7 +34,7 @@ format: $(INSTALLED)  ## format, and fix what lint can fix
 
 types: $(INSTALLED)  ## check types (pyright, strict)
 	@mkdir -p build/typing/lorry
-	@for package in actors client scheduler storage wire; do ln -sfn "$(CURDIR)/$$package" build/typing/lorry/$$package; done
+	@for package in actors client gateway scheduler storage wire; do ln -sfn "$(CURDIR)/$$package" build/typing/lorry/$$package; done
 	@for module in lorry/*.py; do ln -sf "$(CURDIR)/$$module" build/typing/lorry/; done
 	$(BIN)/pyright
 
@@ -43,6 +43,9 @@ bench: $(INSTALLED)  ## speed of the engine against PEFT and the frozen base, th
 
 lock: $(INSTALLED)  ## write constraints.txt from what is installed
 	$(BIN)/pip freeze --exclude-editable --exclude torch > constraints.txt
+
+sdk-0.34.0: $(INSTALLED)  ## the oldest SDK that the tests can run against, in a folder of its own
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/sdk-0.34.0 'tinker==0.34.0'
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -32,6 +32,12 @@ class PromptLogprobs:
     logprobs: list[float | None]
     top: list[TopkLogprobs | None] | None
 
+    def last(self, n: int) -> "PromptLogprobs":
+        """None for all but the last `n` tokens."""
+        blank = len(self.logprobs) - n
+        top = None if self.top is None else [*[None] * blank, *self.top[blank:]]
+        return PromptLogprobs([*[None] * blank, *self.logprobs[blank:]], top)
+
 
 @dataclass(slots=True, eq=False)
 class Request:
@@ -48,6 +54,7 @@ class Request:
     top_sample: int = 0
     top_prompt: int = 0
     wants_prompt: bool = False
+    last_prompt: int | None = None
     prompt_logprobs: PromptLogprobs | None = None
     sequences: list[SampledSequence | None] = field(default_factory=list[SampledSequence | None])
     sample_tokens: int = 0
@@ -77,6 +84,7 @@ class Request:
             top_sample=request.topk_sample_logprobs,
             top_prompt=request.topk_prompt_logprobs,
             wants_prompt=request.include_prompt_logprobs or request.topk_prompt_logprobs > 0,
+            last_prompt=request.prompt_logprobs_last_n,
             sequences=[None] * request.num_samples,
         )
 
@@ -101,6 +109,8 @@ class Request:
         if self.error is not None:
             return self.error
         prompt = self.prompt_logprobs
+        if prompt is not None and self.last_prompt is not None:
+            prompt = prompt.last(self.last_prompt)
         return SampleResponse(
             [sequence for sequence in self.sequences if sequence is not None],
             None if prompt is None else prompt.logprobs,

@@ -63,6 +63,11 @@ class Connection:
         self._heard = 0.0
         self._closed = False
 
+    @property
+    def refused(self) -> LorryError | None:
+        """Why the broker does not let this connection in, or not any longer."""
+        return self._refused
+
     # Requests --------------------------------------------------------------------------------------------------------
 
     def next_request(self) -> int:
@@ -93,6 +98,22 @@ class Connection:
             future.reject(error)
 
         return Acknowledgement(self, self._start(message, payload, refused))
+
+    def expect(self, future: FutureId) -> Future[bytes]:
+        """The future of this id, which resolves to the encoded result; the same one for all who ask while it is open.
+
+        Nothing is sent: `submit` it, or `watch` it.
+        """
+        return self._futures.get(future) or Future(future, bytes, self.cancel)
+
+    def watch(self, future: FutureId) -> Future[bytes]:
+        """The future of a command that was submitted before, by whomever."""
+        known = self._futures.get(future)
+        if known is None:
+            known = self._futures[future] = self.expect(future)
+            if self._welcome:
+                self._channel.send([encode(Watch([future]))])
+        return known
 
     async def cancel(self, future: FutureId) -> None:
         await self.tell(Cancel(self.next_request(), future))
@@ -142,6 +163,7 @@ class Connection:
             case Failed(number, error):
                 self._failed(number, revive(error))
             case Welcome():
+                self._refused = None
                 self._welcome = message
                 self._welcomed.set()
                 self._resume()

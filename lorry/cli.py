@@ -1,6 +1,7 @@
 """The `lorry` command. Each subcommand parses its arguments into a configuration and calls one function."""
 
 import os
+import secrets
 import sys
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
@@ -37,6 +38,7 @@ _Models = Annotated[
     typer.Option("--model", help="[NAME=]PATH_OR_HUB_ID: a folder or hub id, and the public name to serve it under"),
 ]
 _Bind = Annotated[str, typer.Option(help="Where clients connect, as tcp://HOST:PORT; beyond loopback it is encrypted")]
+_Http = Annotated[str, typer.Option(help="Where scripts written for the Tinker SDK connect, as HOST:PORT")]
 _Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 _Dtype = Annotated[str, typer.Option(help="The base model's: auto (its checkpoint's own), float32, bfloat16, float16")]
 _Slots = Annotated[int, typer.Option(min=1, help="Adapters on the device at a time; more are swapped to host memory")]
@@ -63,6 +65,8 @@ def serve(
     model: _Models,
     data: _Data = None,
     bind: _Bind = "tcp://127.0.0.1:5570",
+    http: _Http = "127.0.0.1:8000",
+    no_http: Annotated[bool, typer.Option("--no-http", help="Serve Lorry's own clients only")] = False,
     device: _Device = "cpu",
     dtype: _Dtype = "auto",
     replicas: Annotated[int, typer.Option(min=1, help="Actors for each model")] = 1,
@@ -72,7 +76,7 @@ def serve(
     threads: _Threads = None,
     heartbeat_s: _Heartbeat = 5.0,
 ) -> None:
-    """Serve base models: starts a broker and an actor for each model as child processes, and supervises them."""
+    """Serve base models: starts a broker, a gateway and an actor for each model as child processes."""
     from lorry.serve import serving
 
     async def run() -> None:
@@ -80,6 +84,7 @@ def serve(
             models=tuple(ModelConfig.parse(text) for text in model),
             data=data or default_data(),
             bind=bind,
+            http=None if no_http else http,
             device=device,
             dtype=dtype,
             replicas=replicas,
@@ -96,6 +101,8 @@ def serve(
                 progress.stop()
                 names = ", ".join(model.name for model in config.models)
                 console.print(f"Serving {names} at {deployment.address}, data in {config.data}. Ctrl-C stops it.")
+                if deployment.url:
+                    console.print(f"Scripts for Tinker run with TINKER_BASE_URL={deployment.url}")
                 if deployment.server_key:
                     console.print(f"Clients pass server_key={deployment.server_key!r}: the connection is encrypted.")
                 await anyio.sleep_forever()
@@ -171,6 +178,34 @@ def actor(
     _run(lambda: run_actor(config, supervised))
 
 
+@app.command()
+def gateway(
+    connect: Annotated[str, typer.Option(help="The broker's address for clients")] = "tcp://127.0.0.1:5570",
+    http: _Http = "127.0.0.1:8000",
+    data: Annotated[
+        Path | None, typer.Option("--data", help="The broker's data folder, to download checkpoints from")
+    ] = None,
+    server_key: Annotated[str | None, typer.Option(help="The broker's public key, where it is not on loopback")] = None,
+    url: Annotated[str | None, typer.Option(help="How clients reach this gateway, if by another address")] = None,
+    supervised: _Supervised = False,
+) -> None:
+    """Run a gateway alone: the HTTP server for the Tinker SDK, a client of the broker at CONNECT."""
+    from lorry.gateway.config import GatewayConfig
+    from lorry.processes import run_gateway
+
+    host, port = host_and_port(http)
+    config = GatewayConfig(
+        connect=connect,
+        host=host,
+        port=port,
+        server_key=server_key,
+        checkpoints=data / "checkpoints" if data else None,
+        link_key=link_key(data) if data else b"",
+        url=url,
+    )
+    _run(lambda: run_gateway(config, supervised))
+
+
 @keys.command("create")
 def keys_create(
     tenant: Annotated[str, typer.Option(help="Who uses the key; made if new")],
@@ -202,6 +237,23 @@ def status(data: _Data = None) -> None:
     from lorry.reports import print_status
 
     _call(lambda: print_status(Console(), data or default_data()))
+
+
+def host_and_port(http: str) -> tuple[str, int]:
+    host, _, port = http.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise InvalidRequestError.of("http", http, "HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def link_key(data: Path) -> bytes:
+    """What signs the links to downloads, made once and kept in the data folder, so that gateways agree on it."""
+    file = data / "links.key"
+    if not file.exists():
+        data.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        file.write_bytes(secrets.token_bytes(32))
+    return file.read_bytes()
 
 
 def is_loopback(bind: str) -> bool:

@@ -37,11 +37,15 @@ def default_data() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """`replicas` actors for each model. See BrokerConfig and ActorConfig for the fields that they take over."""
+    """`replicas` actors for each model. See BrokerConfig and ActorConfig for the fields that they take over.
+
+    `http` is HOST:PORT for clients of the Tinker SDK, port 0 for any that is free; None serves none.
+    """
 
     models: tuple[ModelConfig, ...]
     data: Path
     bind: str = "tcp://127.0.0.1:5570"
+    http: str | None = None
     device: str = "cpu"
     dtype: str = "auto"
     replicas: int = 1

@@ -1,4 +1,4 @@
-"""What `lorry broker` and `lorry actor` run: one process each, until a signal or its supervisor's end stops it."""
+"""What `lorry broker`, `actor` and `gateway` run: one process each, until a signal or its supervisor's end stops it."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from anyio.abc import TaskGroup
 
 from lorry.actors import actor
 from lorry.actors.config import ActorConfig
+from lorry.gateway.config import GatewayConfig
 from lorry.scheduler import broker
 from lorry.scheduler.config import BrokerConfig
 from lorry.wire.tasks import background_tasks
@@ -30,6 +31,17 @@ async def run_broker(config: BrokerConfig, supervised: bool) -> None:
 
 async def run_actor(config: ActorConfig, supervised: bool) -> None:
     await _until_stopped(lambda: actor.serve(config, lambda: announce({"actor": config.actor})), supervised)
+
+
+async def run_gateway(config: GatewayConfig, supervised: bool) -> None:
+    from lorry.gateway import app  # it imports the Tinker SDK, and that torch: only this process pays for them
+
+    async def serve() -> None:
+        async with app.running(config) as url:
+            announce({"url": url, "http": url.removeprefix("http://")})
+            await anyio.sleep_forever()
+
+    await _until_stopped(serve, supervised)
 
 
 def announce(what: dict[str, str]) -> None:

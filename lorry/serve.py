@@ -8,7 +8,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,12 +53,16 @@ class _Child:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """A running deployment: where clients connect, with which CURVE key, and how its processes are called."""
+    """A running deployment: where clients connect, with which CURVE key, and how its processes are called.
+
+    `url` is where those of the Tinker SDK connect.
+    """
 
     address: str
     data: Path
     server_key: str | None
     children: Sequence[_Child]
+    url: str | None = None
 
     async def create_key(self, tenant: str) -> str:
         """A new API key of `tenant`, who is made if new."""
@@ -103,17 +107,22 @@ async def serving(config: ServeConfig) -> AsyncGenerator[Deployment]:
                 for model in config.models
                 for name in (f"{model.name}#{i}" for i in range(config.replicas))
             ]
-            await _start_all(tasks, actors)
-            yield Deployment(announced["clients"], config.data, announced.get("server_key"), [broker, *actors])
+            gateways = [_Child("gateway", _gateway_command(config, config.http, announced), {})] if config.http else []
+            await _start_all(tasks, [*actors, *gateways])
+            for gateway in gateways:  # its clients must find a restarted one, too
+                gateway.command = _gateway_command(config, gateway.announcement["http"], announced)
+            url = gateways[0].announcement["url"] if gateways else None
+            children = [broker, *actors, *gateways]
+            yield Deployment(announced["clients"], config.data, announced.get("server_key"), children, url)
     except* ChildFailedError as failures:
         raise failures.exceptions[0] from None
 
 
-async def _start_all(tasks: TaskGroup, actors: Sequence[_Child]) -> None:
-    for actor in actors:
-        tasks.start_soon(_keep_alive, actor)
-    for actor in actors:
-        await actor.ready.wait()
+async def _start_all(tasks: TaskGroup, children: Sequence[_Child]) -> None:
+    for child in children:
+        tasks.start_soon(_keep_alive, child)
+    for child in children:
+        await child.ready.wait()
 
 
 async def _keep_alive(child: _Child) -> None:
@@ -170,6 +179,13 @@ def _broker_command(config: ServeConfig, bind: str = "", actor_bind: str = "") -
     command = ["--log-level", config.log_level, "broker", *names, "--data", str(config.data)]
     command += ["--bind", bind or config.bind, "--heartbeat-s", str(config.heartbeat_s), "--supervised"]
     return [*command, "--actor-bind", actor_bind] if actor_bind else command
+
+
+def _gateway_command(config: ServeConfig, http: str, announced: Mapping[str, str]) -> list[str]:
+    options = ["--connect", announced["clients"], "--http", http, "--data", str(config.data)]
+    if key := announced.get("server_key"):
+        options += ["--server-key", key]
+    return ["--log-level", config.log_level, "gateway", *options, "--supervised"]
 
 
 def _actor_command(config: ServeConfig, name: str, model: str, source: str, connect: str) -> list[str]:

@@ -104,6 +104,7 @@ class _Broker:
             self._registry.add_sampler(sampler)
         for checkpoint in store.checkpoints():
             self._registry.add_checkpoint(checkpoint)
+        self._clients.catalogue.load(store)
         self._commands.load(store)
 
     def _deliver(self, to: Iterable[bytes], future: FutureId, error: ErrorInfo | None, payload: bytes) -> None:
@@ -145,4 +146,4 @@ class _Broker:
         before = time.time() - self._config.result_ttl_s
         await self.writer.write_and_wait(lambda store: store.results_expired(before))
         for checkpoint in self._registry.expired(time.time()):
-            await self._clients.remove_checkpoint(checkpoint)
+            await self._clients.catalogue.remove_checkpoint(checkpoint)

@@ -2,34 +2,29 @@
 
 import secrets
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import structlog
-from anyio import to_thread
 from anyio.abc import TaskGroup
 
-from ..storage.checkpoints import delete_folder
 from ..storage.reader import Reader
-from ..storage.rows import CheckpointRow, CommandRow, RunRow, SamplerRow
+from ..storage.rows import CommandRow, RunRow, SamplerRow
 from ..storage.writer import Writer
 from ..wire.client_messages import (
     VERSION,
     Answer,
     Cancel,
+    CatalogueRequest,
     CreateRun,
     CreateSampler,
-    DeleteCheckpoint,
     Failed,
     FromClient,
     Goodbye,
     Hello,
     Ping,
     Pong,
-    Query,
     Resolved,
     RunCreated,
     SamplerCreated,
-    SamplerInfo,
     Submit,
     ToClient,
     Unknown,
@@ -50,16 +45,12 @@ from ..wire.errors import (
 from ..wire.ids import ActorId, FutureId, LaneId, RunId, SamplerId, SessionId, TenantId, future_id
 from ..wire.sockets import Channel
 from ..wire.types import (
-    Checkpoint,
-    GetInfoResponse,
-    GetServerCapabilitiesResponse,
     LoraConfig,
-    SupportedModel,
-    TrainingRun,
 )
-from .commands import Commands
+from .catalogue import Catalogue
+from .commands import Commands, saved_path
 from .config import BrokerConfig
-from .registry import Registry, checkpoint_path
+from .registry import Registry, run_in_slot, sampler_in_slot
 from .sessions import Session, Sessions
 
 log = structlog.get_logger("lorry.broker")
@@ -86,6 +77,7 @@ class ClientDoor:
         self._writer, self._reader, self._now, self._monotonic = writer, reader, now, monotonic
         self._tasks, self._cancel_in_flight = tasks, cancel_in_flight
         self._sessions = Sessions()
+        self.catalogue = Catalogue(config, registry, commands, writer, reader, now)
 
     # In --------------------------------------------------------------------------------------------------------------
 
@@ -106,7 +98,7 @@ class ClientDoor:
             self._send(connection, Failed(request, error.info))
 
     async def _hello(self, connection: bytes, hello: Hello) -> None:
-        tenant = await self._reader.read(lambda store: store.tenant_of(hello.api_key))
+        tenant = await self.catalogue.tenant_of(hello.api_key)
         if hello.version != VERSION:
             problem = f"the client speaks version {hello.version} of the protocol, the broker version {VERSION}"
             self._send(connection, Failed(None, ProtocolError(problem, field="version").info))
@@ -138,22 +130,19 @@ class ClientDoor:
                 self._create_sampler(session, message)
             case Cancel():
                 self._cancel(session, message)
-            case Query():
-                self._tasks.start_soon(self._query, session, message)
-            case DeleteCheckpoint():
-                self._delete_checkpoint(session, message)
             case Ping():
                 self._send(session.connection, Pong())
             case Goodbye():
                 self._leave(session)
             case Hello():
                 raise AssertionError("handled by receive")
+            case _:
+                self._tasks.start_soon(self._catalogued, session, message)
 
     # Commands --------------------------------------------------------------------------------------------------------
 
     def _submit(self, session: Session, submit: Submit, payload: bytes) -> None:
         lane = self._registry.lane(session.tenant, submit.lane)
-        self._check_submit(lane, submit, payload)
         row = CommandRow(
             future=future_id(submit.lane, submit.seq),
             lane=submit.lane,
@@ -165,13 +154,14 @@ class ClientDoor:
             rows=max(1, submit.rows),
             arguments=submit.arguments,
         )
+        self._check_submit(lane, submit, payload, row)
         self._commands.accept(row, payload, session.connection, lambda: self._answer(session, submit.request))
 
-    def _check_submit(self, lane: RunRow | SamplerRow, submit: Submit, payload: bytes) -> None:
+    def _check_submit(self, lane: RunRow | SamplerRow, submit: Submit, payload: bytes, row: CommandRow) -> None:
         if len(payload) > self._config.max_payload_bytes:
             raise MessageTooLargeError(f"payload has {len(payload):,} bytes, limit {self._config.max_payload_bytes:,}")
         if not 0 <= submit.seq < MAX_SEQ:
-            raise InvalidRequestError.of("seq", submit.seq, "a whole number from 0 to 2**53")
+            raise InvalidRequestError.of("seq", submit.seq, "a whole number from 0 to below 2**63 - 1")
         if (submit.kind in SAMPLING_KINDS) != isinstance(lane, SamplerRow):
             raise InvalidRequestError.of("kind", submit.kind, f"a command of a {type(lane).__name__[:-3].lower()}")
         if submit.kind in SAMPLING_KINDS and not 0 <= submit.rows <= 1024:
@@ -184,12 +174,25 @@ class ClientDoor:
         ahead = submit.seq - self._commands.next_seq(LaneId(lane.id))
         if ahead > self._config.max_waiting:
             raise InvalidRequestError.of("seq", submit.seq, f"at most {self._config.max_waiting} ahead of what has run")
-        if submit.kind == "save_state":
-            checkpoint_path(lane.id, "training", submit.arguments.name)
-        elif submit.kind == "save_weights_for_sampler":
-            checkpoint_path(lane.id, "sampler", submit.arguments.name)
+        if submit.seq < lane.first_seq:
+            raise InvalidRequestError.of("seq", submit.seq, f"at least {lane.first_seq}, the run's first")
+        if submit.kind in ("save_state", "save_weights_for_sampler"):
+            self._check_save(lane, row)
         elif submit.kind == "load_state":
             self._registry.loadable(lane, submit.arguments.path)
+
+    def _check_save(self, run: RunRow, row: CommandRow) -> None:
+        path, slot = saved_path(row), row.arguments.sampler_slot
+        existing = self._registry.existing(path)
+        if existing is not None and existing.seq != row.seq and not row.arguments.overwrite:
+            raise InvalidRequestError.of("name", row.arguments.name, "a name that no checkpoint of this run has")
+        if slot is None:
+            return
+        if run.session is None:
+            raise InvalidRequestError.of("sampler_slot", slot, "a run that was made in a client session")
+        made = self._registry.sampler_of(LaneId(sampler_in_slot(run.session, slot)))
+        if made is not None and made.model_path != path:
+            raise InvalidRequestError.of("sampler_slot", slot, "a place where no other sampler is")
 
     def _watch(self, session: Session, future: FutureId) -> None:
         try:
@@ -223,7 +226,11 @@ class ClientDoor:
     # Runs and samplers -----------------------------------------------------------------------------------------------
 
     def _create_run(self, session: Session, create: CreateRun) -> None:
-        if run := self._registry.made_before(session.tenant, create.nonce):
+        slot = create.slot
+        if slot is not None:
+            self.catalogue.sessions.get(session.tenant, slot.session)
+        nonce = run_in_slot(slot.session, slot.number) if slot else create.nonce
+        if run := self._registry.made_before(session.tenant, nonce):
             self._answer_when_durable(session, create.request, RunCreated(run.id))
             return
         _, max_rank = self._registry.facts(create.base_model)
@@ -238,37 +245,44 @@ class ClientDoor:
         )
         now = self._now()
         run = RunRow(
-            id=RunId("run-" + secrets.token_hex(8)),
+            id=RunId(nonce if slot else "run-" + secrets.token_hex(8)),
             tenant=session.tenant,
-            nonce=create.nonce,
+            nonce=nonce,
             base_model=create.base_model,
             lora=lora,
             user_metadata=create.user_metadata,
             created_at=now,
             last_request_at=now,
+            session=slot.session if slot else None,
+            first_seq=create.first_seq,
         )
         self._commands.add_run(run)
         created = RunCreated(run.id)
         self._writer.write(lambda store: store.run_created(run), lambda: self._answer(session, create.request, created))
 
     def _create_sampler(self, session: Session, create: CreateSampler) -> None:
-        if known := self._registry.made_before(session.tenant, create.nonce):
+        slot = create.slot
+        if slot is not None:
+            self.catalogue.sessions.get(session.tenant, slot.session)
+        nonce = sampler_in_slot(slot.session, slot.number) if slot else create.nonce
+        if known := self._registry.made_before(session.tenant, nonce):
             self._answer_when_durable(session, create.request, SamplerCreated(known.id, known.base_model))
             return
         if (create.base_model is None) == (create.model_path is None):
             raise InvalidRequestError("give exactly one of base_model and model_path", field="model_path")
         base_model = create.base_model or ""
         if create.model_path is not None:
-            checkpoint = self._registry.checkpoint(session.tenant, create.model_path, "sampler")
-            base_model = self._registry.run(session.tenant, checkpoint.run).base_model
+            checkpoint = self._registry.readable(session.tenant, create.model_path, "sampler")
+            base_model = self._registry.run(checkpoint.tenant, checkpoint.run).base_model
         self._registry.facts(base_model)
         sampler = SamplerRow(
-            id=SamplerId("sampler-" + secrets.token_hex(8)),
+            id=SamplerId(nonce if slot else "sampler-" + secrets.token_hex(8)),
             tenant=session.tenant,
-            nonce=create.nonce,
+            nonce=nonce,
             base_model=base_model,
             model_path=create.model_path,
             created_at=self._now(),
+            session=slot.session if slot else None,
         )
         self._registry.add_sampler(sampler)
         created = SamplerCreated(sampler.id, base_model)
@@ -276,53 +290,13 @@ class ClientDoor:
             lambda store: store.sampler_created(sampler), lambda: self._answer(session, create.request, created)
         )
 
-    def _delete_checkpoint(self, session: Session, delete: DeleteCheckpoint) -> None:
-        checkpoint = self._registry.checkpoint(session.tenant, delete.path)
-
-        async def remove_and_answer() -> None:
-            await self.remove_checkpoint(checkpoint)
-            self._answer(session, delete.request)
-
-        self._tasks.start_soon(remove_and_answer)
-
-    async def remove_checkpoint(self, checkpoint: CheckpointRow) -> None:
-        """Forget it, and delete its folder unless a run still needs it to be rebuilt from."""
-        self._registry.remove_checkpoint(checkpoint.path)
-        await self._writer.write_and_wait(lambda store: store.checkpoint_deleted(checkpoint.path))
-        run = self._registry.run_of(LaneId(checkpoint.run))
-        if run is None or run.restore_folder != checkpoint.folder:
-            await to_thread.run_sync(delete_folder, self._config.checkpoints, Path(checkpoint.folder))
-
     # Questions -------------------------------------------------------------------------------------------------------
 
-    async def _query(self, session: Session, query: Query) -> None:
+    async def _catalogued(self, session: Session, request: CatalogueRequest) -> None:
         try:
-            self._answer(session, query.request, await self._look(session.tenant, query))
+            self._answer(session, request.request, await self.catalogue.answer(session.tenant, request))
         except LorryError as error:
-            self._send(session.connection, Failed(query.request, error.info))
-
-    async def _look(self, tenant: TenantId, query: Query) -> object:
-        match query.what:
-            case "capabilities":
-                models = self._registry.ready_models().items()
-                return GetServerCapabilitiesResponse(
-                    [SupportedModel(name, facts.max_context) for name, facts in models]
-                )
-            case "run":
-                run = self._registry.run(tenant, query.subject)
-                facts, _ = self._registry.facts(run.base_model)
-                return GetInfoResponse(run.id, run.base_model, run.lora.rank, facts.tokenizer_id)
-            case "sampler":
-                sampler = self._registry.sampler(tenant, query.subject)
-                facts, _ = self._registry.facts(sampler.base_model)
-                return SamplerInfo(sampler.id, sampler.base_model, facts.tokenizer_id)
-            case "runs":
-                return [_training_run(run) for run in self._registry.runs_of(tenant)]
-            case "checkpoints":
-                run = self._registry.run(tenant, query.subject).id if query.subject else None
-                return [_checkpoint(row) for row in self._registry.checkpoints_of(tenant, run)]
-            case "usage":
-                return await self._reader.read(lambda store: store.usage(tenant))
+            self._send(session.connection, Failed(request.request, error.info))
 
     # Out, and leaving ------------------------------------------------------------------------------------------------
 
@@ -347,22 +321,6 @@ class ClientDoor:
 
     def _send(self, connection: bytes, message: ToClient) -> None:
         self._channel.send([connection, encode(message)])
-
-
-def _training_run(run: RunRow) -> TrainingRun:
-    return TrainingRun(
-        training_run_id=run.id,
-        base_model=run.base_model,
-        model_owner=run.tenant,
-        lora_rank=run.lora.rank,
-        last_request_time=run.last_request_at,
-        user_metadata=run.user_metadata or None,
-    )
-
-
-def _checkpoint(row: CheckpointRow) -> Checkpoint:
-    segment = row.path.removeprefix(f"tinker://{row.run}/")
-    return Checkpoint(segment, row.kind, row.created_at, row.path, row.size_bytes, row.expires_at)
 
 
 def _nothing() -> None:

@@ -10,25 +10,40 @@ from typing import TypeAlias
 
 import structlog
 
-from ..storage.rows import CheckpointRow, CommandRow, ResultRow, RunRow, UsageEntry, UsageKind
+from ..storage.rows import (
+    CheckpointKind,
+    CheckpointRow,
+    CommandRow,
+    ResultRow,
+    RunRow,
+    SamplerRow,
+    UsageEntry,
+    UsageKind,
+)
 from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire.actor_messages import AdapterState, Item, Outcome
+from ..wire.client_messages import FutureState
 from ..wire.codec import decode, encode
 from ..wire.commands import SAMPLING_KINDS, CommandKind
-from ..wire.errors import ActorLostError, CommandCancelledError, ErrorInfo, LorryError
-from ..wire.ids import ActorId, FutureId, LaneId, RunId
+from ..wire.errors import ActorLostError, CommandCancelledError, ErrorInfo, LorryError, NotFoundError
+from ..wire.ids import ActorId, FutureId, LaneId, RunId, SamplerId
 from ..wire.types import LoadWeightsResponse, SaveWeightsForSamplerResponse, SaveWeightsResponse
 from .config import BrokerConfig
 from .lanes import Command, Lane
 from .planner import Lost, Planner
-from .registry import Registry, checkpoint_path, run_of_path
+from .registry import Registry, checkpoint_path, ephemeral_path, run_of_path, sampler_in_slot
 from .waiters import Waiters
 
 log = structlog.get_logger("lorry.broker")
 
 Deliver: TypeAlias = Callable[[Iterable[bytes], FutureId, ErrorInfo | None, bytes], None]
 _REPLAYED: frozenset[CommandKind] = frozenset(("forward_backward", "optim_step", "load_state"))
+_SAVES: frozenset[CommandKind] = frozenset(("save_state", "save_weights_for_sampler"))
+
+
+_EPHEMERAL_TTL_S = 24 * 3600
+"""How long weights without a name can be sampled from: a training loop makes new ones at every step."""
 
 
 class Commands:
@@ -63,9 +78,9 @@ class Commands:
             count, top = finished.get(lane.id, (0, -1))
             if count == 0:
                 continue
-            # Usually all that is over is one stretch from 0 on; after a cancellation there may be gaps.
-            if top == count - 1:
-                lane.next_seq = count
+            # Usually all that is over is one stretch from the first on; after a cancellation there may be gaps.
+            if top == run.first_seq + count - 1:
+                lane.next_seq = top + 1
             else:
                 lane.skip(store.finished_seqs(lane.id))
             self._planner.lose_state(lane.id)
@@ -77,7 +92,7 @@ class Commands:
 
     def add_run(self, run: RunRow) -> Lane:
         self._registry.add_run(run)
-        lane = Lane(LaneId(run.id), run.tenant, run.base_model)
+        lane = Lane(LaneId(run.id), run.tenant, run.base_model, next_seq=run.first_seq)
         self._planner.add_lane(lane)
         return lane
 
@@ -124,6 +139,18 @@ class Commands:
     def next_seq(self, lane: LaneId) -> int:
         return self._planner.next_seq(lane)
 
+    def queue_state(self, future: FutureId) -> FutureState:
+        """Why it has not resolved yet. Raises NotFoundError where it has, or never was."""
+        if (row := self._rows.get(future)) is None:
+            raise NotFoundError(f"{future!r} does not wait for anything", field="future")
+        if not self._planner.actors_of(row.base_model):
+            return FutureState("paused_capacity", f"no actor serves {row.base_model} at the moment")
+        if self._planner.holder(future):
+            return FutureState("active", "it is being executed")
+        if self._registry.run_of(row.lane) is None:
+            return FutureState("active", "it waits for its turn")
+        return FutureState("active", f"{row.lane} goes on with request {self._planner.next_seq(row.lane)}")
+
     # Handing out -----------------------------------------------------------------------------------------------------
 
     def item(self, command: Command) -> Item:
@@ -131,15 +158,15 @@ class Commands:
         row, folder = self._rows[command.future] if not command.replay else self._replays[command.future], None
         if run := self._registry.run_of(command.lane):
             adapter = AdapterState(run.id, run.lora, run.restore_folder)
-            if command.kind in ("save_state", "save_weights_for_sampler"):
-                folder = str(self._folder(run.id, command.kind, row.arguments.name))
+            if command.kind in _SAVES:
+                folder = str(self._folder(row))
             elif command.kind == "load_state":
                 folder = self._registry.loadable(run, row.arguments.path).folder
             return Item(command.future, command.kind, adapter, folder, row.arguments.optimizer)
         sampler = self._registry.sampler_of(command.lane)
         if sampler is None or sampler.model_path is None:
             return Item(command.future, command.kind, None)
-        checkpoint = self._registry.checkpoint(sampler.tenant, sampler.model_path, "sampler")
+        checkpoint = self._registry.readable(sampler.tenant, sampler.model_path, "sampler")
         run = self._registry.run(checkpoint.tenant, checkpoint.run)
         return Item(command.future, command.kind, AdapterState(checkpoint.folder, run.lora, checkpoint.folder))
 
@@ -147,9 +174,8 @@ class Commands:
         """None where it is in the journal only."""
         return self._payloads.get(future)
 
-    def _folder(self, run: RunId, kind: CommandKind, name: str | None) -> os.PathLike[str]:
-        which = "training" if kind == "save_state" else "sampler"
-        return self._config.checkpoints / checkpoint_path(run, which, name).removeprefix("tinker://")
+    def _folder(self, row: CommandRow) -> os.PathLike[str]:
+        return self._config.checkpoints / saved_path(row).removeprefix("tinker://")
 
     # Finishing -------------------------------------------------------------------------------------------------------
 
@@ -169,11 +195,13 @@ class Commands:
         if command.lane in self._broken:
             error = ActorLostError(self._broken[command.lane]).info
         checkpoint = self._saved(row, outcome) if error is None else None
+        sampler = self._sampler_asked_for(row) if checkpoint is not None else None
         result = payload if error is None else None
-        if error is None and row.kind in ("save_state", "save_weights_for_sampler", "load_state"):
-            result = encode(self._weights_response(row))
+        if error is None and (row.kind in _SAVES or row.kind == "load_state"):
+            result = encode(_weights_response(row, sampler))
         usage = self._usage(row, outcome) if error is None else []
-        self._record(row, ResultRow(row.future, encode(error) if error else None, result), actor, usage, checkpoint)
+        encoded = ResultRow(row.future, encode(error) if error else None, result)
+        self._record(row, encoded, actor, usage, checkpoint, sampler)
 
     def fail(self, future: FutureId, error: LorryError) -> None:
         """End a command that no actor will end."""
@@ -194,6 +222,7 @@ class Commands:
         actor: ActorId | None,
         usage: list[UsageEntry],
         checkpoint: CheckpointRow | None,
+        sampler: SamplerRow | None = None,
     ) -> None:
         now = self._now()
         keep_payload = result.error is None and row.kind in _REPLAYED
@@ -205,6 +234,8 @@ class Commands:
                 store.payload_dropped(row.future)
             if checkpoint is not None:
                 store.checkpoint_saved(checkpoint)
+                if sampler is not None:
+                    store.sampler_created(sampler)
                 if restores:
                     store.restore_point_set(checkpoint.run, checkpoint.folder, checkpoint.seq)
 
@@ -214,6 +245,8 @@ class Commands:
 
         if checkpoint is not None:
             self._registry.add_checkpoint(checkpoint)
+            if sampler is not None:
+                self._registry.add_sampler(sampler)
             if restores and (run := self._registry.run_of(row.lane)):
                 restored = replace(run, restore_folder=checkpoint.folder, restore_seq=checkpoint.seq)
                 self._registry.add_run(restored)
@@ -243,30 +276,42 @@ class Commands:
 
     def _saved(self, row: CommandRow, outcome: Outcome) -> CheckpointRow | None:
         run = self._registry.run_of(row.lane)
-        if run is None or row.kind not in ("save_state", "save_weights_for_sampler"):
+        if run is None or row.kind not in _SAVES:
             return None
-        kind = "training" if row.kind == "save_state" else "sampler"
-        ttl = row.arguments.ttl_seconds
+        ephemeral = row.arguments.sampler_slot is not None
+        ttl = row.arguments.ttl_seconds or (_EPHEMERAL_TTL_S if ephemeral else None)
         return CheckpointRow(
-            path=checkpoint_path(run.id, kind, row.arguments.name),
+            path=saved_path(row),
             run=run.id,
             tenant=run.tenant,
-            kind=kind,
+            kind=_saved_kind(row),
             name=row.arguments.name or "",
-            folder=str(self._folder(run.id, row.kind, row.arguments.name)),
+            folder=str(self._folder(row)),
             seq=row.seq,
             size_bytes=outcome.size_bytes,
             checksum=outcome.checksum,
             created_at=self._now(),
             expires_at=None if ttl is None else self._now() + ttl,
+            ephemeral=ephemeral,
+            user_metadata=row.arguments.user_metadata,
         )
 
-    def _weights_response(self, row: CommandRow) -> object:
-        if row.kind == "load_state":
-            return LoadWeightsResponse(row.arguments.path or "")
-        kind = "training" if row.kind == "save_state" else "sampler"
-        path = checkpoint_path(RunId(row.lane), kind, row.arguments.name)
-        return SaveWeightsResponse(path) if kind == "training" else SaveWeightsForSamplerResponse(path)
+    def _sampler_asked_for(self, row: CommandRow) -> SamplerRow | None:
+        """The sampler of the weights that this command saved; None where it was not asked for, or was made before."""
+        run, slot = self._registry.run_of(row.lane), row.arguments.sampler_slot
+        if run is None or run.session is None or slot is None:
+            return None
+        sampler = SamplerId(sampler_in_slot(run.session, slot))
+        made = self._registry.sampler_of(LaneId(sampler))
+        return made or SamplerRow(
+            id=sampler,
+            tenant=run.tenant,
+            nonce=sampler,
+            base_model=run.base_model,
+            model_path=saved_path(row),
+            created_at=self._now(),
+            session=run.session,
+        )
 
     # Recovering ------------------------------------------------------------------------------------------------------
 
@@ -306,6 +351,27 @@ class Commands:
         self._broken[lane] = why
         for command in self._planner.break_lane(lane):
             self.fail(command.future, ActorLostError(why))
+
+
+def saved_path(row: CommandRow) -> str:
+    """Where a save puts its checkpoint. Raises InvalidRequestError for a name that cannot be one."""
+    if row.arguments.sampler_slot is not None:
+        return ephemeral_path(RunId(row.lane), row.seq)
+    return checkpoint_path(RunId(row.lane), _saved_kind(row), row.arguments.name)
+
+
+def _saved_kind(row: CommandRow) -> CheckpointKind:
+    if row.kind == "save_state":
+        return "training"
+    return "external" if row.arguments.external else "sampler"
+
+
+def _weights_response(row: CommandRow, sampler: SamplerRow | None) -> object:
+    if row.kind == "load_state":
+        return LoadWeightsResponse(row.arguments.path or "")
+    if row.kind == "save_state":
+        return SaveWeightsResponse(saved_path(row))
+    return SaveWeightsForSamplerResponse(saved_path(row), sampler.id if sampler else None)
 
 
 def _command(row: CommandRow) -> Command:

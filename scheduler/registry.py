@@ -12,7 +12,16 @@ from ..wire.errors import InvalidRequestError, NotFoundError, UnknownModelError
 from ..wire.ids import LaneId, RunId, SamplerId, TenantId
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_SEGMENTS: dict[CheckpointKind, str] = {"training": "weights", "sampler": "sampler_weights"}
+_SEGMENTS: dict[CheckpointKind, str] = {
+    "training": "weights",
+    "sampler": "sampler_weights",
+    "external": "external_weights",
+}
+
+
+def ephemeral_path(run: RunId, seq: int) -> str:
+    """Where weights without a name go: a user's name cannot start so."""
+    return f"tinker://{run}/{_SEGMENTS['sampler']}/_{seq}"
 
 
 def checkpoint_path(run: RunId, kind: CheckpointKind, name: str | None) -> str:
@@ -20,6 +29,15 @@ def checkpoint_path(run: RunId, kind: CheckpointKind, name: str | None) -> str:
     if name is None or not _NAME.fullmatch(name):
         raise InvalidRequestError.of("name", name, "1 to 128 letters, digits, '.', '_' or '-', not starting with '.'")
     return f"tinker://{run}/{_SEGMENTS[kind]}/{name}"
+
+
+def run_in_slot(session: str, number: int) -> str:
+    """The id of a run that is made in a numbered place of a client session, so that making it twice makes it once."""
+    return f"{session}:train:{number}"
+
+
+def sampler_in_slot(session: str, number: int) -> str:
+    return f"{session}:sample:{number}"
 
 
 def run_of_path(path: str | None) -> str:
@@ -92,6 +110,9 @@ class Registry:
     def runs_of(self, tenant: TenantId) -> list[RunRow]:
         return [run for run in self._runs.values() if run.tenant == tenant]
 
+    def samplers_of(self, tenant: TenantId) -> list[SamplerRow]:
+        return [sampler for sampler in self._samplers.values() if sampler.tenant == tenant]
+
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
     def add_checkpoint(self, checkpoint: CheckpointRow) -> None:
@@ -100,18 +121,29 @@ class Registry:
     def remove_checkpoint(self, path: str) -> None:
         self._checkpoints.pop(path, None)
 
-    def checkpoint(self, tenant: TenantId, path: str | None, kind: CheckpointKind | None = None) -> CheckpointRow:
+    def checkpoint(self, tenant: TenantId, path: str | None) -> CheckpointRow:
+        """One of the tenant's own."""
         row = self._checkpoints.get(path or "")
         if row is None or row.tenant != tenant:
+            raise NotFoundError(f"there is no checkpoint {path!r}", field="path")
+        return row
+
+    def readable(self, tenant: TenantId, path: str | None, kind: CheckpointKind | None = None) -> CheckpointRow:
+        """One of the tenant's own, or a public one."""
+        row = self._checkpoints.get(path or "")
+        if row is None or not (row.public or row.tenant == tenant):
             raise NotFoundError(f"there is no checkpoint {path!r}", field="path")
         if kind is not None and row.kind != kind:
             verb = "save_state" if kind == "training" else "save_weights_for_sampler"
             raise InvalidRequestError.of("path", path, f"a checkpoint made by {verb}")
         return row
 
+    def existing(self, path: str) -> CheckpointRow | None:
+        return self._checkpoints.get(path)
+
     def loadable(self, run: RunRow, path: str | None) -> CheckpointRow:
         """The training checkpoint at `path`, if its adapter has the shape of `run`'s."""
-        checkpoint = self.checkpoint(run.tenant, path, "training")
+        checkpoint = self.readable(run.tenant, path, "training")
         source, shape = self._runs[checkpoint.run], ("rank", "train_attn", "train_mlp", "train_unembed")
         if source.base_model != run.base_model:
             raise InvalidRequestError.of("path", path, f"a checkpoint of {run.base_model}, not {source.base_model}")
@@ -122,7 +154,9 @@ class Registry:
         return checkpoint
 
     def checkpoints_of(self, tenant: TenantId, run: RunId | None = None) -> list[CheckpointRow]:
-        return [c for c in self._checkpoints.values() if c.tenant == tenant and run in (None, c.run)]
+        """Those with a name."""
+        mine = (c for c in self._checkpoints.values() if c.tenant == tenant and not c.ephemeral)
+        return [c for c in mine if run in (None, c.run)]
 
     def expired(self, now: float) -> list[CheckpointRow]:
         return [c for c in self._checkpoints.values() if c.expires_at is not None and c.expires_at <= now]

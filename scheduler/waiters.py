@@ -1,11 +1,14 @@
 """Who is told when a future resolves. Pure bookkeeping: which futures are open, and which connections wait for each."""
 
-from ..wire.ids import FutureId
+import anyio
+
+from ..wire.ids import FutureId, LaneId
 
 
 class Waiters:
     def __init__(self) -> None:
         self._open: dict[FutureId, set[bytes]] = {}
+        self._bells: dict[LaneId, anyio.Event] = {}
 
     def opened(self, future: FutureId) -> None:
         """Accepted, and not resolved yet."""
@@ -19,7 +22,13 @@ class Waiters:
 
     def resolved(self, future: FutureId) -> set[bytes]:
         """Closes the future; returns the connections to tell."""
+        if bell := self._bells.pop(LaneId(future.rpartition(":")[0]), None):
+            bell.set()
         return self._open.pop(future, set())
+
+    def bell(self, lane: LaneId) -> anyio.Event:
+        """Rings when the next future of this lane resolves."""
+        return self._bells.setdefault(lane, anyio.Event())
 
     def left(self, connection: bytes) -> None:
         for connections in self._open.values():

@@ -1,6 +1,6 @@
 """The rows that the scheduler reads and writes, as typed values. A row knows nothing of the table it lies in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from ..wire.client_messages import CommandArguments
@@ -9,7 +9,7 @@ from ..wire.ids import ActorId, FutureId, LaneId, RunId, SamplerId, TenantId
 from ..wire.types import LoraConfig
 
 UsageKind: TypeAlias = Literal["prefill", "sample", "train"]
-CheckpointKind: TypeAlias = Literal["training", "sampler"]
+CheckpointKind: TypeAlias = Literal["training", "sampler", "external"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class RunRow:
     last_request_at: float
     restore_folder: str | None = None
     restore_seq: int = -1
+    session: str | None = None
+    first_seq: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,31 @@ class SamplerRow:
     base_model: str
     model_path: str | None
     created_at: float
+    session: str | None = None
+    clients: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSessionRow:
+    """`reason` is the client's own word on how it ended, None while it has said none."""
+
+    id: str
+    tenant: TenantId
+    client: str
+    tags: list[str]
+    user_metadata: dict[str, str]
+    display_name: str | None
+    created_at: float
+    reason: Literal["success", "errored", "interrupted"] | None = None
+    detail: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRow:
-    """`seq` is that of the command that saved it; `folder` is named by the broker, never by a client."""
+    """`seq` is that of the command that saved it; `folder` is named by the broker, never by a client.
+
+    An ephemeral one has no name of a user's choosing, and is not listed.
+    """
 
     path: str
     run: RunId
@@ -53,6 +75,9 @@ class CheckpointRow:
     checksum: str
     created_at: float
     expires_at: float | None
+    public: bool = False
+    ephemeral: bool = False
+    user_metadata: dict[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,3 +116,30 @@ def m001_first_light(db: Database) -> None:
         {"id": int, "at": float, "kind": str, "subject": str, "detail": str},
         pk="id",
     )
+
+
+@migrations()
+def m002_client_sessions(db: Database) -> None:
+    db.table("client_sessions").create(
+        {
+            "id": str,
+            "tenant": str,
+            "client": str,
+            "tags": str,
+            "user_metadata": str,
+            "display_name": str,
+            "created_at": float,
+            "reason": str,
+            "detail": str,
+        },
+        pk="id",
+        foreign_keys=[("tenant", "tenants", "id")],
+    )
+    db.table("secrets").create({"name": str, "secret": bytes}, pk="name")
+    db.table("runs").add_column("session", str)
+    db.table("runs").add_column("first_seq", int, not_null_default=0)
+    db.table("samplers").add_column("session", str)
+    db.table("samplers").add_column("clients", int, not_null_default=0)
+    db.table("checkpoints").add_column("public", int, not_null_default=0)
+    db.table("checkpoints").add_column("ephemeral", int, not_null_default=0)
+    db.table("checkpoints").add_column("user_metadata", str, not_null_default="{}")

@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 from sqlite_utils import Database
 
-from ..wire.client_messages import CommandArguments
+from ..wire.client_messages import CommandArguments, Completed
 from ..wire.codec import decode, encode
 from ..wire.ids import ActorId, FutureId, LaneId, RunId, TenantId
-from ..wire.types import LoraConfig, UsageRow
-from .rows import ActorRow, CheckpointRow, CommandRow, ResultRow, RunRow, SamplerRow, UsageEntry
+from ..wire.types import LoraConfig, UsageEvent, UsageRow
+from .rows import ActorRow, CheckpointRow, ClientSessionRow, CommandRow, ResultRow, RunRow, SamplerRow, UsageEntry
 from .schema import migrations
 
 FILE = "lorry.db"
@@ -70,6 +70,17 @@ class Store:
         rows = self._rows("SELECT tenant FROM api_keys WHERE hash = ?", _hash(key))
         return TenantId(rows[0]["tenant"]) if rows else None
 
+    def key_deleted(self, tenant: TenantId, key: str) -> None:
+        self._db.execute("DELETE FROM api_keys WHERE hash = ? AND tenant = ?", [_hash(key), tenant])
+
+    def token_secret(self) -> bytes:
+        """What signs the tokens that stand for keys; made once, so that they outlive a restart."""
+        with self.transaction():
+            if not (rows := self._rows("SELECT secret FROM secrets WHERE name = 'tokens'")):
+                self._db.table("secrets").insert({"name": "tokens", "secret": secrets.token_bytes(32)})
+                rows = self._rows("SELECT secret FROM secrets WHERE name = 'tokens'")
+        return rows[0]["secret"]
+
     # Sessions, actors, events ----------------------------------------------------------------------------------------
 
     def session_started(self, session: str, tenant: TenantId, client: str, now: float) -> None:
@@ -104,10 +115,30 @@ class Store:
         return [_run(row) for row in self._rows("SELECT * FROM runs")]
 
     def sampler_created(self, sampler: SamplerRow) -> None:
-        self._db.table("samplers").insert(_values(sampler))
+        self._db.table("samplers").insert(_values(sampler), ignore=True)
 
     def samplers(self) -> list[SamplerRow]:
         return [SamplerRow(**row) for row in self._rows("SELECT * FROM samplers")]
+
+    def sampler_joined(self, sampler: str, clients: int) -> None:
+        self._db.execute("UPDATE samplers SET clients = ? WHERE id = ?", [clients, sampler])
+
+    # Client sessions -------------------------------------------------------------------------------------------------
+
+    def client_session_created(self, session: ClientSessionRow) -> None:
+        values = _values(session) | {
+            "tags": json.dumps(session.tags),
+            "user_metadata": json.dumps(session.user_metadata),
+        }
+        self._db.table("client_sessions").insert(values)
+
+    def client_session_finished(self, session: str, reason: str, detail: str | None) -> None:
+        self._db.execute("UPDATE client_sessions SET reason = ?, detail = ? WHERE id = ?", [reason, detail, session])
+
+    def client_sessions(self) -> list[ClientSessionRow]:
+        rows = self._rows("SELECT * FROM client_sessions ORDER BY created_at")
+        parsed = ({"tags": json.loads(row["tags"]), "user_metadata": json.loads(row["user_metadata"])} for row in rows)
+        return [ClientSessionRow(**(row | values)) for row, values in zip(rows, parsed, strict=True)]
 
     # Commands --------------------------------------------------------------------------------------------------------
 
@@ -194,18 +225,41 @@ class Store:
         return ResultRow(**rows[0]) if rows else None
 
     def results_expired(self, before: float) -> None:
-        self._db.execute("DELETE FROM results WHERE created_at < ?", [before])
+        """The newest stays, so that no rowid is ever used twice: they are the cursors of `completed_since`."""
+        newest = "(SELECT max(rowid) FROM results)"
+        self._db.execute(f"DELETE FROM results WHERE created_at < ? AND rowid < {newest}", [before])
+
+    def completed_since(self, lane: LaneId, low: int, high: int, cursor: int) -> tuple[list[Completed], int]:
+        """What resolved after `cursor` of a lane's commands with seqs from `low` to below `high`; and the new cursor.
+
+        From the start it walks the lane's commands; later, the few results that came since.
+        """
+        order = "commands CROSS JOIN results" if cursor == 0 else "results CROSS JOIN commands"
+        rows = self._rows(
+            f"SELECT results.rowid AS cursor, results.future, error IS NOT NULL AS failed, length(results.payload) AS n"
+            f" FROM {order} ON results.future = commands.future"
+            " WHERE commands.lane = ? AND commands.seq >= ? AND commands.seq < ? AND results.rowid > ?"
+            " ORDER BY results.rowid LIMIT 1000",
+            lane,
+            low,
+            high,
+            cursor,
+        )
+        found = [Completed(row["future"], bool(row["failed"]), row["n"] or 0) for row in rows]
+        return found, rows[-1]["cursor"] if rows else cursor
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
     def checkpoint_saved(self, checkpoint: CheckpointRow) -> None:
-        self._db.table("checkpoints").insert(_values(checkpoint), replace=True)
+        """Made, or changed."""
+        values = _values(checkpoint) | {"user_metadata": json.dumps(checkpoint.user_metadata)}
+        self._db.table("checkpoints").insert(values, replace=True)
 
     def checkpoint_deleted(self, path: str) -> None:
         self._db.execute("DELETE FROM checkpoints WHERE path = ?", [path])
 
     def checkpoints(self) -> list[CheckpointRow]:
-        return [CheckpointRow(**row) for row in self._rows("SELECT * FROM checkpoints")]
+        return [_checkpoint(row) for row in self._rows("SELECT * FROM checkpoints")]
 
     # Reports ---------------------------------------------------------------------------------------------------------
 
@@ -217,6 +271,18 @@ class Store:
             tenant,
         )
         return [UsageRow(**row) for row in rows]
+
+    def usage_between(self, tenant: TenantId, start: float, end: float) -> list[UsageEvent]:
+        rows = self._rows(
+            "SELECT CAST(usage.at / 3600 AS INTEGER) * 3600.0 AS hour, usage.run, runs.session, usage.base_model, kind,"
+            " sum(tokens) AS tokens FROM usage LEFT JOIN runs ON runs.id = usage.run"
+            " WHERE usage.tenant = ? AND usage.at >= ? AND usage.at < ?"
+            " GROUP BY hour, usage.run, usage.base_model, kind ORDER BY hour, tokens DESC",
+            tenant,
+            start,
+            end,
+        )
+        return [UsageEvent(**row) for row in rows]
 
     def actors(self) -> list[dict[str, Any]]:
         return self._rows("SELECT * FROM actors ORDER BY state = 'ready' DESC, started_at DESC LIMIT 20")
@@ -253,6 +319,12 @@ def _run(row: dict[str, Any]) -> RunRow:
     )
     values = {field.name: row[field.name] for field in fields(RunRow) if field.name not in ("lora", "user_metadata")}
     return RunRow(**values, lora=lora, user_metadata=json.loads(row["user_metadata"]))
+
+
+def _checkpoint(row: dict[str, Any]) -> CheckpointRow:
+    parsed: dict[str, Any] = {name: bool(row[name]) for name in ("public", "ephemeral")}
+    parsed["user_metadata"] = json.loads(row["user_metadata"])
+    return CheckpointRow(**(row | parsed))
 
 
 def _command(row: dict[str, Any]) -> CommandRow:

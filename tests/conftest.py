@@ -30,6 +30,7 @@ class Server:
     data: Path
     first_line: str
     started_in_s: float
+    url: str = ""
 
     def new_key(self, tenant: str) -> str:
         store = Store(self.data)
@@ -49,6 +50,7 @@ def start_server(data: Path, *options: str, model: str = f"{MODEL}={BASE_MODEL}"
     started = time.monotonic()
     command = [sys.executable, "-m", "lorry", "--log-level", "warning", "serve", "--model", model]
     command += ["--data", str(data), *([] if "--bind" in options else ["--bind", "tcp://127.0.0.1:*"]), *options]
+    command += [] if "--http" in options else ["--no-http"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"})
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -56,7 +58,9 @@ def start_server(data: Path, *options: str, model: str = f"{MODEL}={BASE_MODEL}"
         process.kill()
         raise AssertionError(f"lorry serve said {line!r}")
     address = line.split(" at ")[1].split(",")[0]
-    return Server(process, address, data, line, time.monotonic() - started)
+    started_in_s = time.monotonic() - started
+    url = process.stdout.readline().strip().rpartition("=")[2] if "--http" in options else ""
+    return Server(process, address, data, line, started_in_s, url)
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +90,7 @@ def children_of(process: int) -> dict[str, int]:
     found: dict[str, int] = {}
     for child in psutil.Process(process).children():
         words = child.cmdline()
-        role = next((word for word in words if word in ("broker", "actor")), "")
+        role = next((word for word in words if word in ("broker", "actor", "gateway")), "")
         if role:
             found[role] = child.pid
     return found

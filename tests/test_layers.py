@@ -12,6 +12,7 @@ ALLOWED = {
     "scheduler": {"wire", "storage"},
     "actors": {"wire"},
     "client": {"wire"},
+    "gateway": {"wire", "client"},
 }
 
 

@@ -24,12 +24,23 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     client: str
 
 
+class Slot(msgspec.Struct, frozen=True):
+    """A numbered place in a client session. It names what is made there, so that making it twice makes it once."""
+
+    session: str
+    number: int
+
+
 class CreateRun(msgspec.Struct, frozen=True, tag="create_run"):
+    """`first_seq` is the seq of the run's first command: some clients count from 1."""
+
     request: int
     nonce: str
     base_model: str
     lora: LoraConfig
     user_metadata: dict[str, str] = {}
+    slot: Slot | None = None
+    first_seq: int = 0
 
 
 class CreateSampler(msgspec.Struct, frozen=True, tag="create_sampler"):
@@ -39,15 +50,31 @@ class CreateSampler(msgspec.Struct, frozen=True, tag="create_sampler"):
     nonce: str
     base_model: str | None = None
     model_path: str | None = None
+    slot: Slot | None = None
+
+
+class JoinSampler(msgspec.Struct, frozen=True, tag="join_sampler"):
+    """One more client of a sampler; the answer is its number, which no other of them has. The first is 0."""
+
+    request: int
+    sampler: str
 
 
 class CommandArguments(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The part of a command that the broker acts on. `name` is a new checkpoint's, `path` an existing one's."""
+    """The part of a command that the broker acts on. `name` is a new checkpoint's, `path` an existing one's.
+
+    `sampler_slot` asks save_weights_for_sampler for weights without a name, and a sampler of them in that place of the
+    run's client session; `external` for weights that are there to be downloaded.
+    """
 
     name: str | None = None
     path: str | None = None
     ttl_seconds: int | None = None
     optimizer: bool = False
+    overwrite: bool = True
+    external: bool = False
+    sampler_slot: int | None = None
+    user_metadata: dict[str, str] = {}
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
@@ -75,7 +102,7 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 
 class Query(msgspec.Struct, frozen=True, tag="query"):
     request: int
-    what: Literal["capabilities", "run", "sampler", "runs", "checkpoints", "usage"]
+    what: Literal["capabilities", "run", "sampler", "runs", "checkpoints", "usage", "sessions", "weights", "tenant"]
     subject: str | None = None
 
 
@@ -88,13 +115,115 @@ class Ping(msgspec.Struct, frozen=True, tag="ping"):
     pass
 
 
+class CreateClientSession(msgspec.Struct, frozen=True, tag="create_client_session"):
+    """A client session outlives connections: it is what a user's program has while it runs."""
+
+    request: int
+    client: str
+    tags: list[str] = []
+    user_metadata: dict[str, str] = {}
+    display_name: str | None = None
+
+
+class TouchClientSession(msgspec.Struct, frozen=True, tag="touch_client_session"):
+    request: int
+    session: str
+
+
+class FinishClientSession(msgspec.Struct, frozen=True, tag="finish_client_session"):
+    request: int
+    session: str
+    reason: Literal["success", "errored", "interrupted"]
+    detail: str | None = None
+
+
+class PublishCheckpoint(msgspec.Struct, frozen=True, tag="publish_checkpoint"):
+    """A public checkpoint can be loaded, sampled, copied and downloaded by every tenant who knows its path."""
+
+    request: int
+    path: str
+    public: bool
+
+
+class ExpireCheckpoint(msgspec.Struct, frozen=True, tag="expire_checkpoint"):
+    """`ttl_seconds` None keeps it for ever."""
+
+    request: int
+    path: str
+    ttl_seconds: int | None
+
+
+class CopyCheckpoint(msgspec.Struct, frozen=True, tag="copy_checkpoint"):
+    """Into a new run of the asking tenant."""
+
+    request: int
+    nonce: str
+    path: str
+    slot: Slot | None = None
+    ttl_seconds: int | None = None
+
+
+class MintToken(msgspec.Struct, frozen=True, tag="mint_token"):
+    """A token that stands for the tenant for an hour: `Hello.api_key` takes it in place of a key."""
+
+    request: int
+
+
+class RevokeKey(msgspec.Struct, frozen=True, tag="revoke_key"):
+    """A key of the asking tenant. Connections that were made with it stay until they close."""
+
+    request: int
+    api_key: str
+
+
+class UsageBetween(msgspec.Struct, frozen=True, tag="usage_between"):
+    """Usage by hour; `start` and `end` are Unix seconds."""
+
+    request: int
+    start: float
+    end: float
+
+
+class QueueState(msgspec.Struct, frozen=True, tag="queue_state"):
+    """Why a future has not resolved yet."""
+
+    request: int
+    future: FutureId
+
+
+class Completions(msgspec.Struct, frozen=True, tag="completions"):
+    """What resolved in a lane after `cursor`, with seqs from `low` to below `high`. The answer waits up to `timeout_s`
+    seconds for the first."""
+
+    request: int
+    lane: LaneId
+    low: int
+    high: int
+    cursor: int = 0
+    timeout_s: float = 30.0
+
+
 class Goodbye(msgspec.Struct, frozen=True, tag="goodbye"):
     pass
 
 
-FromClient: TypeAlias = (
-    Hello | CreateRun | CreateSampler | Submit | Watch | Cancel | Query | DeleteCheckpoint | Ping | Goodbye
+CatalogueRequest: TypeAlias = (
+    Query
+    | CreateClientSession
+    | TouchClientSession
+    | FinishClientSession
+    | JoinSampler
+    | DeleteCheckpoint
+    | PublishCheckpoint
+    | ExpireCheckpoint
+    | CopyCheckpoint
+    | MintToken
+    | RevokeKey
+    | UsageBetween
+    | QueueState
+    | Completions
 )
+FromClient: TypeAlias = Hello | CreateRun | CreateSampler | Submit | Watch | Cancel | CatalogueRequest | Ping | Goodbye
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
@@ -147,3 +276,34 @@ class SamplerInfo(msgspec.Struct, frozen=True):
     sampler: str
     base_model: str
     tokenizer_id: str
+    model_path: str | None = None
+
+
+class SamplerJoined(msgspec.Struct, frozen=True):
+    client: int
+
+
+class ClientSessionCreated(msgspec.Struct, frozen=True):
+    session: str
+
+
+class CheckpointCopied(msgspec.Struct, frozen=True):
+    path: str
+
+
+class FutureState(msgspec.Struct, frozen=True):
+    state: Literal["active", "paused_capacity", "paused_rate_limit"]
+    reason: str
+
+
+class Completed(msgspec.Struct, frozen=True):
+    """`size_bytes` is the encoded result's; 0 for a failure."""
+
+    future: FutureId
+    failed: bool
+    size_bytes: int
+
+
+class CompletedSince(msgspec.Struct, frozen=True):
+    completed: list[Completed]
+    cursor: int

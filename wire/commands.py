@@ -63,6 +63,7 @@ class SampleInput(msgspec.Struct, frozen=True):
     include_prompt_logprobs: bool = False
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
+    prompt_logprobs_last_n: int | None = None
 
 
 class ComputeLogprobsInput(msgspec.Struct, frozen=True):
@@ -92,7 +93,7 @@ LOSSES: dict[str, LossSpec] = {
 beta 0.05 is the value of its example). A custom loss needs no entry: the client computes g = d loss / d logprobs and
 sends cross_entropy with `weights` = -g, whose gradient is g."""
 
-MAX_SEQ = 2**53
+MAX_SEQ = 2**63 - 1
 
 
 def check_forward_backward(
@@ -201,6 +202,10 @@ def check_sample(request: SampleInput, vocab_size: int | None = None, max_contex
     if room is not None and room < (params.max_tokens or 1):
         wanted = f"at most {room}: the prompt has {request.prompt.length} tokens and the context {max_context}"
         raise InvalidRequestError.of("sampling_params.max_tokens", params.max_tokens, wanted)
+    last = request.prompt_logprobs_last_n
+    if last is not None and not 1 <= last < request.prompt.length:
+        wanted = f"a whole number from 1 to {request.prompt.length - 1}, one below the prompt's length"
+        raise InvalidRequestError.of("prompt_logprobs_last_n", last, wanted)
     for name in ("topk_prompt_logprobs", "topk_sample_logprobs"):
         if not 0 <= getattr(request, name) <= 20:
             raise InvalidRequestError.of(name, getattr(request, name), "a whole number from 0 to 20")

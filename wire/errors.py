@@ -89,6 +89,12 @@ class ConnectionLostError(LorryError, ConnectionError):
     """Check that `lorry serve` runs at this address and that its port is reachable."""
 
 
+class SessionFinishedError(LorryError):
+    """Open a new client session."""
+
+    category = "user"
+
+
 class CommandCancelledError(LorryError):
     """It was cancelled before it took effect."""
 

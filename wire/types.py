@@ -202,7 +202,10 @@ class SaveWeightsResponse(msgspec.Struct, frozen=True):
 
 
 class SaveWeightsForSamplerResponse(msgspec.Struct, frozen=True):
+    """`sampling_session_id` is that of the sampler which was asked for with the weights, if one was."""
+
     path: str
+    sampling_session_id: str | None = None
 
 
 class LoadWeightsResponse(msgspec.Struct, frozen=True):
@@ -252,11 +255,13 @@ class Checkpoint(msgspec.Struct, frozen=True):
     """`time` and `expires_at` are Unix seconds; `expires_at` None never expires."""
 
     checkpoint_id: str
-    checkpoint_type: Literal["training", "sampler"]
+    checkpoint_type: Literal["training", "sampler", "external"]
     time: float
     tinker_path: str
     size_bytes: int
     expires_at: float | None = None
+    public: bool = False
+    user_metadata: dict[str, str] | None = None
 
 
 class TrainingRun(msgspec.Struct, frozen=True):
@@ -269,6 +274,41 @@ class TrainingRun(msgspec.Struct, frozen=True):
     last_request_time: float
     is_lora: bool = True
     user_metadata: dict[str, str] | None = None
+    session_id: str | None = None
+
+
+class WeightsInfo(msgspec.Struct, frozen=True):
+    """What it takes to make a run that a checkpoint can be loaded into."""
+
+    tinker_path: str
+    base_model: str
+    lora: LoraConfig
+
+
+class ClientSession(msgspec.Struct, frozen=True):
+    """`created_at` is in Unix seconds. `status` is None where the client neither finished nor was heard of lately."""
+
+    session_id: str
+    created_at: float
+    owner: str
+    tags: list[str]
+    user_metadata: dict[str, str]
+    display_name: str | None
+    status: Literal["active", "success", "errored", "interrupted"] | None
+    detail: str | None
+    training_run_ids: list[str]
+    sampler_ids: list[str]
+
+
+class UsageEvent(msgspec.Struct, frozen=True):
+    """Tokens of one hour, which starts at `hour` in Unix seconds."""
+
+    hour: float
+    run: str
+    session: str | None
+    base_model: str
+    kind: Literal["prefill", "sample", "train"]
+    tokens: int
 
 
 class UsageRow(msgspec.Struct, frozen=True):

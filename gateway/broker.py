@@ -1,0 +1,95 @@
+"""A handler's way to the broker: its tenant's connection, with a limit on how long an answer may take."""
+
+import time
+from collections.abc import AsyncGenerator, Callable
+from typing import Annotated, Any, TypeVar
+
+import anyio
+from fastapi import Depends, Request
+from tinker.lib._jwt_auth import jwt_claims
+
+from ..client.connection import Connection
+from ..wire.client_messages import CommandArguments, FutureState, Query, QueueState, Submit
+from ..wire.commands import CommandKind
+from ..wire.errors import AuthenticationError
+from ..wire.ids import FutureId, LaneId, future_id
+from .request_ids import RequestId, ResultKind
+
+T = TypeVar("T")
+
+
+class Broker:
+    def __init__(self, connection: Connection, answer_within_s: float) -> None:
+        self._connection, self._answer_within_s = connection, answer_within_s
+
+    async def ask(self, message: Callable[[int], Any], kind: type[T], more_s: float = 0.0) -> T:
+        """`message` makes the request from its number. Raises the broker's LorryError, TimeoutError."""
+        with anyio.fail_after(self._answer_within_s + more_s):
+            return await self._connection.ask(message(self._connection.next_request()), kind)
+
+    async def tell(self, message: Callable[[int], Any]) -> None:
+        with anyio.fail_after(self._answer_within_s):
+            await self._connection.tell(message(self._connection.next_request()))
+
+    async def look(self, what: Any, kind: type[T], subject: str | None = None) -> T:
+        return await self.ask(lambda number: Query(number, what, subject), kind)
+
+    async def submit(
+        self,
+        lane: str,
+        seq: int,
+        kind: CommandKind,
+        result: ResultKind,
+        payload: bytes = b"",
+        tokens: int = 0,
+        rows: int = 0,
+        arguments: CommandArguments | None = None,
+    ) -> RequestId:
+        """Journalled when this returns. Sent again, it is the same future."""
+        future = future_id(LaneId(lane), seq)
+        number = self._connection.next_request()
+        header = Submit(number, LaneId(lane), seq, kind, tokens, rows, arguments or CommandArguments())
+        acknowledgement = self._connection.submit(header, payload, self._connection.expect(future))
+        with anyio.fail_after(self._answer_within_s):
+            await acknowledgement.wait()
+        return RequestId(result, future)
+
+    async def result(self, future: FutureId, within_s: float) -> bytes:
+        """The encoded result. Raises TimeoutError while there is none, the command's LorryError where it failed."""
+        return await self._connection.watch(future).result_async(within_s)
+
+    async def queue_state(self, future: FutureId) -> FutureState:
+        return await self.ask(lambda number: QueueState(number, future), FutureState)
+
+    async def cancel(self, future: FutureId) -> None:
+        with anyio.fail_after(self._answer_within_s):
+            await self._connection.cancel(future)
+
+
+def api_key(request: Request) -> str:
+    bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+    key = request.headers.get("x-api-key") or bearer
+    if not key:
+        raise AuthenticationError("the request has no X-API-Key header", field="api_key")
+    if key.startswith("eyJ"):
+        _check_expiry(key)
+    return key
+
+
+def _check_expiry(token: str) -> None:
+    """The broker checks a token when its connection is opened, and that may be a while ago."""
+    try:
+        fresh = float(jwt_claims(token)["exp"]) > time.time()
+    except (ValueError, KeyError, TypeError):
+        fresh = False
+    if not fresh:
+        raise AuthenticationError("the token has expired, or is none", field="api_key")
+
+
+async def _broker(request: Request) -> AsyncGenerator[Broker]:
+    gateway = request.app.state.gateway
+    async with gateway.connections.use(api_key(request)) as connection:
+        yield Broker(connection, gateway.config.answer_within_s)
+
+
+BrokerOf = Annotated[Broker, Depends(_broker)]

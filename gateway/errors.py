@@ -1,0 +1,88 @@
+"""Lorry's errors as HTTP answers, and as the failures of futures. The SDK makes its exceptions of the status codes."""
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from tinker.types import RequestErrorCategory, RequestFailedResponse
+
+from ..wire.errors import (
+    AuthenticationError,
+    ConnectionLostError,
+    LorryError,
+    MessageTooLargeError,
+    NotFoundError,
+    SessionFinishedError,
+)
+
+log = structlog.get_logger("lorry.gateway")
+
+
+class OverloadedError(LorryError):
+    """Send it again in a moment."""
+
+
+class NotSupportedError(LorryError):
+    """docs/compatibility.md lists what Lorry does."""
+
+    category = "user"
+
+
+class MalformedBodyError(LorryError):
+    """The body is not what this endpoint takes."""
+
+    category = "user"
+
+
+_STATUS: dict[type[LorryError], int] = {
+    AuthenticationError: 401,
+    NotFoundError: 404,
+    SessionFinishedError: 410,
+    MessageTooLargeError: 413,
+    MalformedBodyError: 422,
+    OverloadedError: 429,
+    NotSupportedError: 400,
+    ConnectionLostError: 503,
+}
+
+
+_HEADERS: dict[int, dict[str, str]] = {
+    401: {"WWW-Authenticate": 'Bearer error="invalid_token"'},
+    429: {"Retry-After": "1"},
+    503: {"Retry-After": "1"},
+}
+
+
+def status_of(error: LorryError) -> int:
+    """4xx for what the caller can mend, 5xx (which the SDK retries) for what it cannot."""
+    return _STATUS.get(type(error), 400 if error.category == "user" else 500)
+
+
+def failed(error: LorryError) -> JSONResponse:
+    """The answer to a future that failed: the SDK raises RequestFailedError."""
+    category = RequestErrorCategory.User if error.category == "user" else RequestErrorCategory.Server
+    return JSONResponse(RequestFailedResponse(error=str(error), category=category).model_dump(mode="json"))
+
+
+def _answer(error: LorryError) -> JSONResponse:
+    status = status_of(error)
+    body = {"detail": str(error), "field": error.field, "category": error.category}
+    return JSONResponse(body, status, _HEADERS.get(status))
+
+
+def install(app: FastAPI) -> None:
+    """Every LorryError and time-out of a handler becomes an answer; anything else is a bug, is logged, and is a 500."""
+
+    async def known(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, LorryError)
+        return _answer(error)
+
+    async def late(request: Request, error: Exception) -> JSONResponse:
+        return _answer(ConnectionLostError("the broker did not answer in time"))
+
+    async def unknown(request: Request, error: Exception) -> JSONResponse:
+        log.error("bug", path=request.url.path, error=repr(error))
+        return JSONResponse({"detail": "This is a bug in Lorry; the server's log has the details."}, 500)
+
+    app.add_exception_handler(LorryError, known)
+    app.add_exception_handler(TimeoutError, late)
+    app.add_exception_handler(Exception, unknown)

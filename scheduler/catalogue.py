@@ -1,0 +1,309 @@
+"""What clients ask about and change beside commands: client sessions, samplers' clients, checkpoints, usage.
+
+It decides who may see and do what; what it changes is durable before it answers.
+"""
+
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+from anyio import to_thread
+
+from ..storage.checkpoints import delete_folder
+from ..storage.reader import Reader
+from ..storage.rows import CheckpointRow, ClientSessionRow, RunRow
+from ..storage.store import Store
+from ..storage.writer import Writer
+from ..wire.client_messages import (
+    CatalogueRequest,
+    CheckpointCopied,
+    ClientSessionCreated,
+    CompletedSince,
+    Completions,
+    CopyCheckpoint,
+    CreateClientSession,
+    DeleteCheckpoint,
+    ExpireCheckpoint,
+    FinishClientSession,
+    JoinSampler,
+    MintToken,
+    PublishCheckpoint,
+    Query,
+    QueueState,
+    RevokeKey,
+    SamplerInfo,
+    SamplerJoined,
+    TouchClientSession,
+    UsageBetween,
+)
+from ..wire.errors import InvalidRequestError
+from ..wire.ids import LaneId, RunId, TenantId
+from ..wire.types import (
+    Checkpoint,
+    ClientSession,
+    GetInfoResponse,
+    GetServerCapabilitiesResponse,
+    SupportedModel,
+    TrainingRun,
+    WeightsInfo,
+)
+from . import tokens
+from .client_sessions import ClientSessions
+from .commands import Commands
+from .config import BrokerConfig
+from .registry import Registry, checkpoint_path, run_in_slot
+
+MAX_WAIT_S = 60.0
+
+
+class Catalogue:
+    def __init__(
+        self,
+        config: BrokerConfig,
+        registry: Registry,
+        commands: Commands,
+        writer: Writer,
+        reader: Reader,
+        now: Callable[[], float],
+    ) -> None:
+        self._config, self._registry, self._commands = config, registry, commands
+        self._writer, self._reader, self._now = writer, reader, now
+        self.sessions = ClientSessions()
+        self._token_secret = b""
+
+    async def tenant_of(self, api_key: str) -> TenantId | None:
+        """Whose key it is, or whose token."""
+        if api_key.startswith("eyJ"):
+            return tokens.tenant_of(api_key, self._now(), self._token_secret)
+        return await self._reader.read(lambda store: store.tenant_of(api_key))
+
+    def load(self, store: Store) -> None:
+        self._token_secret = store.token_secret()
+        for row in store.client_sessions():
+            self.sessions.add(row)
+
+    async def answer(self, tenant: TenantId, request: CatalogueRequest) -> object:
+        """The answer's payload; None where the answer is only that it is done. Raises LorryError."""
+        match request:
+            case Query():
+                return await self._look(tenant, request)
+            case CreateClientSession():
+                return await self._create_session(tenant, request)
+            case TouchClientSession():
+                return self.sessions.touch(tenant, request.session, self._now())
+            case FinishClientSession():
+                return await self._finish_session(tenant, request)
+            case JoinSampler():
+                return await self._join_sampler(tenant, request)
+            case DeleteCheckpoint():
+                return await self.remove_checkpoint(self._registry.checkpoint(tenant, request.path))
+            case PublishCheckpoint():
+                return await self._change(replace(self._own(tenant, request.path), public=request.public))
+            case ExpireCheckpoint():
+                return await self._expire(tenant, request)
+            case CopyCheckpoint():
+                return await self._copy(tenant, request)
+            case MintToken():
+                return tokens.mint(tenant, self._now(), self._token_secret)
+            case RevokeKey():
+                key = request.api_key
+                return await self._writer.write_and_wait(lambda store: store.key_deleted(tenant, key))
+            case UsageBetween():
+                start, end = request.start, request.end
+                return await self._reader.read(lambda store: store.usage_between(tenant, start, end))
+            case QueueState():
+                self._registry.lane(tenant, LaneId(request.future.rpartition(":")[0]))
+                return self._commands.queue_state(request.future)
+            case Completions():
+                return await self._completions(tenant, request)
+
+    # Questions -------------------------------------------------------------------------------------------------------
+
+    async def _look(self, tenant: TenantId, query: Query) -> object:
+        match query.what:
+            case "capabilities":
+                models = self._registry.ready_models().items()
+                return GetServerCapabilitiesResponse(
+                    [SupportedModel(name, facts.max_context) for name, facts in models]
+                )
+            case "run":
+                run = self._registry.run(tenant, query.subject)
+                facts, _ = self._registry.facts(run.base_model)
+                return GetInfoResponse(run.id, run.base_model, run.lora.rank, facts.tokenizer_id)
+            case "sampler":
+                sampler = self._registry.sampler(tenant, query.subject)
+                facts, _ = self._registry.facts(sampler.base_model)
+                return SamplerInfo(sampler.id, sampler.base_model, facts.tokenizer_id, sampler.model_path)
+            case "runs":
+                return [_training_run(run) for run in self._registry.runs_of(tenant)]
+            case "checkpoints":
+                run = self._registry.run(tenant, query.subject).id if query.subject else None
+                return [_checkpoint(row) for row in self._registry.checkpoints_of(tenant, run)]
+            case "usage":
+                return await self._reader.read(lambda store: store.usage(tenant))
+            case "sessions":
+                return [self._session(row) for row in self.sessions.of(tenant)]
+            case "weights":
+                checkpoint = self._registry.readable(tenant, query.subject)
+                source = self._registry.run(checkpoint.tenant, checkpoint.run)
+                return WeightsInfo(checkpoint.path, source.base_model, source.lora)
+            case "tenant":
+                return tenant
+
+    def _session(self, row: ClientSessionRow) -> ClientSession:
+        return ClientSession(
+            session_id=row.id,
+            created_at=row.created_at,
+            owner=row.tenant,
+            tags=row.tags,
+            user_metadata=row.user_metadata,
+            display_name=row.display_name,
+            status=self.sessions.status(row, self._now()),
+            detail=row.detail,
+            training_run_ids=[run.id for run in self._registry.runs_of(row.tenant) if run.session == row.id],
+            sampler_ids=[s.id for s in self._registry.samplers_of(row.tenant) if s.session == row.id],
+        )
+
+    async def _completions(self, tenant: TenantId, request: Completions) -> CompletedSince:
+        """The broker's clock runs out before the client's, so that an empty answer is an answer."""
+        self._registry.lane(tenant, request.lane)
+        lane, low, high, cursor = request.lane, request.low, request.high, request.cursor
+        with anyio.move_on_after(min(request.timeout_s, MAX_WAIT_S)):
+            while True:
+                bell = self._commands.waiters.bell(lane)
+                found, newest = await self._reader.read(lambda store: store.completed_since(lane, low, high, cursor))
+                if found or request.timeout_s <= 0:
+                    return CompletedSince(found, newest)
+                await bell.wait()
+        return CompletedSince([], cursor)
+
+    # Client sessions and samplers ------------------------------------------------------------------------------------
+
+    async def _create_session(self, tenant: TenantId, create: CreateClientSession) -> ClientSessionCreated:
+        row = ClientSessionRow(
+            id="session-" + secrets.token_hex(8),
+            tenant=tenant,
+            client=create.client[:200],
+            tags=create.tags,
+            user_metadata=create.user_metadata,
+            display_name=create.display_name,
+            created_at=self._now(),
+        )
+        self.sessions.add(row)
+        await self._writer.write_and_wait(lambda store: store.client_session_created(row))
+        return ClientSessionCreated(row.id)
+
+    async def _finish_session(self, tenant: TenantId, finish: FinishClientSession) -> None:
+        row = self.sessions.finish(tenant, finish.session, finish.reason, finish.detail)
+        await self._writer.write_and_wait(
+            lambda store: store.client_session_finished(row.id, finish.reason, row.detail)
+        )
+
+    async def _join_sampler(self, tenant: TenantId, join: JoinSampler) -> SamplerJoined:
+        sampler = self._registry.sampler(tenant, join.sampler)
+        sampler = replace(sampler, clients=sampler.clients + 1)
+        self._registry.add_sampler(sampler)
+        await self._writer.write_and_wait(lambda store: store.sampler_joined(sampler.id, sampler.clients))
+        return SamplerJoined(sampler.clients)
+
+    # Checkpoints -----------------------------------------------------------------------------------------------------
+
+    def _own(self, tenant: TenantId, path: str) -> CheckpointRow:
+        return self._registry.checkpoint(tenant, path)
+
+    async def _change(self, checkpoint: CheckpointRow) -> None:
+        self._registry.add_checkpoint(checkpoint)
+        await self._writer.write_and_wait(lambda store: store.checkpoint_saved(checkpoint))
+
+    async def _expire(self, tenant: TenantId, request: ExpireCheckpoint) -> None:
+        checkpoint = self._own(tenant, request.path)
+        await self._change(replace(checkpoint, expires_at=self._expiry(request.ttl_seconds)))
+
+    def _expiry(self, ttl_seconds: int | None) -> float | None:
+        if ttl_seconds is not None and ttl_seconds < 1:
+            raise InvalidRequestError.of("ttl_seconds", ttl_seconds, "a whole number from 1, or None for ever")
+        return None if ttl_seconds is None else self._now() + ttl_seconds
+
+    async def remove_checkpoint(self, checkpoint: CheckpointRow) -> None:
+        """Forget it, and delete its folder unless a run still needs it to be rebuilt from."""
+        self._registry.remove_checkpoint(checkpoint.path)
+        await self._writer.write_and_wait(lambda store: store.checkpoint_deleted(checkpoint.path))
+        run = self._registry.run_of(LaneId(checkpoint.run))
+        if run is None or run.restore_folder != checkpoint.folder:
+            await to_thread.run_sync(delete_folder, self._config.checkpoints, Path(checkpoint.folder))
+
+    async def _copy(self, tenant: TenantId, copy: CopyCheckpoint) -> CheckpointCopied:
+        """A run that never trained, with the copy as its one checkpoint. The folder is there before the rows are."""
+        source = self._registry.readable(tenant, copy.path)
+        origin = self._registry.run(source.tenant, source.run)
+        expires_at = self._expiry(copy.ttl_seconds)
+        if copy.slot is not None:
+            self.sessions.get(tenant, copy.slot.session)
+        nonce = copy.nonce if copy.slot is None else run_in_slot(copy.slot.session, copy.slot.number)
+        run = self._registry.made_before(tenant, nonce)
+        if run is None:
+            name = nonce if copy.slot else "run-" + secrets.token_hex(8)
+            run = RunRow(
+                id=RunId(name),
+                tenant=tenant,
+                nonce=nonce,
+                base_model=origin.base_model,
+                lora=origin.lora,
+                user_metadata={},
+                created_at=self._now(),
+                last_request_at=self._now(),
+                session=copy.slot.session if copy.slot else None,
+                first_seq=1,
+            )
+            made = run
+            self._commands.add_run(made)
+            await self._writer.write_and_wait(lambda store: store.run_created(made))
+        path = checkpoint_path(RunId(run.id), source.kind, source.name or f"copy-{source.seq}")
+        if self._registry.existing(path) is None:
+            folder = self._config.checkpoints / path.removeprefix("tinker://")
+            await to_thread.run_sync(_copy_folder, Path(source.folder), folder)
+            copied = replace(
+                source, path=path, run=RunId(run.id), tenant=tenant, name=path.rpartition("/")[2], folder=str(folder)
+            )
+            mine = replace(copied, created_at=self._now(), expires_at=expires_at, public=False, ephemeral=False)
+            await self._change(mine)
+        return CheckpointCopied(path)
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    """By another name first, so that no half of a copy is ever found at `target`."""
+    staging = target.with_name(target.name + ".copying")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, staging)
+    shutil.rmtree(target, ignore_errors=True)
+    staging.rename(target)
+
+
+def _training_run(run: RunRow) -> TrainingRun:
+    return TrainingRun(
+        training_run_id=run.id,
+        base_model=run.base_model,
+        model_owner=run.tenant,
+        lora_rank=run.lora.rank,
+        last_request_time=run.last_request_at,
+        user_metadata=run.user_metadata or None,
+        session_id=run.session,
+    )
+
+
+def _checkpoint(row: CheckpointRow) -> Checkpoint:
+    segment = row.path.removeprefix(f"tinker://{row.run}/")
+    return Checkpoint(
+        checkpoint_id=segment,
+        checkpoint_type=row.kind,
+        time=row.created_at,
+        tinker_path=row.path,
+        size_bytes=row.size_bytes,
+        expires_at=row.expires_at,
+        public=row.public,
+        user_metadata=row.user_metadata or None,
+    )

@@ -1,0 +1,83 @@
+"""A server that speaks HTTP, and the official SDK in processes of its own."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import ROOT, Server, start_server
+
+TIMEOUT_S = 120.0
+OLD_SDK = ROOT / "build/sdk-0.34.0"
+"""`make sdk-0.34.0` puts it there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One who runs scripts, with a key of its own."""
+
+    server: Server
+    key: str
+    sdk: Path | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        settings = {"TINKER_BASE_URL": self.server.url, "TINKER_API_KEY": self.key, "TINKER_TELEMETRY": "1"}
+        sdk = {"PYTHONPATH": str(self.sdk)} if self.sdk else {}
+        return os.environ | settings | sdk | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+    def start(self, program: str, *arguments: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "tests.gateway.programs", program, *arguments]
+        return subprocess.Popen(
+            command, env=self.environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def run(self, program: str, *arguments: str) -> dict[str, Any]:
+        """What the program printed last. Fails with its errors where it fails."""
+        return finish(self.start(program, *arguments))
+
+    def tinker(self, *arguments: str) -> str:
+        """What the `tinker` command prints."""
+        command = [sys.executable, "-m", "tinker.cli", *arguments]
+        done = subprocess.run(
+            command, env=self.environment, text=True, capture_output=True, timeout=TIMEOUT_S, check=False
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout
+
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=f"{self.server.url}/api/v1", headers={"X-API-Key": self.key}, timeout=60)
+
+
+def finish(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    output, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, errors[-4000:]
+    return json.loads(output.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def http_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = start_server(tmp_path_factory.mktemp("gateway"), "--http", "127.0.0.1:0")
+    yield server
+    assert server.stop() in (0, 130)
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def new_tenant(http_server: Server) -> Callable[[], Tenant]:
+    return lambda: Tenant(http_server, http_server.new_key(f"user-{next(_numbers)}"))
+
+
+@pytest.fixture
+def tenant(new_tenant: Callable[[], Tenant]) -> Tenant:
+    return new_tenant()

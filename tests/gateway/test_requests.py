@@ -1,0 +1,189 @@
+"""Requests that the SDK would not make, or not so: each is answered, cheaply, and none with a 500."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import zstandard
+from tinker.proto import tinker_public_pb2 as public_pb
+
+from lorry.gateway.app import running
+from lorry.gateway.config import GatewayConfig
+from tests.conftest import MODEL, children_of
+
+from .conftest import Tenant
+
+MIB = 2**20
+
+
+def a_pass(run: str = "nobody", seq: int = 1, **tensor: Any) -> bytes:
+    message = public_pb.ForwardBackwardRequest(model_id=run, seq_id=seq, loss_fn="cross_entropy")
+    datum = message.data.add()
+    datum.model_input.add().encoded_text.tokens = b"\1\0\0\0\2\0\0\0"
+    fields: dict[str, Any] = {"dtype": public_pb.DTYPE_INT32, "dense": b"\2\0\0\0\3\0\0\0", "shape": [2]}
+    datum.loss_fn_inputs["target_tokens"].CopyFrom(public_pb.Tensor(**(fields | tensor)))
+    return message.SerializeToString()
+
+
+def a_run(http: httpx.Client) -> str:
+    session = http.post("create_session", json={"tags": [], "user_metadata": None, "sdk_version": "0"}).json()
+    body = {"session_id": session["session_id"], "model_seq_id": 0, "base_model": MODEL, "lora_config": {"rank": 4}}
+    return http.post("create_model", json=body).json()["model_id"]
+
+
+BOMB = zstandard.ZstdCompressor().compress(bytes(1024 * MIB))
+BODIES: dict[str, tuple[bytes, str, int]] = {
+    "a bomb": (BOMB, "zstd", 413),
+    "too much": (bytes(65 * MIB), "identity", 413),
+    "half of a frame": (zstandard.ZstdCompressor().compress(a_pass() * 100)[:-20], "zstd", 422),
+    "no zstd": (b"no zstd", "zstd", 422),
+    "an unknown encoding": (b"", "br", 422),
+    "no protobuf": (b"\xff\xff\xff", "identity", 422),
+    "nothing": (b"", "identity", 400),
+    "a tensor that does not fill its shape": (a_pass(shape=[3]), "identity", 422),
+    "a tensor without a type": (a_pass(dtype=0), "identity", 422),
+    "somebody else's run": (a_pass(), "identity", 404),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_bad_pass_is_refused(tenant: Tenant, name: str) -> None:
+    body, encoding, status = BODIES[name]
+    with tenant.http() as http:
+        answer = http.post("forward_backward", content=body, headers={"Content-Encoding": encoding})
+    assert answer.status_code == status
+    assert answer.json()["detail"]
+
+
+def test_a_sparse_tensor_that_unfolds_to_a_huge_one_is_refused(tenant: Tenant) -> None:
+    csr = public_pb.SparseCsr(values=b"", crow_indices=bytes(8), col_indices=b"")
+    tensor = public_pb.Tensor(dtype=public_pb.DTYPE_INT64, sparse_csr=csr, shape=[2**31, 2**31])
+    message = public_pb.ForwardBackwardRequest.FromString(a_pass())
+    message.data[0].loss_fn_inputs["target_tokens"].CopyFrom(tensor)
+    with tenant.http() as http:
+        assert http.post("forward_backward", content=message.SerializeToString()).status_code == 400
+
+
+def test_bombs_cost_bounded_memory(tenant: Tenant) -> None:
+    gateway = psutil.Process(children_of(tenant.server.process.pid)["gateway"])
+    before = gateway.memory_info().rss
+    with tenant.http() as http:
+        for _ in range(8):
+            http.post("forward_backward", content=BOMB, headers={"Content-Encoding": "zstd"})
+    assert gateway.memory_info().rss - before < 256 * MIB
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "create_custom_loss", 400),
+        ("GET", "audit", 400),
+        ("PUT", "sessions/x/project", 400),
+        ("GET", "sessions/x/trace_export", 400),
+        ("GET", "samplers/x", 404),
+        ("POST", "create_session", 422),
+        ("POST", "nothing_of_the_kind", 404),
+        ("GET", "billing/usage/events", 422),
+    ],
+)
+def test_what_is_not_there_says_so(tenant: Tenant, method: str, path: str, status: int) -> None:
+    with tenant.http() as http:
+        assert http.request(method, path, content=b"").status_code == status
+
+
+def test_every_endpoint_but_the_public_ones_wants_a_key(tenant: Tenant) -> None:
+    with httpx.Client(base_url=f"{tenant.server.url}/api/v1") as http:
+        assert http.get("healthz").json() == {"status": "ok"}
+        assert http.get("training_runs").status_code == 401
+        assert http.post("retrieve_future", json={"request_id": "pass@x:1"}).status_code == 401
+
+
+def test_a_deleted_key_and_a_forged_token_are_refused(new_tenant: Callable[[], Tenant]) -> None:
+    tenant = new_tenant()
+    with tenant.http() as http:
+        token = http.post("auth/token", json={}).json()["jwt"]
+        assert http.get("auth/apikey/me").json()["name"].startswith("user-")
+        assert http.delete("auth/apikey/me").status_code == 204
+        assert http.get("training_runs", headers={"X-API-Key": token}).status_code == 200
+        body, _, signature = token.rpartition(".")
+        forged = f"{body}.{signature[::-1]}"
+        assert http.get("training_runs", headers={"X-API-Key": forged}).status_code == 401
+
+
+def test_a_request_that_is_sent_twice_is_one_request(tenant: Tenant) -> None:
+    with tenant.http() as http:
+        run = a_run(http)
+        answers = [http.post("forward_backward", content=a_pass(run, 1)).json() for _ in range(2)]
+        assert answers[0] == answers[1]
+        results = [http.post("retrieve_future", json={"request_id": a["request_id"]}).json() for a in answers]
+        assert results[0] == results[1]
+        assert "loss:sum" in results[0]["metrics"]
+
+
+def test_a_cancelled_sample_fails_with_the_users_category(tenant: Tenant) -> None:
+    with tenant.http() as http:
+        session = a_run(http).partition(":")[0]
+        body = {"session_id": session, "sampling_session_seq_id": 0, "base_model": MODEL}
+        sampler = http.post("create_sampling_session", json=body).json()["sampling_session_id"]
+        sample = {
+            "sampling_session_id": sampler,
+            "seq_id": 0,
+            "num_samples": 4,
+            "prompt": {"chunks": [{"type": "encoded_text", "tokens": [5, 6]}]},
+            "sampling_params": {"max_tokens": 200, "stop": []},
+        }
+        request = http.post("asample", json=sample).json()["request_id"]
+        assert http.post("cancel_future", json={"request_id": request}).status_code == 204
+        failed = http.post("retrieve_future", json={"request_id": request}).json()
+        assert failed["category"] == "user"
+        target = {"type": "sampling_session", "sampling_session_id": sampler}
+        found = http.post("retrieve_futures", json={"target": target}).json()
+        assert found["completions"] == [{"state": "failed", "request_id": request}]
+        again = {"target": target, "prev_cursor": found["cursor"], "timeout": 0}
+        assert http.post("retrieve_futures", json=again).json()["completions"] == []
+
+
+@asynccontextmanager
+async def impatient(tenant: Tenant) -> AsyncGenerator[httpx.AsyncClient]:
+    """A second gateway of the same broker, that waits for little and holds little."""
+    config = GatewayConfig(
+        tenant.server.address, port=0, long_poll_s=0.2, max_body_bytes=64 * 1024, max_bytes_in_flight=32 * 1024
+    )
+    async with (
+        running(config) as url,
+        httpx.AsyncClient(base_url=f"{url}/api/v1", headers={"X-API-Key": tenant.key}) as http,
+    ):
+        yield http
+
+
+async def test_what_waits_for_a_missing_request_says_so(tenant: Tenant) -> None:
+    with tenant.http() as http:
+        run = a_run(http)
+        request = http.post("forward_backward", content=a_pass(run, 2)).json()["request_id"]
+    async with impatient(tenant) as http:
+        answer = (await http.post("retrieve_future", json={"request_id": request})).json()
+    assert answer["type"] == "try_again"
+    assert answer["queue_state"] == "active"
+    assert answer["queue_state_reason"].endswith("goes on with request 1")
+
+
+async def test_more_than_a_gateway_can_hold_is_asked_to_come_again(tenant: Tenant) -> None:
+    async with impatient(tenant) as http:
+        answer = await http.post("forward_backward", content=bytes(40 * 1024))
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "1"
+
+
+async def test_a_gateway_without_the_brokers_folder_says_that_it_has_no_files(tenant: Tenant) -> None:
+    with tenant.http() as http:
+        run = a_run(http)
+        body = {"model_id": run, "path": "x", "seq_id": 1}
+        request = http.post("save_weights", json=body).json()["request_id"]
+        assert http.post("retrieve_future", json={"request_id": request}).json()["path"] == f"tinker://{run}/weights/x"
+    async with impatient(tenant) as http:
+        answer = await http.get(f"training_runs/{run}/checkpoints/weights/x/archive")
+    assert answer.status_code == 400
+    assert "--data" in answer.json()["detail"]
