@@ -204,7 +204,7 @@ def test_a_second_service_on_the_same_folder_or_port_ends_with_one_readable_line
 
 
 async def test_two_base_models_are_served_side_by_side(tmp_path: Path) -> None:
-    server = start_server(tmp_path, "--model", f"second={BASE_MODEL}", "--threads", "1")
+    server = start_server(tmp_path, "--model", f"second={BASE_MODEL}")
     try:
         async with lorry.connect(server.address, api_key=server.new_key("both")) as service:
             models = (await service.get_server_capabilities_async()).supported_models
