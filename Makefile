@@ -36,7 +36,7 @@ types: $(INSTALLED)  ## check types (pyright, strict)
 	@mkdir -p build/typing/lorry
 	@for package in actors client gateway scheduler storage wire; do ln -sfn "$(CURDIR)/$$package" build/typing/lorry/$$package; done
 	@for module in lorry/*.py; do ln -sf "$(CURDIR)/$$module" build/typing/lorry/; done
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(INSTALLED)  ## speed of the engine against PEFT and the frozen base, then end to end
 	$(BIN)/python -m bench

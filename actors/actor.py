@@ -29,7 +29,7 @@ from ..wire.actor_messages import (
     ToActor,
 )
 from ..wire.codec import MAX_HEADER_BYTES, decode, encode
-from ..wire.errors import ConnectionLostError
+from ..wire.errors import ConnectionLostError, InvalidRequestError
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
 from .config import ActorConfig
@@ -89,6 +89,7 @@ def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None])
         logging.disable_progress_bar()
     if config.threads:
         torch.set_num_threads(config.threads)
+    _check_device(config.device)
     base = load_base_model(config.model, config.device, config.dtype)
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     targets = attach_lora(base)
@@ -107,6 +108,15 @@ def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None])
         trainable_mlp=not targets.has_experts,
     )
     return worker, facts
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidRequestError.of("device", device, f"a device that torch has here: {error}") from error
 
 
 class _Actor:

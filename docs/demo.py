@@ -27,9 +27,10 @@ console = Console()
 async def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lorry-demo-") as data:
         model = ModelConfig(MODEL, str(ROOT / "tests/assets/base-model"))
-        config = ServeConfig((model,), Path(data), bind="tcp://127.0.0.1:*", log_level="warning")
-        with console.status("Starting the broker and an actor…"):
+        config = ServeConfig((model,), Path(data), bind="tcp://127.0.0.1:*", threads=1, log_level="warning")
+        with console.status("Starting the broker and an actor…") as status:
             async with serving(config) as deployment:
+                status.stop()
                 await show(deployment)
 
 
@@ -81,22 +82,24 @@ async def supervised(service: lorry.ServiceClient, progress: Progress, task: Tas
 
 
 async def reinforcement(
-    service: lorry.ServiceClient, progress: Progress, task: TaskID, steps: int = 25, group: int = 32
+    service: lorry.ServiceClient, progress: Progress, task: TaskID, steps: int = 40, group: int = 32
 ) -> None:
     training = await service.create_lora_training_client_async(MODEL, rank=4, seed=3, train_unembed=False)
     tokenizer = await training.get_tokenizer_async()
     prompt = tokenizer.encode("hacker: n.\n")
     params = lorry.SamplingParams(max_tokens=40, temperature=1.0)
     progress.update(task, total=steps)
+    means: list[float] = []
     for _ in range(steps):
         sampler = await training.save_weights_and_get_sampling_client_async()
         samples = (await sampler.sample_async(lorry.ModelInput.from_ints(prompt), group, params)).sequences
         rewards = [without_e(tokenizer.decode(sample.tokens)) for sample in samples]
-        mean = sum(rewards) / group
+        means.append(mean := sum(rewards) / group)
         data = [policy_datum(prompt, sample, reward - mean) for sample, reward in zip(samples, rewards, strict=True)]
         training.forward_backward(data, "importance_sampling")
-        await training.optim_step(lorry.AdamParams(learning_rate=2e-3))
+        await training.optim_step(lorry.AdamParams(learning_rate=1e-3))
         progress.update(task, advance=1, note=f"reward {mean:.2f}")
+    console.print(f"[b]bob[/]'s reward rose from {means[0]:.2f} to {means[-1]:.2f}")
     await compare("bob", service, await training.save_weights_and_get_sampling_client_async("no-e"), tokenizer)
 
 
@@ -135,7 +138,7 @@ async def bill(*services: lorry.ServiceClient) -> None:
     table.add_column("tokens", justify="right")
     for service in services:
         for row in await service.create_rest_client().get_usage_async():
-            table.add_row(row.tenant, row.run, row.kind, f"{row.tokens:,}")
+            table.add_row(row.tenant, row.run or "(base model)", row.kind, f"{row.tokens:,}")
     console.print(table)
 
 

@@ -19,7 +19,7 @@ def print_usage(console: Console, data: Path, tenant: str | None) -> None:
     rows = _ask(data, lambda store: store.usage(TenantId(tenant) if tenant else None))
     table = _table("Tokens", "tenant", "run", "base model", "kind", "tokens")
     for row in rows:
-        table.add_row(row.tenant, row.run, row.base_model, row.kind, f"{row.tokens:,}")
+        table.add_row(row.tenant, row.run or "(none)", row.base_model, row.kind, f"{row.tokens:,}")
     console.print(table if rows else "No tokens have been used yet.")
 
 

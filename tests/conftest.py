@@ -51,6 +51,8 @@ def start_server(data: Path, *options: str, model: str = f"{MODEL}={BASE_MODEL}"
     command = [sys.executable, "-m", "lorry", "--log-level", "warning", "serve", "--model", model]
     command += ["--data", str(data), *([] if "--bind" in options else ["--bind", "tcp://127.0.0.1:*"]), *options]
     command += [] if "--http" in options else ["--no-http"]
+    # One thread is the fastest for so small a model, and two would fight with whatever else the machine does.
+    command += [] if "--threads" in options else ["--threads", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"})
     assert process.stdout is not None
     line = process.stdout.readline()

@@ -166,14 +166,24 @@ def test_a_killed_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
     assert not alive
 
 
-def test_a_model_that_is_none_ends_serve_with_one_readable_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "option", "words"),
+    [
+        ("empty", ("--slots", "2"), "cannot load a base model"),
+        (str(BASE_MODEL), ("--device", "warp:9"), "device is 'warp:9'"),
+        (str(BASE_MODEL), ("--dtype", "float99"), "dtype is 'float99'"),
+    ],
+)
+def test_what_cannot_be_served_ends_serve_with_one_readable_line(
+    tmp_path: Path, model: str, option: tuple[str, str], words: str
+) -> None:
     (tmp_path / "empty").mkdir()
-    command = [sys.executable, "-m", "lorry", "serve", "--model", str(tmp_path / "empty"), "--data", str(tmp_path)]
+    command = [sys.executable, "-m", "lorry", "serve", "--model", str(tmp_path / model), "--data", str(tmp_path)]
     ended = subprocess.run(
-        [*command, "--bind", "tcp://127.0.0.1:*"], capture_output=True, text=True, timeout=60, check=False
+        [*command, *option, "--bind", "tcp://127.0.0.1:*"], capture_output=True, text=True, timeout=60, check=False
     )
     assert ended.returncode != 0
-    assert "cannot load a base model" in ended.stderr
+    assert words in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -194,7 +204,7 @@ def test_a_second_service_on_the_same_folder_or_port_ends_with_one_readable_line
 
 
 async def test_two_base_models_are_served_side_by_side(tmp_path: Path) -> None:
-    server = start_server(tmp_path, "--model", f"second={BASE_MODEL}", "--threads", "1")
+    server = start_server(tmp_path, "--model", f"second={BASE_MODEL}")
     try:
         async with lorry.connect(server.address, api_key=server.new_key("both")) as service:
             models = (await service.get_server_capabilities_async()).supported_models

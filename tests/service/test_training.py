@@ -160,3 +160,28 @@ async def test_usage_is_the_actors_own_count_once_for_each_command(server: Serve
         counts = {row.kind: row.tokens for row in usage}
         assert {row.run for row in usage} == {training.model_id}
         assert counts == {"train": 42, "prefill": 7 + 3, "sample": 24}
+
+
+async def test_cancelling_whoever_awaits_leaves_the_command_alone(server: Server, new_key: Key) -> None:
+    async with lorry.connect(server.address, api_key=new_key()) as service:
+        training = await service.create_lora_training_client_async(MODEL, rank=4)
+        future = training.forward_backward([datum()], "cross_entropy")
+        with anyio.move_on_after(0) as scope:
+            await future
+        assert scope.cancelled_caught
+        with pytest.raises(TimeoutError):
+            await training.forward([datum()], "cross_entropy").result_async(timeout=0)
+        assert (await future).metrics["loss:sum"] > 0
+        assert (await training.optim_step(lorry.AdamParams())).metrics["grad_norm"] > 0
+
+
+async def test_an_error_in_the_block_is_raised_as_it_is_and_ends_what_was_open(server: Server, new_key: Key) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with lorry.connect(server.address, api_key=new_key()) as service:
+            training = await service.create_lora_training_client_async(MODEL, rank=4)
+            open_future = training.forward([datum()] * 8, "cross_entropy")
+            raise ZeroDivisionError
+    with pytest.raises(lorry.ConnectionLostError):
+        await open_future
+    with pytest.raises(lorry.ConnectionLostError):
+        training.forward([datum()], "cross_entropy")
