@@ -3,8 +3,10 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# The oldest Tinker SDK that the tests run against, in a folder of its own.
+OLD_SDK := build/sdk-0.34.0
 
-.PHONY: help install demo test check format types bench lock sdk-0.34.0 clean
+.PHONY: help install demo test check format types bench lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,10 +22,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## two tenants train and sample one base model, all on this machine
 	$(BIN)/python docs/demo.py
 
-test: $(INSTALLED)  ## run the tests
+test: $(INSTALLED) $(OLD_SDK)  ## run the tests
 	$(BIN)/python -m pytest
 
-check: $(INSTALLED) types  ## formatting, lint, types and tests
+check: $(INSTALLED) $(OLD_SDK) types  ## formatting, lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
@@ -44,8 +46,8 @@ bench: $(INSTALLED)  ## speed of the engine against PEFT and the frozen base, th
 lock: $(INSTALLED)  ## write constraints.txt from what is installed
 	$(BIN)/pip freeze --exclude-editable --exclude torch > constraints.txt
 
-sdk-0.34.0: $(INSTALLED)  ## the oldest SDK that the tests can run against, in a folder of its own
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/sdk-0.34.0 'tinker==0.34.0'
+$(OLD_SDK): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ 'tinker==0.34.0'
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

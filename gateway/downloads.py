@@ -79,10 +79,16 @@ def _config(request: Request) -> GatewayConfig:
 
 
 def _folder(config: GatewayConfig, tinker_path: str) -> Path:
-    """Where the broker keeps a checkpoint that it told us of, or that we signed a link to."""
+    """Where the broker keeps a checkpoint that it told us of, or that we signed a link to: the newest `NAME.SEQ`."""
     if config.checkpoints is None:
         raise NotSupportedError("this gateway does not see the broker's folder: start it with --data")
-    return config.checkpoints / tinker_path.removeprefix("tinker://")
+    place = config.checkpoints / tinker_path.removeprefix("tinker://")
+    saves = {int(suffix): path for path in place.parent.glob("*") if (suffix := _seq(path.name, place.name)).isdigit()}
+    return saves[max(saves)] if saves else place
+
+
+def _seq(folder: str, name: str) -> str:
+    return folder.removeprefix(f"{name}.") if folder.startswith(f"{name}.") else ""
 
 
 def _files(folder: Path) -> list[str]:

@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup
 
 from ..storage.lock import sole_writer
 from ..storage.reader import Reader
+from ..storage.rows import CheckpointRow
 from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire import sockets
@@ -74,12 +75,12 @@ class _Broker:
         reading: Reader,
         tasks: TaskGroup,
     ) -> None:
-        self._config, self._front, self._back = config, front, back
+        self._config, self._front, self._back, self._tasks = config, front, back, tasks
         self._work = anyio.Event()
         self.writer = Writer(writing)
         planner, self._registry = Planner(), Registry(config.models)
         self._commands = Commands(
-            config, self._registry, planner, self.writer, time.time, self._deliver, self._work_arrived
+            config, self._registry, planner, self.writer, time.time, self._deliver, self._work_arrived, self._discard
         )
         self._actors = ActorDoor(
             config, back, self._registry, planner, self._commands, self.writer, reading, time.time, time.monotonic
@@ -109,6 +110,10 @@ class _Broker:
 
     def _deliver(self, to: Iterable[bytes], future: FutureId, error: ErrorInfo | None, payload: bytes) -> None:
         self._clients.deliver(to, future, error, payload)
+
+    def _discard(self, checkpoint: CheckpointRow) -> None:
+        """Another checkpoint has taken this one's name."""
+        self._tasks.start_soon(self._clients.catalogue.delete_folder, checkpoint)
 
     def _work_arrived(self) -> None:
         self._work.set()

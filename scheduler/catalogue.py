@@ -228,9 +228,13 @@ class Catalogue:
         return None if ttl_seconds is None else self._now() + ttl_seconds
 
     async def remove_checkpoint(self, checkpoint: CheckpointRow) -> None:
-        """Forget it, and delete its folder unless a run still needs it to be rebuilt from."""
+        """Forget it, and delete its folder."""
         self._registry.remove_checkpoint(checkpoint.path)
         await self._writer.write_and_wait(lambda store: store.checkpoint_deleted(checkpoint.path))
+        await self.delete_folder(checkpoint)
+
+    async def delete_folder(self, checkpoint: CheckpointRow) -> None:
+        """Unless its run still needs it to be rebuilt from."""
         run = self._registry.run_of(LaneId(checkpoint.run))
         if run is None or run.restore_folder != checkpoint.folder:
             await to_thread.run_sync(delete_folder, self._config.checkpoints, Path(checkpoint.folder))
@@ -263,7 +267,7 @@ class Catalogue:
             await self._writer.write_and_wait(lambda store: store.run_created(made))
         path = checkpoint_path(RunId(run.id), source.kind, source.name or f"copy-{source.seq}")
         if self._registry.existing(path) is None:
-            folder = self._config.checkpoints / path.removeprefix("tinker://")
+            folder = self._config.checkpoints / f"{path.removeprefix('tinker://')}.0"
             await to_thread.run_sync(_copy_folder, Path(source.folder), folder)
             copied = replace(
                 source, path=path, run=RunId(run.id), tenant=tenant, name=path.rpartition("/")[2], folder=str(folder)

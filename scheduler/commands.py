@@ -3,9 +3,9 @@
 It joins the pure parts (registry, planner, waiters) with the writer; sockets and the clock are handed in.
 """
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeAlias
 
 import structlog
@@ -56,10 +56,11 @@ class Commands:
         now: Callable[[], float],
         deliver: Deliver,
         work_arrived: Callable[[], None],
+        discard: Callable[[CheckpointRow], None],
     ) -> None:
         self.waiters = Waiters()
         self._config, self._registry, self._planner, self._writer = config, registry, planner, writer
-        self._now, self._deliver, self._work_arrived = now, deliver, work_arrived
+        self._now, self._deliver, self._work_arrived, self._discard = now, deliver, work_arrived, discard
         self._rows: dict[FutureId, CommandRow] = {}
         self._payloads: dict[FutureId, bytes] = {}
         self._unacknowledged: dict[FutureId, list[Callable[[], None]]] = {}
@@ -174,8 +175,10 @@ class Commands:
         """None where it is in the journal only."""
         return self._payloads.get(future)
 
-    def _folder(self, row: CommandRow) -> os.PathLike[str]:
-        return self._config.checkpoints / saved_path(row).removeprefix("tinker://")
+    def _folder(self, row: CommandRow) -> Path:
+        """A folder for each save, never written twice: a crash between its renaming and the commit of its row leaves
+        what was saved before as it was, and what an actor has loaded from a folder never goes stale."""
+        return self._config.checkpoints / f"{saved_path(row).removeprefix('tinker://')}.{row.seq}"
 
     # Finishing -------------------------------------------------------------------------------------------------------
 
@@ -239,9 +242,13 @@ class Commands:
                 if restores:
                     store.restore_point_set(checkpoint.run, checkpoint.folder, checkpoint.seq)
 
+        replaced = self._registry.existing(checkpoint.path) if checkpoint is not None else None
+
         def done() -> None:
             self._forget(row.future)
             self.tell(self.waiters.resolved(row.future), row.future, result.error, result.payload)
+            if replaced is not None:
+                self._discard(replaced)
 
         if checkpoint is not None:
             self._registry.add_checkpoint(checkpoint)

@@ -17,7 +17,7 @@ from tests.conftest import ROOT, Server, start_server
 
 TIMEOUT_S = 120.0
 OLD_SDK = ROOT / "build/sdk-0.34.0"
-"""`make sdk-0.34.0` puts it there."""
+"""`make test` puts it there."""
 
 
 @dataclass(frozen=True, slots=True)

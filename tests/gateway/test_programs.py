@@ -123,7 +123,7 @@ def test_a_restart_in_mid_run_is_a_pause(tmp_path: Path) -> None:
         server.stop()
 
 
-@pytest.mark.skipif(not OLD_SDK.exists(), reason="make sdk-0.34.0 installs it")
+@pytest.mark.skipif(not OLD_SDK.exists(), reason="`make test` installs it, plain pytest does not")
 @pytest.mark.parametrize("program", ["supervised", "chunked", "reinforcement", "resume", "sampling", "crowd"])
 def test_the_oldest_sdk_that_the_cookbook_takes_runs_the_same_programs(tenant: Tenant, program: str) -> None:
     seen = replace(tenant, sdk=OLD_SDK).run(program)

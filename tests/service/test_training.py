@@ -138,12 +138,32 @@ async def test_checkpoints_are_listed_and_deleted_with_their_folders(server: Ser
         path = (await training.save_weights_for_sampler("one")).path
         rest = service.create_rest_client()
         (checkpoint,) = await rest.list_checkpoints_async(training.model_id)
-        folder = server.data / "checkpoints" / path.removeprefix("tinker://")
+        (folder,) = (server.data / "checkpoints" / training.model_id / "sampler_weights").iterdir()
         assert (checkpoint.tinker_path, checkpoint.checkpoint_type) == (path, "sampler")
         assert checkpoint.size_bytes == sum(file.stat().st_size for file in folder.iterdir())
         await rest.delete_checkpoint_from_tinker_path_async(path)
         assert await rest.list_checkpoints_async() == []
         assert not folder.exists()
+
+
+async def test_a_name_that_is_saved_again_means_the_new_weights_and_the_old_folder_goes(
+    server: Server, new_key: Key
+) -> None:
+    async def likes(path: str) -> float:
+        sampler = await service.create_sampling_client_async(model_path=path)
+        logprobs = await sampler.compute_logprobs_async(lorry.ModelInput.from_ints(datum().model_input.to_ints()))
+        return sum(logprob for logprob in logprobs if logprob is not None)
+
+    async with lorry.connect(server.address, api_key=new_key()) as service:
+        training = await service.create_lora_training_client_async(MODEL, rank=4)
+        before = await likes((await training.save_weights_for_sampler("latest")).path)
+        for _ in range(4):
+            training.forward_backward([datum()], "cross_entropy")
+            await training.optim_step(lorry.AdamParams(learning_rate=1e-2))
+        path = (await training.save_weights_for_sampler("latest")).path
+        assert await likes(path) > before + 1
+        assert len(await service.create_rest_client().list_checkpoints_async()) == 1
+        assert len(list((server.data / "checkpoints" / training.model_id / "sampler_weights").iterdir())) == 1
 
 
 async def test_usage_is_the_actors_own_count_once_for_each_command(server: Server, new_key: Key) -> None:
