@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from types import ModuleType
+from typing import cast
 
 import anyio
 from anyio.abc import TaskGroup
@@ -34,7 +36,9 @@ async def run_actor(config: ActorConfig, supervised: bool) -> None:
 
 
 async def run_gateway(config: GatewayConfig, supervised: bool) -> None:
-    from lorry.gateway import app  # it imports the Tinker SDK, and that torch: only this process pays for them
+    # The Tinker SDK's wire types do without torch where it is missing, and so do we: it is 180 MB and two seconds.
+    sys.modules["torch"] = cast(ModuleType, None)  # None is Python's own sign that an import is to fail
+    from lorry.gateway import app
 
     async def serve() -> None:
         async with app.running(config) as url:

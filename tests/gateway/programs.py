@@ -94,16 +94,16 @@ def wide_targets() -> dict[str, Any]:
 
 
 def reinforcement() -> dict[str, Any]:
-    """Rewards one token; its share among the samples grows."""
+    """Rewards odd tokens; their share among the samples grows."""
     service = tinker.ServiceClient()
     training = new_run(service)
     prompt = tokens_of(training)[:4]
-    params = types.SamplingParams(max_tokens=4, temperature=1.0)
     rewards: list[float] = []
     sequence_ids: set[str] = set()
-    for _ in range(4):
+    for step in range(6):
         sampler = ready(training.save_weights_and_get_sampling_client())
-        sampled = sampler.sample(types.ModelInput.from_ints(prompt), 16, params).result()
+        params = types.SamplingParams(max_tokens=4, temperature=1.0, seed=step)
+        sampled = sampler.sample(types.ModelInput.from_ints(prompt), 32, params).result()
         scores = [sum(1.0 for token in s.tokens if token % 2) / len(s.tokens) for s in sampled.sequences]
         mean = sum(scores) / len(scores)
         rewards.append(mean)

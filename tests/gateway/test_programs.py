@@ -36,7 +36,7 @@ def test_sparse_targets_are_dense_targets_in_fewer_bytes(tenant: Tenant) -> None
 def test_a_reinforcement_loop_samples_its_newest_weights_each_step(tenant: Tenant) -> None:
     seen = tenant.run("reinforcement")
     assert seen["rewards"][-1] > seen["rewards"][0]
-    assert seen["sequence_ids"] == 4 * 16
+    assert seen["sequence_ids"] == 6 * 32
 
 
 def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(tenant: Tenant) -> None:

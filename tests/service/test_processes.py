@@ -38,11 +38,12 @@ def family(server: Server) -> list[psutil.Process]:
     return [supervisor, *supervisor.children(recursive=True)]
 
 
-def test_all_processes_are_small_start_fast_and_idle(tmp_path: Path) -> None:
-    server = start_server(tmp_path)
+@pytest.mark.parametrize("options", [(), ("--http", "127.0.0.1:0")], ids=["without HTTP", "with HTTP"])
+def test_all_processes_are_small_start_fast_and_idle(tmp_path: Path, options: tuple[str, ...]) -> None:
+    server = start_server(tmp_path, *options)
     try:
         processes = family(server)
-        assert len(processes) == 3
+        assert len(processes) == (4 if options else 3)
         resident = {" ".join(p.cmdline()[2:6]): p.memory_info().rss for p in processes}
         assert sum(resident.values()) < MAX_RESIDENT_BYTES, resident
         assert server.started_in_s < MAX_START_S
