@@ -1,11 +1,12 @@
 """Sampling from a base model or from saved weights. Requests are independent: they are not ordered among themselves."""
 
 import secrets
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from ..wire.client_messages import CreateSampler, Query, SamplerCreated, SamplerInfo, Submit
 from ..wire.codec import decode, encode
-from ..wire.commands import ComputeLogprobsInput, SampleInput, check_sample, check_tokens
+from ..wire.commands import CommandKind, ComputeLogprobsInput, SampleInput, check_sample, check_tokens
 from ..wire.ids import LaneId, SamplerId, future_id
 from ..wire.types import ModelInput, SampleResponse, SamplingParams
 from .connection import Connection
@@ -14,6 +15,8 @@ from .tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 _UNKNOWN_LENGTH_TOKENS = 256
 """What a sample without `max_tokens` is planned at, per sequence."""
@@ -44,22 +47,8 @@ class SamplingClient:
         )
         check_sample(request)
         new = sampling_params.max_tokens or _UNKNOWN_LENGTH_TOKENS
-        seq = self._take_seq()
-        future = Future(
-            future_id(LaneId(self._sampler), seq),
-            lambda payload: decode(payload, SampleResponse),
-            self._connection.cancel,
-        )
-        header = Submit(
-            self._connection.next_request(),
-            LaneId(self._sampler),
-            seq,
-            "sample",
-            prompt.length + num_samples * new,
-            num_samples,
-        )
-        self._connection.submit(header, encode(request), future)
-        return future
+        tokens = prompt.length + num_samples * new
+        return self._submit("sample", request, tokens, num_samples, lambda payload: decode(payload, SampleResponse))
 
     async def sample_async(
         self,
@@ -83,17 +72,14 @@ class SamplingClient:
     def compute_logprobs(self, prompt: ModelInput) -> Future[list[float | None]]:
         """The model's logprob of each token of `prompt` after those before it; None for the first."""
         check_tokens("prompt", prompt, None, None)
-        seq = self._take_seq()
-        future = Future(
-            future_id(LaneId(self._sampler), seq),
+        request = ComputeLogprobsInput(prompt)
+        return self._submit(
+            "compute_logprobs",
+            request,
+            prompt.length,
+            1,
             lambda payload: decode(payload, SampleResponse).prompt_logprobs or [],
-            self._connection.cancel,
         )
-        header = Submit(
-            self._connection.next_request(), LaneId(self._sampler), seq, "compute_logprobs", prompt.length, 1
-        )
-        self._connection.submit(header, encode(ComputeLogprobsInput(prompt)), future)
-        return future
 
     async def compute_logprobs_async(self, prompt: ModelInput) -> list[float | None]:
         return await self.compute_logprobs(prompt)
@@ -105,9 +91,15 @@ class SamplingClient:
         query = Query(self._connection.next_request(), "sampler", self._sampler)
         return await load_tokenizer((await self._connection.ask(query, SamplerInfo)).tokenizer_id)
 
-    def _take_seq(self) -> int:
+    def _submit(
+        self, kind: CommandKind, request: object, tokens: int, rows: int, convert: Callable[[bytes], T]
+    ) -> Future[T]:
+        lane, seq = LaneId(self._sampler), self._next_seq
         self._next_seq += 1
-        return self._next_seq - 1
+        future = Future(future_id(lane, seq), convert, self._connection.cancel)
+        header = Submit(self._connection.next_request(), lane, seq, kind, tokens, rows)
+        self._connection.submit(header, encode(request), future)
+        return future
 
 
 async def create_sampler(

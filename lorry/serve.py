@@ -53,7 +53,7 @@ class _Child:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """A running deployment: where clients connect, with which CURVE key, and how its processes are called.
+    """A running deployment: where clients connect, with which CURVE key, and its processes.
 
     `url` is where those of the Tinker SDK connect.
     """
@@ -67,9 +67,6 @@ class Deployment:
     async def create_key(self, tenant: str) -> str:
         """A new API key of `tenant`, who is made if new."""
         return await create_key(self.data, tenant)
-
-    def process_ids(self) -> dict[str, int]:
-        return {child.name: child.process.pid for child in self.children if child.process}
 
 
 async def create_key(data: Path, tenant: str) -> str:

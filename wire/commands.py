@@ -23,9 +23,6 @@ CommandKind: TypeAlias = Literal[
     "sample",
     "compute_logprobs",
 ]
-TRAINING_KINDS: frozenset[CommandKind] = frozenset(
-    ("forward", "forward_backward", "optim_step", "save_state", "save_weights_for_sampler", "load_state")
-)
 SAMPLING_KINDS: frozenset[CommandKind] = frozenset(("sample", "compute_logprobs"))
 
 PHASES: dict[CommandKind, int] = {

@@ -81,10 +81,6 @@ class ProtocolError(LorryError):
     category = "user"
 
 
-class SessionExpiredError(LorryError):
-    """The broker does not know this connection; say hello again."""
-
-
 class ConnectionLostError(LorryError, ConnectionError):
     """Check that `lorry serve` runs at this address and that its port is reachable."""
 
