@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .lora import Layout, LoraLinear, add_lora, add_lora_backward
+from .products import linear, linear_backward
 
 Evaluate = Callable[[int, int, Tensor], tuple[Tensor, Tensor]]
 """(start, end, their logprobs) of some targets -> each one's loss and d loss / d logprob, [end - start] float32."""
@@ -50,7 +51,7 @@ class _Chunk:
     end: int
     x: Tensor  # [chunk, hidden]
     logits: Tensor  # [chunk, vocab] float32; holds probabilities once normalised
-    layout: Layout | None
+    layout: Layout
     downs: list[Tensor | None]
 
     def locate(self, targets: Targets) -> tuple[int, int, tuple[Tensor, Tensor]]:
@@ -60,16 +61,11 @@ class _Chunk:
 
 
 class OutputHead:
-    """`head` is the model's output embedding; `chunk_bytes` bounds the float32 logits that exist at one time.
-
-    The buffer for them is kept: fresh pages cost the CPU about as much as a pass over them.
-    """
+    """`head` is the model's output embedding; `chunk_bytes` bounds the float32 logits that exist at one time."""
 
     def __init__(self, head: LoraLinear, chunk_bytes: int = 64 << 20) -> None:
         self.head = head
         self.chunk_tokens = max(1, chunk_bytes // (4 * head.out_features))
-        self._float = torch.empty(0)
-        self._low = torch.empty(0)
 
     @torch.no_grad()
     def logprobs(self, hidden: Tensor, targets: Targets, topk: int = 0) -> Logprobs:
@@ -84,6 +80,7 @@ class OutputHead:
             found[first:last] -= normaliser[places[0]]
             if top is not None:
                 best.append((top.indices, top.values - normaliser.unsqueeze(1)))
+            del chunk  # before the next one's logits are made
         if not topk:
             return Logprobs(found, None)
         return Logprobs(found, (torch.cat([ids for ids, _ in best]), torch.cat([values for _, values in best])))
@@ -105,49 +102,31 @@ class OutputHead:
             losses[first:last], grads = evaluate(first, last, found)
             if d_hidden is not None:
                 self._backward(chunk, places, grads, d_hidden[chunk.start : chunk.end])
+            del chunk
         return Scores(logprobs, losses, d_hidden)
 
     def _chunks(self, hidden: Tensor) -> Iterator[_Chunk]:
-        """Chunks of nearly equal size, each one's logits in the same memory."""
+        """Of nearly equal size."""
         tokens = len(hidden)
         layout = self.head.layout(tokens)
         count = -(-tokens // self.chunk_tokens)
         for i in range(count):
             start, end = tokens * i // count, tokens * (i + 1) // count
-            yield self._chunk(hidden[start:end], start, end, layout and layout.clip(start, end))
+            yield self._chunk(hidden[start:end], start, end, layout.clip(start, end))
 
-    def _chunk(self, x: Tensor, start: int, end: int, layout: Layout | None) -> _Chunk:
-        logits = self._low_buffer(x) if x.dtype != torch.float32 else self._float_buffer(x)  # [chunk, vocab]
-        torch.mm(x, self.head.weight.T, out=logits)
-        if self.head.bias is not None:
-            logits += self.head.bias
-        downs = [] if layout is None else add_lora(layout, x, logits)
-        if logits.dtype != torch.float32:
-            logits = self._float_buffer(x).copy_(logits)
-        return _Chunk(start, end, x, logits, layout, downs)
+    def _chunk(self, x: Tensor, start: int, end: int, layout: Layout) -> _Chunk:
+        logits = linear(x, self.head.weight, self.head.bias)  # [chunk, vocab]
+        downs = add_lora(layout, x, logits)
+        return _Chunk(start, end, x, logits.float(), layout, downs)
 
     def _backward(self, chunk: _Chunk, places: tuple[Tensor, Tensor], grads: Tensor, d_x: Tensor) -> None:
         """Turns probabilities into d loss / d logits in place, and these into `d_x` [chunk, hidden]."""
         d_logits = chunk.logits
         totals = torch.zeros(len(d_logits), device=grads.device).index_add_(0, places[0], grads)  # [chunk]
         d_logits.mul_(-totals.unsqueeze(1)).index_put_(places, grads, accumulate=True)
-        if d_x.dtype != torch.float32:
-            d_logits = self._low_buffer(d_x).copy_(d_logits)
-        torch.mm(d_logits, self.head.weight, out=d_x)
-        if chunk.layout is not None:
-            add_lora_backward(chunk.layout, chunk.x, chunk.downs, d_logits, d_x)
-
-    def _float_buffer(self, x: Tensor) -> Tensor:
-        self._float = _at_least(self._float, len(x), self.head.out_features, torch.float32, x.device)
-        return self._float[: len(x)]
-
-    def _low_buffer(self, x: Tensor) -> Tensor:
-        self._low = _at_least(self._low, len(x), self.head.out_features, x.dtype, x.device)
-        return self._low[: len(x)]
-
-
-def _at_least(buffer: Tensor, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return buffer if len(buffer) >= rows else torch.empty(rows, columns, dtype=dtype, device=device)
+        d_logits = d_logits.to(d_x.dtype)
+        d_x.copy_(linear_backward(d_logits, self.head.weight))
+        add_lora_backward(chunk.layout, chunk.x, chunk.downs, d_logits, d_x)
 
 
 def _normalise_(logits: Tensor) -> Tensor:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..wire.errors import InvalidRequestError, UnsupportedModelError
 from .adapters import Adapter, AdapterSpec, Group, Part, Target
 from .base_model import BaseModel
 from .in_flight import InFlight
+from .products import linear, linear_backward
 
 _ATTENTION = frozenset(("self_attn", "attn", "attention", "self_attention"))
 _MLP = frozenset(("mlp", "feed_forward", "ffn"))
@@ -56,17 +56,15 @@ class LoraLinear(nn.Module):
         """x [..., inputs] with the packed row's tokens in its leading axes -> [..., outputs]."""
         rows = x.view(-1, self.in_features)  # [tokens, inputs]
         layout = self.layout(len(rows))
-        if layout is None:
-            return F.linear(x, self.weight, self.bias)
         if torch.is_grad_enabled():
             y = _SegmentLora.apply(rows, self.weight, self.bias, layout)
         else:
-            y = F.linear(rows, self.weight, self.bias)
+            y = linear(rows, self.weight, self.bias)
             add_lora(layout, rows, y)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def layout(self, tokens: int) -> Layout | None:
-        """How the segments in flight divide a row of `tokens`; None where no adapter among them trains this module."""
+    def layout(self, tokens: int) -> Layout:
+        """How the segments in flight divide a row of `tokens`."""
         layout, end = Layout([], []), 0
         for segment in self.in_flight.segments:
             part = segment.adapter.part(self.index)
@@ -78,8 +76,6 @@ class LoraLinear(nn.Module):
             layout.sizes.append(segment.end - segment.start)
             layout.parts.append(part)
             end = segment.end
-        if end == 0:
-            return None
         if end < tokens:
             layout.sizes.append(tokens - end)
             layout.parts.append(None)
@@ -129,7 +125,7 @@ class _SegmentLora(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:
-        y = F.linear(x, weight, bias)
+        y = linear(x, weight, bias)
         ctx.downs = add_lora(layout, x, y)
         ctx.save_for_backward(x, weight)
         ctx.layout = layout
@@ -138,7 +134,7 @@ class _SegmentLora(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
-        dx = torch.mm(dy, weight)  # [tokens, inputs]
+        dx = linear_backward(dy, weight)  # [tokens, inputs]
         add_lora_backward(ctx.layout, x, ctx.downs, dy, dx)
         return dx, None, None, None
 
@@ -196,11 +192,11 @@ def attach_lora(base: BaseModel) -> LoraTargets:
     if not {"attn", "unembed"} <= {group for _, _, group in chosen}:
         raise UnsupportedModelError(f"{type(model).__name__} has no nn.Linear attention projections and output head")
     targets = [
-        Target(index, name, linear.in_features, linear.out_features, group)
-        for index, (name, linear, group) in enumerate(chosen)
+        Target(index, name, module.in_features, module.out_features, group)
+        for index, (name, module, group) in enumerate(chosen)
     ]
-    for index, (name, linear, _) in enumerate(chosen):
-        model.set_submodule(name, LoraLinear(linear, index, base.in_flight))
+    for index, (name, module, _) in enumerate(chosen):
+        model.set_submodule(name, LoraLinear(module, index, base.in_flight))
     wrapped_head = model.get_output_embeddings()
     assert isinstance(wrapped_head, LoraLinear)
     return LoraTargets(tuple(targets), wrapped_head, has_experts, base.dtype, all_names)
