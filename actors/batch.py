@@ -1,7 +1,7 @@
 """Lays the rows of one pass out as tensors: tokens, targets, loss inputs. Runs no model and knows no adapter."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..wire.commands import ForwardBackwardInput
 from ..wire.types import Datum
 from .logprobs import Targets
-from .losses import LossInputs, evaluate
+from .losses import LossInputs, evaluate, sequence_ratios
 from .packing import Pass
 
 _Array = npt.NDArray[np.generic]
@@ -38,6 +38,14 @@ class Batch:
     inputs: LossInputs  # [targets]
     spans: tuple[Span, ...]
     bounds: tuple[int, ...]  # [rows + 1]
+    ratio_mask: Tensor | None  # [targets] float32, there where a loss needs to know its sequence's ratio first
+
+    def with_sequence_ratios(self, logprobs: Tensor) -> "Batch":
+        """What losses that look at whole sequences want, given the logprobs of all targets, [targets] float32."""
+        assert self.ratio_mask is not None, "no loss of this batch looks at whole sequences"
+        lengths = torch.tensor(self.bounds, device=logprobs.device).diff()
+        ratios = sequence_ratios(logprobs, self.inputs.logprobs, self.ratio_mask, lengths)
+        return replace(self, inputs=replace(self.inputs, sequence_ratios=ratios))
 
     def evaluate(self, start: int, end: int, logprobs: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and d loss / d logprob of targets `start` to `end`, [end - start] float32, by their own job's loss."""
@@ -74,6 +82,7 @@ def lay_out(rows: Pass, requests: Sequence[ForwardBackwardInput], device: torch.
         ),
         spans=tuple(_spans(rows, requests, bounds)),
         bounds=tuple(bounds),
+        ratio_mask=_ratio_mask(data, device),
     )
 
 
@@ -96,6 +105,12 @@ def _targets(datum: Datum) -> _Array:
 def _weights(datum: Datum) -> _Array:
     """A token's term is multiplied by `weights` and by `mask`, whichever are there."""
     return _input(datum, "weights", 1.0) * _input(datum, "mask", 1.0)
+
+
+def _ratio_mask(data: Sequence[Datum], device: torch.device) -> Tensor | None:
+    if not any("sequence_ratio_mask" in datum.loss_fn_inputs for datum in data):
+        return None
+    return _to_device([_input(datum, "sequence_ratio_mask", 0.0) for datum in data], device)
 
 
 def _input(datum: Datum, name: str, default: float) -> npt.NDArray[np.float32]:

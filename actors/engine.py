@@ -171,6 +171,8 @@ class Engine:
         ]
         try:
             hidden = self.base.hidden_states(batch.tokens, batch.positions, grad=backward)  # [tokens, hidden]
+            if batch.ratio_mask is not None:
+                batch = batch.with_sequence_ratios(self.head.logprobs(hidden.detach(), batch.targets).targets)
             scores = self.head.score(hidden.detach(), batch.targets, batch.evaluate, backward=backward)
             if scores.d_hidden is not None:
                 hidden.backward(scores.d_hidden)

@@ -1,6 +1,7 @@
 """The built-in losses: from target logprobs to each token's loss and its derivative. Pure: torch in, torch out.
 
-Every loss is a sum of terms of one token each, so any slice of tokens can be evaluated on its own.
+Every loss is a sum of terms of one token each, so any slice of tokens can be evaluated on its own. What such a term
+needs to know of its sequence is found beforehand, by `sequence_ratios`.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,15 +18,18 @@ from ..wire.commands import LOSSES
 class LossInputs:
     """What the client sent beside the targets, [targets] float32 each. `weights` multiplies the token's term.
 
-    cross_entropy reads `weights` alone; the policy losses read the sampler's `logprobs` and `advantages` too.
+    cross_entropy reads `weights` alone; the policy losses read the sampler's `logprobs` and `advantages` too, and gspo
+    what `sequence_ratios` made of the whole sequence.
     """
 
     weights: Tensor
     logprobs: Tensor
     advantages: Tensor
+    sequence_ratios: Tensor | None = None
 
     def slice(self, start: int, end: int) -> "LossInputs":
-        return LossInputs(self.weights[start:end], self.logprobs[start:end], self.advantages[start:end])
+        ratios = None if self.sequence_ratios is None else self.sequence_ratios[start:end]
+        return LossInputs(self.weights[start:end], self.logprobs[start:end], self.advantages[start:end], ratios)
 
 
 Terms: TypeAlias = tuple[Tensor, Tensor]
@@ -42,6 +46,19 @@ def evaluate(loss_fn: str, config: Mapping[str, float], logprobs: Tensor, inputs
     return (loss * weights).masked_fill_(masked, 0.0), (grad * weights).masked_fill_(masked, 0.0)
 
 
+def sequence_ratios(p: Tensor, q: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
+    """Each token's sequence's geometric mean of exp(p - q) over the tokens whose `mask` is not 0; 1 where none is.
+
+    p, q, mask [targets] float32, of sequences of `lengths` [sequences] int64 laid end to end -> [targets] float32.
+    """
+    sequence = torch.arange(len(lengths), device=p.device).repeat_interleave(lengths)  # [targets]
+    counted = mask != 0
+    gaps = torch.where(counted, p - q, 0.0)
+    totals = torch.zeros(len(lengths), device=p.device).index_add_(0, sequence, gaps)  # [sequences]
+    counts = torch.zeros_like(totals).index_add_(0, sequence, counted.to(totals.dtype))
+    return (totals / counts.clamp_(min=1)).exp_()[sequence]
+
+
 def _cross_entropy(p: Tensor, inputs: LossInputs, config: Mapping[str, float]) -> Terms:
     """-p"""
     return -p, torch.full_like(p, -1.0)
@@ -55,7 +72,17 @@ def _importance_sampling(p: Tensor, inputs: LossInputs, config: Mapping[str, flo
 
 def _ppo(p: Tensor, inputs: LossInputs, config: Mapping[str, float]) -> Terms:
     """-min(r * A, clip(r, low, high) * A) with r = exp(p - q); no gradient where the clipped side is the smaller."""
-    ratio, advantages = torch.exp(p - inputs.logprobs), inputs.advantages
+    return _clipped(torch.exp(p - inputs.logprobs), inputs.advantages, config)
+
+
+def _gspo(p: Tensor, inputs: LossInputs, config: Mapping[str, float]) -> Terms:
+    """PPO's, with r the sequence's ratio in value and the token's own in gradient (GSPO-token, arXiv:2507.18071)."""
+    assert inputs.sequence_ratios is not None, "gspo is evaluated after sequence_ratios"
+    return _clipped(inputs.sequence_ratios, inputs.advantages, config)
+
+
+def _clipped(ratio: Tensor, advantages: Tensor, config: Mapping[str, float]) -> Terms:
+    """For a ratio whose derivative by p is itself."""
     clipped = ratio.clamp(config["clip_low_threshold"], config["clip_high_threshold"])
     free, bound = ratio * advantages, clipped * advantages
     inside = clipped == ratio
@@ -81,4 +108,5 @@ _LOSSES: dict[str, _Loss] = {
     "ppo": _ppo,
     "cispo": _cispo,
     "dro": _dro,
+    "gspo": _gspo,
 }

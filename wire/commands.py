@@ -85,6 +85,7 @@ LOSSES: dict[str, LossSpec] = {
     "ppo": LossSpec(_POLICY, _MASKS, _CLIP),
     "cispo": LossSpec(_POLICY, _MASKS, _CLIP),
     "dro": LossSpec(_POLICY, _MASKS, {"beta": 0.05}),
+    "gspo": LossSpec(_POLICY | {"sequence_ratio_mask"}, _MASKS, _CLIP),
 }
 """Inputs, keys and clip thresholds as tinker-docs.thinkingmachines.ai/tinker/losses gives them (both epsilons 0.2;
 beta 0.05 is the value of its example). A custom loss needs no entry: the client computes g = d loss / d logprobs and
@@ -136,6 +137,8 @@ def _check_datum(
         if not np.isfinite(values := tensor.to_numpy()).all():
             bad = values[~np.isfinite(values)][0]
             raise InvalidRequestError.of(f"{name}.loss_fn_inputs[{key!r}]", float(bad), "finite numbers")
+        if key == "sequence_ratio_mask" and not values.any():
+            raise InvalidRequestError.of(f"{name}.loss_fn_inputs[{key!r}]", 0.0, "at least one token that is not 0")
 
 
 def check_tokens(name: str, tokens: ModelInput, vocab_size: int | None, max_context: int | None) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 TensorDtype: TypeAlias = Literal["int64", "float32"]
-LossFnType: TypeAlias = Literal["cross_entropy", "importance_sampling", "ppo", "cispo", "dro"]
+LossFnType: TypeAlias = Literal["cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "gspo"]
 StopReason: TypeAlias = Literal["length", "stop"]
 
 _INPUT_DTYPES: dict[str, TensorDtype] = {"target_tokens": "int64"}

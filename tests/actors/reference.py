@@ -20,6 +20,11 @@ def plain_loss(loss_fn: str, p: Tensor, inputs: dict[str, Tensor], config: dict[
     q, advantages = inputs["logprobs"], inputs["advantages"]
     ratio = (p - q).exp()
     clipped = ratio.clamp(config.get("clip_low_threshold", 0.8), config.get("clip_high_threshold", 1.2))
+    if loss_fn == "gspo":
+        value = (p - q).detach()[inputs["sequence_ratio_mask"] != 0].mean().exp()
+        ratio = value * (p - p.detach()).exp()
+        clipped = ratio.clamp(config.get("clip_low_threshold", 0.8), config.get("clip_high_threshold", 1.2))
+        return -torch.minimum(ratio * advantages, clipped * advantages) * weights
     losses = {
         "importance_sampling": -ratio * advantages,
         "ppo": -torch.minimum(ratio * advantages, clipped * advantages),

@@ -41,6 +41,21 @@ def requests(seed: int) -> list[Any]:
     ]
 
 
+def test_a_sequence_ratio_spans_the_chunks_of_the_head_and_stays_in_its_own_sequence() -> None:
+    shop = Workshop(tiny_qwen3())
+    adapter, other = shop.add("gspo", AdapterSpec(rank=4, seed=1)), shop.add("other", AdapterSpec(rank=4, seed=2))
+    reference = PeftRun(tiny_qwen3(), adapter)
+    data = request(7, (30, 5, 14), "gspo", clip_low_threshold=0.5, clip_high_threshold=40.0)
+    gspo, _ = shop.engine.forward_backward([job("gspo", data), job("other", request(8, (9,), "importance_sampling"))])
+    expected, loss = reference.forward_backward(data)
+    for found, logprob in zip(logprobs(gspo), expected, strict=True):
+        assert_close(found, logprob)
+    assert succeeded(gspo).metrics["loss:sum"] == pytest.approx(loss, rel=1e-5)
+    assert adapter.grad.abs().max() > 0
+    assert other.grad.abs().max() > 0
+    assert_close(adapter.grad, reference.grad())
+
+
 def specs_for(family: Family) -> list[AdapterSpec]:
     return SPECS if family in DENSE else [without_mlp(spec) for spec in SPECS]
 

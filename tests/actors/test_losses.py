@@ -1,9 +1,12 @@
+import math
+import statistics
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorry.actors.losses import LossInputs, evaluate
+from lorry.actors.losses import LossInputs, evaluate, sequence_ratios
 from lorry.wire.commands import LOSSES
 
 from .reference import plain_loss
@@ -36,6 +39,18 @@ def test_losses_and_gradients_equal_autograd_of_the_documented_formula(
     torch.testing.assert_close(grads, expected_grad, rtol=1e-5, atol=1e-6)
 
 
+@given(sequences=st.lists(st.lists(TOKEN, min_size=1, max_size=6), min_size=1, max_size=5))
+def test_a_sequence_ratio_is_the_geometric_mean_over_its_masked_tokens(
+    sequences: list[list[tuple[float, float, float, float]]],
+) -> None:
+    p, q, _, mask = torch.tensor([token for tokens in sequences for token in tokens], dtype=torch.float32).T
+    found = sequence_ratios(p, q, mask, torch.tensor([len(tokens) for tokens in sequences]))
+    for tokens, ratios in zip(sequences, found.split([len(tokens) for tokens in sequences]), strict=True):
+        gaps = [token[0] - token[1] for token in tokens if token[3] != 0]
+        expected = math.exp(statistics.fmean(gaps)) if gaps else 1.0
+        torch.testing.assert_close(ratios, torch.full_like(ratios, expected), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "grad"),
     [
@@ -57,6 +72,7 @@ def test_ppo_stops_where_the_ratio_left_its_range_in_the_direction_of_the_advant
 
 @pytest.mark.parametrize("loss_fn", LOSSES)
 def test_a_masked_token_counts_nothing_even_where_its_ratio_overflows(loss_fn: str) -> None:
-    inputs = LossInputs(torch.zeros(1), torch.tensor([-1000.0]), torch.ones(1))
+    overflown = torch.tensor([torch.inf])
+    inputs = LossInputs(torch.zeros(1), torch.tensor([-1000.0]), torch.ones(1), overflown)
     losses, grads = evaluate(loss_fn, {}, torch.zeros(1), inputs)
     assert (losses.item(), grads.item()) == (0.0, 0.0)

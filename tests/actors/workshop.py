@@ -60,6 +60,10 @@ def _datum(length: int, loss_fn: str, candidates: int | None, generator: torch.G
     if loss_fn != "cross_entropy":
         inputs["logprobs"] = -torch.rand(shape, generator=generator) * 8
         inputs["advantages"] = torch.randn(shape, generator=generator)
+    if loss_fn == "gspo":
+        inputs["logprobs"] -= 4  # the untrained model's logprobs are near log(1 / VOCAB): some ratios are not clipped
+        inputs["sequence_ratio_mask"] = (torch.rand(shape, generator=generator) > 0.3).float()
+        inputs["sequence_ratio_mask"][-1] = 1
     tokens = torch.randint(0, VOCAB, (length,), generator=generator).tolist()
     return Datum(ModelInput.from_ints(tokens), {name: TensorData.from_torch(t) for name, t in inputs.items()})
 

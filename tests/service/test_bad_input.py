@@ -66,6 +66,11 @@ BAD_DATA = {
     "unknown loss": ([datum()], "hinge", "hinge"),
     "unknown input": ([datum(rewards=[1.0] * 12)], "cross_entropy", "rewards"),
     "missing input": ([datum()], "ppo", "advantages"),
+    "empty ratio mask": (
+        [datum(logprobs=[-1.0] * 12, advantages=[1.0] * 12, sequence_ratio_mask=[0.0] * 12)],
+        "gspo",
+        "sequence_ratio_mask",
+    ),
 }
 
 
