@@ -32,7 +32,7 @@ from .bodies import BodyBudget
 from .config import GatewayConfig
 from .connections import Connections
 
-_WORK = (service, auth, models, training, weights, sampling, futures)
+_WORK = (training, futures, sampling, weights, models, service, auth)
 _RECORDS = (sessions, runs, downloads, checkpoints, billing, unsupported)
 _ROOMS = _WORK + _RECORDS
 

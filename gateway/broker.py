@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
 import anyio
@@ -86,10 +87,17 @@ def _check_expiry(token: str) -> None:
         raise AuthenticationError("the token has expired, or is none", field="api_key")
 
 
-async def _broker(request: Request) -> AsyncGenerator[Broker]:
+@asynccontextmanager
+async def broker_of(request: Request) -> AsyncGenerator[Broker]:
+    """For the few plain routes that a training loop calls at every step; all others take a BrokerOf."""
     gateway = request.app.state.gateway
     async with gateway.connections.use(api_key(request)) as connection:
         yield Broker(connection, gateway.config.answer_within_s)
+
+
+async def _broker(request: Request) -> AsyncGenerator[Broker]:
+    async with broker_of(request) as broker:
+        yield broker
 
 
 BrokerOf = Annotated[Broker, Depends(_broker)]

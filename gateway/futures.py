@@ -26,7 +26,7 @@ from ..wire.codec import decode
 from ..wire.errors import ConnectionLostError, LorryError, NotFoundError
 from ..wire.ids import LaneId
 from .bodies import body_of
-from .broker import Broker, BrokerOf
+from .broker import Broker, BrokerOf, broker_of
 from .errors import failed
 from .request_ids import RequestId, ResultKind
 from .results import pass_to_json, pass_to_protobuf, sample_to_json, sample_to_protobuf
@@ -44,11 +44,20 @@ class _Cancel(BaseModel):
     request_id: str
 
 
-@router.post("/retrieve_future")
-async def retrieve_future(
-    broker: BrokerOf, request: Request, body: Annotated[FutureRetrieveRequest, Depends(body_of(FutureRetrieveRequest))]
-) -> Response:
-    wanted = RequestId.parse(body.request_id)
+_read_retrieval = body_of(FutureRetrieveRequest)
+
+
+async def retrieve_future(request: Request) -> Response:
+    """A plain route: a training loop waits for it at every step."""
+    async with broker_of(request) as broker:
+        wanted = RequestId.parse((await _read_retrieval(request)).request_id)
+        return await _retrieve(broker, request, wanted)
+
+
+router.add_route("/retrieve_future", retrieve_future, ["POST"])
+
+
+async def _retrieve(broker: Broker, request: Request, wanted: RequestId) -> Response:
     if wanted.kind in ("create", "unload"):
         return await _run_is_there(broker, wanted)
     try:

@@ -203,7 +203,7 @@ def gateway(
         link_key=link_key(data) if data else b"",
         url=url,
     )
-    _run(lambda: run_gateway(config, supervised))
+    _run(lambda: run_gateway(config, supervised), uvloop=True)
 
 
 @keys.command("create")
@@ -285,11 +285,11 @@ def _actor_token() -> str:
     raise InvalidRequestError.of("LORRY_ACTOR_TOKEN", "", "a secret that the broker and its actors share")
 
 
-def _run(work: Callable[[], Awaitable[None]]) -> None:
+def _run(work: Callable[[], Awaitable[None]], *, uvloop: bool = False) -> None:
     async def awaited() -> None:
         await work()
 
-    _call(lambda: anyio.run(awaited))
+    _call(lambda: anyio.run(awaited, backend_options={"use_uvloop": uvloop}))
 
 
 def _call(work: Callable[[], None]) -> None:
