@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # The oldest Tinker SDK that the tests run against, in a folder of its own.
 OLD_SDK := build/sdk-0.34.0
+# tinker-cookbook pins an older transformers, so it gets an environment of its own.
+COOKBOOK := build/cookbook
 
-.PHONY: help install demo test check format types bench lock clean
+.PHONY: help install demo test cookbook check format types bench lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +27,9 @@ demo: $(INSTALLED)  ## two tenants train and sample one base model, all on this 
 test: $(INSTALLED) $(OLD_SDK)  ## run the tests
 	$(BIN)/python -m pytest
 
+cookbook: $(INSTALLED) $(COOKBOOK)/.installed  ## run tinker-cookbook's trainers against Lorry, in its own environment
+	$(BIN)/python -m pytest tests/cookbook
+
 check: $(INSTALLED) $(OLD_SDK) types  ## formatting, lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -40,7 +45,7 @@ types: $(INSTALLED)  ## check types (pyright, strict)
 	@for module in lorry/*.py; do ln -sf "$(CURDIR)/$$module" build/typing/lorry/; done
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(INSTALLED)  ## speed of the engine against PEFT and the frozen base, then end to end
+bench: $(INSTALLED)  ## speed of the engine against PEFT and the frozen base, end to end, and over HTTP
 	$(BIN)/python -m bench
 
 lock: $(INSTALLED)  ## write constraints.txt from what is installed
@@ -48,6 +53,12 @@ lock: $(INSTALLED)  ## write constraints.txt from what is installed
 
 $(OLD_SDK): $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ 'tinker==0.34.0'
+
+$(COOKBOOK)/.installed: tests/cookbook/constraints.txt
+	$(PYTHON) -m venv $(COOKBOOK)
+	$(COOKBOOK)/bin/pip install --quiet --disable-pip-version-check 'torch==2.13.0'
+	$(COOKBOOK)/bin/pip install --quiet --disable-pip-version-check --constraint $< 'tinker-cookbook==0.5.8'
+	@touch $@
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
