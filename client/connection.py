@@ -64,9 +64,9 @@ class Connection:
         self._closed = False
 
     @property
-    def refused(self) -> LorryError | None:
-        """Why the broker does not let this connection in, or not any longer."""
-        return self._refused
+    def is_over(self) -> bool:
+        """Closed, or not let in (any longer): whoever wants to go on needs another."""
+        return self._closed or self._refused is not None
 
     # Requests --------------------------------------------------------------------------------------------------------
 
@@ -179,6 +179,9 @@ class Connection:
             self._welcomed.set()
             for number in list(self._requests):
                 self._failed(number, error)
+            for future in list(self._futures.values()):
+                future.reject(error)
+            self._futures.clear()
         elif request := self._requests.pop(number, None):
             request.error = error
             request.answered.set()

@@ -23,7 +23,7 @@ from tinker.types.try_again_response import TryAgainResponse
 from ..wire import types as lorry
 from ..wire.client_messages import CompletedSince, Completions
 from ..wire.codec import decode
-from ..wire.errors import ConnectionLostError, LorryError, NotFoundError
+from ..wire.errors import AuthenticationError, ConnectionLostError, LorryError, NotFoundError
 from ..wire.ids import LaneId
 from .bodies import body_of
 from .broker import Broker, BrokerOf, broker_of
@@ -64,7 +64,7 @@ async def _retrieve(broker: Broker, request: Request, wanted: RequestId) -> Resp
         payload = await broker.result(wanted.future, request.app.state.gateway.config.long_poll_s)
     except TimeoutError:
         return await _try_again(broker, wanted)
-    except ConnectionLostError:
+    except (ConnectionLostError, AuthenticationError):  # the request's own failures, not the command's
         raise
     except LorryError as error:
         return failed(error)

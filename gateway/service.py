@@ -14,6 +14,7 @@ from tinker.types import (
     TelemetrySendRequest,
 )
 
+from ..wire.client_messages import CountClientEvents
 from ..wire.types import GetServerCapabilitiesResponse as Capabilities
 from .bodies import body_of
 from .broker import BrokerOf
@@ -29,6 +30,7 @@ CONFIG = ClientConfigResponse(
     pjwt_auth_enabled=True,
 )
 """Chunks go out together: the broker orders them by seq. Custom losses run in the client. `whoami` needs a JWT."""
+_FAILURES = frozenset(("ERROR", "CRITICAL"))
 DYNAMIC_CONFIG = ClientDynamicConfigResponse(sample_cancel_enabled=True)
 
 
@@ -71,5 +73,7 @@ async def get_server_capabilities(broker: BrokerOf) -> GetServerCapabilitiesResp
 async def telemetry(
     broker: BrokerOf, body: Annotated[TelemetrySendRequest, Depends(body_of(TelemetrySendRequest))]
 ) -> TelemetryResponse:
-    """Accepted from those who have a key, and not stored."""
+    """Counted, for `lorry status`; what the events say is not kept."""
+    events, failures = len(body.events), sum(event.severity in _FAILURES for event in body.events)
+    await broker.tell(lambda number: CountClientEvents(number, events, failures))
     return TelemetryResponse(status="accepted")

@@ -233,7 +233,7 @@ def usage(
 
 @app.command()
 def status(data: _Data = None) -> None:
-    """Print actors, runs and queues."""
+    """Print actors, runs, queues and tenants."""
     from lorry.reports import print_status
 
     _call(lambda: print_status(Console(), data or default_data()))

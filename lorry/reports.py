@@ -24,7 +24,9 @@ def print_usage(console: Console, data: Path, tenant: str | None) -> None:
 
 
 def print_status(console: Console, data: Path) -> None:
-    actors, runs, queues = _ask(data, lambda store: (store.actors(), store.recent_runs(), store.queues()))
+    actors, runs, queues, tenants = _ask(
+        data, lambda store: (store.actors(), store.recent_runs(), store.queues(), store.tenants())
+    )
     table = _table("Actors", "actor", "base model", "state", "device", "dtype", "slots", "swaps", "busy s", "since")
     for row in actors:
         names = ("id", "base_model", "state", "device", "dtype", "slots", "swaps", "busy_s")
@@ -39,6 +41,11 @@ def print_status(console: Console, data: Path) -> None:
     for row in queues:
         table.add_row(*(_shown(row[name]) for name in ("base_model", "tenant", "kind", "commands", "tokens")))
     console.print(table if queues else "Nothing is queued.")
+    # An SDK's telemetry is counted, not kept: failures tell whose scripts are in trouble.
+    table = _table("Tenants", "tenant", "keys", "runs", "client events", "failures")
+    for row in tenants:
+        table.add_row(*(_shown(row[name]) for name in ("id", "keys", "runs", "client_events", "client_failures")))
+    console.print(table)
 
 
 def _ask(data: Path, question: Callable[[Store], T]) -> T:
@@ -53,7 +60,20 @@ def _ask(data: Path, question: Callable[[Store], T]) -> T:
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
-    numbers: Sequence[str] = ("tokens", "commands", "slots", "swaps", "busy s", "rank", "queued", "finished")
+    numbers: Sequence[str] = (
+        "tokens",
+        "commands",
+        "slots",
+        "swaps",
+        "busy s",
+        "rank",
+        "queued",
+        "finished",
+        "keys",
+        "runs",
+        "client events",
+        "failures",
+    )
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left")
     return table

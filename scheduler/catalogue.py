@@ -15,7 +15,7 @@ from anyio import to_thread
 from ..storage.checkpoints import delete_folder
 from ..storage.reader import Reader
 from ..storage.rows import CheckpointRow, ClientSessionRow, RunRow
-from ..storage.store import Store
+from ..storage.store import Store, key_hash
 from ..storage.writer import Writer
 from ..wire.client_messages import (
     CatalogueRequest,
@@ -24,6 +24,7 @@ from ..wire.client_messages import (
     CompletedSince,
     Completions,
     CopyCheckpoint,
+    CountClientEvents,
     CreateClientSession,
     DeleteCheckpoint,
     ExpireCheckpoint,
@@ -39,8 +40,8 @@ from ..wire.client_messages import (
     TouchClientSession,
     UsageBetween,
 )
-from ..wire.errors import InvalidRequestError
-from ..wire.ids import LaneId, RunId, TenantId
+from ..wire.errors import InvalidRequestError, NotFoundError
+from ..wire.ids import KeyHash, LaneId, RunId, TenantId
 from ..wire.types import (
     Checkpoint,
     ClientSession,
@@ -55,6 +56,7 @@ from .client_sessions import ClientSessions
 from .commands import Commands
 from .config import BrokerConfig
 from .registry import Registry, checkpoint_path, run_in_slot
+from .sessions import Session
 
 MAX_WAIT_S = 60.0
 
@@ -74,19 +76,27 @@ class Catalogue:
         self.sessions = ClientSessions()
         self._token_secret = b""
 
-    async def tenant_of(self, api_key: str) -> TenantId | None:
-        """Whose key it is, or whose token."""
+    def key_of(self, api_key: str) -> KeyHash | None:
+        """None for a token that is forged or has expired. The key itself may be no key of this server."""
         if api_key.startswith("eyJ"):
-            return tokens.tenant_of(api_key, self._now(), self._token_secret)
-        return await self._reader.read(lambda store: store.tenant_of(api_key))
+            return tokens.key_behind(api_key, self._now(), self._token_secret)
+        return key_hash(api_key)
+
+    async def owner_of(self, api_key: str) -> tuple[TenantId, KeyHash] | None:
+        """Whose key or token it is, and which key it is or stands for."""
+        if (key := self.key_of(api_key)) is None:
+            return None
+        tenant = await self._reader.read(lambda store: store.tenant_of(key))
+        return None if tenant is None else (tenant, key)
 
     def load(self, store: Store) -> None:
         self._token_secret = store.token_secret()
         for row in store.client_sessions():
             self.sessions.add(row)
 
-    async def answer(self, tenant: TenantId, request: CatalogueRequest) -> object:
+    async def answer(self, session: Session, request: CatalogueRequest) -> object:
         """The answer's payload; None where the answer is only that it is done. Raises LorryError."""
+        tenant = session.tenant
         match request:
             case Query():
                 return await self._look(tenant, request)
@@ -107,10 +117,13 @@ class Catalogue:
             case CopyCheckpoint():
                 return await self._copy(tenant, request)
             case MintToken():
-                return tokens.mint(tenant, self._now(), self._token_secret)
+                return tokens.mint(tenant, session.key, self._now(), self._token_secret)
             case RevokeKey():
-                key = request.api_key
-                return await self._writer.write_and_wait(lambda store: store.key_deleted(tenant, key))
+                return await self._revoke(tenant, request.api_key)
+            case CountClientEvents():
+                return self._writer.write(
+                    lambda store: store.client_events_counted(tenant, request.events, request.failures), _nothing
+                )
             case UsageBetween():
                 start, end = request.start, request.end
                 return await self._reader.read(lambda store: store.usage_between(tenant, start, end))
@@ -209,6 +222,12 @@ class Catalogue:
         await self._writer.write_and_wait(lambda store: store.sampler_joined(sampler.id, sampler.clients))
         return SamplerJoined(sampler.clients)
 
+    async def _revoke(self, tenant: TenantId, api_key: str) -> None:
+        owner = await self.owner_of(api_key)
+        if owner is None or owner[0] != tenant:
+            raise NotFoundError("there is no such key", field="api_key")
+        await self._writer.write_and_wait(lambda store: store.key_deleted(owner[1]))
+
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
     def _own(self, tenant: TenantId, path: str) -> CheckpointRow:
@@ -285,6 +304,10 @@ def _copy_folder(source: Path, target: Path) -> None:
     shutil.copytree(source, staging)
     shutil.rmtree(target, ignore_errors=True)
     staging.rename(target)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _training_run(run: RunRow) -> TrainingRun:

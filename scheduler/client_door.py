@@ -23,6 +23,7 @@ from ..wire.client_messages import (
     Ping,
     Pong,
     Resolved,
+    RevokeKey,
     RunCreated,
     SamplerCreated,
     Submit,
@@ -42,7 +43,7 @@ from ..wire.errors import (
     NotFoundError,
     ProtocolError,
 )
-from ..wire.ids import ActorId, FutureId, LaneId, RunId, SamplerId, SessionId, TenantId, future_id
+from ..wire.ids import ActorId, FutureId, KeyHash, LaneId, RunId, SamplerId, SessionId, TenantId, future_id
 from ..wire.sockets import Channel
 from ..wire.types import (
     LoraConfig,
@@ -98,19 +99,19 @@ class ClientDoor:
             self._send(connection, Failed(request, error.info))
 
     async def _hello(self, connection: bytes, hello: Hello) -> None:
-        tenant = await self.catalogue.tenant_of(hello.api_key)
+        owner = await self.catalogue.owner_of(hello.api_key)
         if hello.version != VERSION:
             problem = f"the client speaks version {hello.version} of the protocol, the broker version {VERSION}"
             self._send(connection, Failed(None, ProtocolError(problem, field="version").info))
-        elif tenant is None:
+        elif owner is None or self._sessions.is_revoked(owner[1]):
             shown = f"{hello.api_key[:8]}…" if hello.api_key else "empty"
             error = AuthenticationError(f"api_key is {shown}, which is no key of this server", field="api_key")
             self._send(connection, Failed(None, error.info))
         else:
-            self._welcome(connection, tenant, hello.client)
+            self._welcome(connection, *owner, hello.client)
 
-    def _welcome(self, connection: bytes, tenant: TenantId, client: str) -> None:
-        session = Session(SessionId("session-" + secrets.token_hex(8)), tenant, connection, self._monotonic())
+    def _welcome(self, connection: bytes, tenant: TenantId, key: KeyHash, client: str) -> None:
+        session = Session(SessionId("session-" + secrets.token_hex(8)), tenant, key, connection, self._monotonic())
         now = self._now()
         if earlier := self._sessions.open(session):
             self._writer.write(lambda store: store.session_ended(earlier.id, now), _nothing)
@@ -294,9 +295,12 @@ class ClientDoor:
 
     async def _catalogued(self, session: Session, request: CatalogueRequest) -> None:
         try:
-            self._answer(session, request.request, await self.catalogue.answer(session.tenant, request))
+            self._answer(session, request.request, await self.catalogue.answer(session, request))
         except LorryError as error:
             self._send(session.connection, Failed(request.request, error.info))
+        else:
+            if isinstance(request, RevokeKey):
+                self._close_opened_with(request.api_key)
 
     # Out, and leaving ------------------------------------------------------------------------------------------------
 
@@ -305,6 +309,13 @@ class ClientDoor:
         for session in self._sessions.silent_since(self._monotonic() - 3 * self._config.heartbeat_s):
             log.info("session expired", session=session.id)
             self._leave(session)
+
+    def _close_opened_with(self, api_key: str) -> None:
+        if key := self.catalogue.key_of(api_key):
+            error = AuthenticationError("the key that opened this connection was deleted", field="api_key")
+            for session in self._sessions.revoke(key):
+                self._send(session.connection, Failed(None, error.info))
+                self._leave(session)
 
     def _leave(self, session: Session) -> None:
         now = self._now()

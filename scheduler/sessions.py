@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 
-from ..wire.ids import SessionId, TenantId
+from ..wire.ids import KeyHash, SessionId, TenantId
 
 
 @dataclass(slots=True)
 class Session:
-    """`last_seen` is on the caller's monotonic clock, in seconds."""
+    """`key` names the API key, or the key behind the token, that opened it; `last_seen` is on the caller's monotonic
+    clock, in seconds."""
 
     id: SessionId
     tenant: TenantId
+    key: KeyHash
     connection: bytes
     last_seen: float
 
@@ -18,6 +20,7 @@ class Session:
 class Sessions:
     def __init__(self) -> None:
         self._by_connection: dict[bytes, Session] = {}
+        self._revoked: set[KeyHash] = set()
 
     def open(self, session: Session) -> Session | None:
         """Returns the session that this connection had before, if any."""
@@ -33,6 +36,15 @@ class Sessions:
 
     def close(self, connection: bytes) -> Session | None:
         return self._by_connection.pop(connection, None)
+
+    def revoke(self, key: KeyHash) -> list[Session]:
+        """The key opens no session any more; returns those that it has opened."""
+        self._revoked.add(key)
+        return [session for session in self._by_connection.values() if session.key == key]
+
+    def is_revoked(self, key: KeyHash) -> bool:
+        """Also for a hello that was looked up before its key was deleted."""
+        return key in self._revoked
 
     def silent_since(self, moment: float) -> list[Session]:
         return [session for session in self._by_connection.values() if session.last_seen < moment]

@@ -1,4 +1,4 @@
-"""Short-lived tokens (JWT, HS256) that stand for a tenant where an API key would: clients exchange one for the other.
+"""Short-lived tokens (JWT, HS256) that stand for an API key: clients exchange one for the other. They end with it.
 
 Pure; the time and the secret are passed in.
 """
@@ -9,19 +9,19 @@ import hmac
 import json
 from typing import Any
 
-from ..wire.ids import TenantId
+from ..wire.ids import KeyHash, TenantId
 
 LIFETIME_S = 3600
 
 
-def mint(tenant: TenantId, now: float, secret: bytes) -> str:
+def mint(tenant: TenantId, key: KeyHash, now: float, secret: bytes) -> str:
     header = _encode({"alg": "HS256", "typ": "JWT"})
-    claims = {"iss": "lorry", "sub": f"lorry:tenant:{tenant}", "org_id": tenant, "tenant": tenant}
+    claims = {"iss": "lorry", "sub": f"lorry:tenant:{tenant}", "org_id": tenant, "key": key}
     body = f"{header}.{_encode(claims | {'iat': int(now), 'exp': int(now) + LIFETIME_S})}"
     return f"{body}.{_sign(body, secret)}"
 
 
-def tenant_of(token: str, now: float, secret: bytes) -> TenantId | None:
+def key_behind(token: str, now: float, secret: bytes) -> KeyHash | None:
     """None for a token that was not minted with `secret`, or has expired."""
     body, _, signature = token.rpartition(".")
     if not hmac.compare_digest(signature.encode(), _sign(body, secret).encode()):
@@ -29,7 +29,7 @@ def tenant_of(token: str, now: float, secret: bytes) -> TenantId | None:
     # The signature is ours, so what it signs is what `mint` wrote.
     payload = body.partition(".")[2]
     claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    return TenantId(claims["tenant"]) if claims["exp"] > now else None
+    return KeyHash(claims["key"]) if claims["exp"] > now else None
 
 
 def _encode(part: dict[str, Any]) -> str:

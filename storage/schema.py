@@ -143,3 +143,13 @@ def m002_client_sessions(db: Database) -> None:
     db.table("checkpoints").add_column("public", int, not_null_default=0)
     db.table("checkpoints").add_column("ephemeral", int, not_null_default=0)
     db.table("checkpoints").add_column("user_metadata", str, not_null_default="{}")
+
+
+@migrations()
+def m003_counts_and_prices(db: Database) -> None:
+    # What the tenant's programs reported of themselves: how many events, and how many of them were failures.
+    db.table("tenants").add_column("client_events", int, not_null_default=0)
+    db.table("tenants").add_column("client_failures", int, not_null_default=0)
+    # Micro-dollars per million tokens when the tokens were used, and what they cost in millionths of a micro-dollar.
+    db.table("usage").add_column("price", int, not_null_default=0)
+    db.table("usage").add_column("cost", int, not_null_default=0)

@@ -18,7 +18,7 @@ from sqlite_utils import Database
 
 from ..wire.client_messages import CommandArguments, Completed
 from ..wire.codec import decode, encode
-from ..wire.ids import ActorId, FutureId, LaneId, RunId, TenantId
+from ..wire.ids import ActorId, FutureId, KeyHash, LaneId, RunId, TenantId
 from ..wire.types import LoraConfig, UsageEvent, UsageRow
 from .rows import ActorRow, CheckpointRow, ClientSessionRow, CommandRow, ResultRow, RunRow, SamplerRow, UsageEntry
 from .schema import migrations
@@ -62,16 +62,22 @@ class Store:
         key = "tml-" + secrets.token_urlsafe(32)
         with self.transaction():
             self._db.table("tenants").insert({"id": tenant, "created_at": now}, ignore=True)
-            self._db.table("api_keys").insert({"hash": _hash(key), "tenant": tenant, "created_at": now})
+            self._db.table("api_keys").insert({"hash": key_hash(key), "tenant": tenant, "created_at": now})
         return key
 
-    def tenant_of(self, key: str) -> TenantId | None:
+    def tenant_of(self, key: KeyHash) -> TenantId | None:
         """A key has 256 random bits: one SHA-256 is as good as a slow hash, and the index look-up leaks nothing."""
-        rows = self._rows("SELECT tenant FROM api_keys WHERE hash = ?", _hash(key))
+        rows = self._rows("SELECT tenant FROM api_keys WHERE hash = ?", key)
         return TenantId(rows[0]["tenant"]) if rows else None
 
-    def key_deleted(self, tenant: TenantId, key: str) -> None:
-        self._db.execute("DELETE FROM api_keys WHERE hash = ? AND tenant = ?", [_hash(key), tenant])
+    def key_deleted(self, key: KeyHash) -> None:
+        self._db.execute("DELETE FROM api_keys WHERE hash = ?", [key])
+
+    def client_events_counted(self, tenant: TenantId, events: int, failures: int) -> None:
+        self._db.execute(
+            "UPDATE tenants SET client_events = client_events + ?, client_failures = client_failures + ? WHERE id = ?",
+            [events, failures, tenant],
+        )
 
     def token_secret(self) -> bytes:
         """What signs the tokens that stand for keys; made once, so that they outlive a restart."""
@@ -294,6 +300,13 @@ class Store:
             " FROM runs ORDER BY last_request_at DESC LIMIT 50"
         )
 
+    def tenants(self) -> list[dict[str, Any]]:
+        return self._rows(
+            "SELECT id, client_events, client_failures,"
+            " (SELECT count(*) FROM api_keys WHERE tenant = tenants.id) AS keys,"
+            " (SELECT count(*) FROM runs WHERE tenant = tenants.id) AS runs FROM tenants ORDER BY id"
+        )
+
     def queues(self) -> list[dict[str, Any]]:
         return self._rows(
             "SELECT base_model, tenant, kind, count(*) AS commands, sum(tokens) AS tokens FROM commands"
@@ -301,8 +314,8 @@ class Store:
         )
 
 
-def _hash(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
+def key_hash(key: str) -> KeyHash:
+    return KeyHash(hashlib.sha256(key.encode()).hexdigest())
 
 
 def _values(row: Any) -> dict[str, Any]:

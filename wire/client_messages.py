@@ -170,10 +170,18 @@ class MintToken(msgspec.Struct, frozen=True, tag="mint_token"):
 
 
 class RevokeKey(msgspec.Struct, frozen=True, tag="revoke_key"):
-    """A key of the asking tenant. Connections that were made with it stay until they close."""
+    """A key of the asking tenant, or the one behind a token. What was opened with it is closed, and its tokens end."""
 
     request: int
     api_key: str
+
+
+class CountClientEvents(msgspec.Struct, frozen=True, tag="count_client_events"):
+    """What a client's program reported of itself: counted, and not kept. `failures` of the `events` were errors."""
+
+    request: int
+    events: int
+    failures: int
 
 
 class UsageBetween(msgspec.Struct, frozen=True, tag="usage_between"):
@@ -219,6 +227,7 @@ CatalogueRequest: TypeAlias = (
     | CopyCheckpoint
     | MintToken
     | RevokeKey
+    | CountClientEvents
     | UsageBetween
     | QueueState
     | Completions

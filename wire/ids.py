@@ -3,6 +3,8 @@
 from typing import NewType
 
 TenantId = NewType("TenantId", str)
+KeyHash = NewType("KeyHash", str)
+"""What is kept of an API key: enough to know it again."""
 SessionId = NewType("SessionId", str)
 RunId = NewType("RunId", str)
 SamplerId = NewType("SamplerId", str)

@@ -168,7 +168,9 @@ async def _checkpoints(folder: str) -> dict[str, Any]:
         await manager.maybe_save_async(number, {"batch": number})
     await manager.save_final_async({"batch": 4})
     listed = await service.create_rest_client().list_checkpoints_async(training.model_id)
+    sampler = await service.create_sampling_client_async(base_model=MODEL)
     return {
+        "tokenizers_agree": sampler.get_tokenizer().encode("cargo") == training.get_tokenizer().encode("cargo"),
         "paths": [saved["state_path"], saved["sampler_path"]],
         "found": [found.batch, found.get("note"), found.state_path],
         "renderer": await checkpoint_utils.get_renderer_name_from_checkpoint_async(service, found.state_path),

@@ -95,6 +95,7 @@ def test_its_checkpoint_helpers_save_find_resume_and_list(server: Server, hub: P
     seen = run(server, hub, "checkpoints", tmp_path)
     assert seen["found"] == [1, "x", seen["paths"][0]]
     assert seen["renderer"] == "qwen3"
+    assert seen["tokenizers_agree"]
     assert seen["resumed"] == pytest.approx(seen["went_on"], rel=1e-4)
     names = sorted(path.rpartition("/")[2] for path in seen["listed"])
     assert names == ["final", "final", "one", "one"], "rolling checkpoints are gone"

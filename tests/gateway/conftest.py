@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import httpx
@@ -27,17 +28,19 @@ class Tenant:
     server: Server
     key: str
     sdk: Path | None = None
+    home: Path | None = None
 
     @property
     def environment(self) -> dict[str, str]:
         settings = {"TINKER_BASE_URL": self.server.url, "TINKER_API_KEY": self.key, "TINKER_TELEMETRY": "1"}
         sdk = {"PYTHONPATH": str(self.sdk)} if self.sdk else {}
-        return os.environ | settings | sdk | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        home = {"HOME": str(self.home)} if self.home else {}
+        return os.environ | settings | sdk | home | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
     def start(self, program: str, *arguments: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "tests.gateway.programs", program, *arguments]
         return subprocess.Popen(
-            command, env=self.environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command, env=self.environment, cwd=ROOT, text=True, stdin=PIPE, stdout=PIPE, stderr=PIPE
         )
 
     def run(self, program: str, *arguments: str) -> dict[str, Any]:
@@ -52,6 +55,12 @@ class Tenant:
         )
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
+
+    def lorry(self, *arguments: str) -> str:
+        """What a `lorry` command prints of this server's data."""
+        command = [sys.executable, "-m", "lorry", *arguments, "--data", str(self.server.data)]
+        environment = os.environ | {"COLUMNS": "200"}
+        return subprocess.run(command, env=environment, text=True, capture_output=True, check=True).stdout
 
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=f"{self.server.url}/api/v1", headers={"X-API-Key": self.key}, timeout=60)

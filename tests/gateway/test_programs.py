@@ -14,7 +14,7 @@ from .conftest import OLD_SDK, Tenant, finish
 
 
 def test_a_supervised_loop_learns(tenant: Tenant) -> None:
-    seen = tenant.run("supervised")
+    seen = tenant.run("training.supervised")
     assert seen["losses"][-1] < seen["losses"][0] / 2
     assert seen["outputs"] == seen["tokens"] - 1
     assert seen["first"] == pytest.approx(-seen["sum_of_logprobs"], rel=1e-4)
@@ -22,43 +22,55 @@ def test_a_supervised_loop_learns(tenant: Tenant) -> None:
 
 
 def test_chunks_that_arrive_out_of_order_come_back_in_order(tenant: Tenant) -> None:
-    seen = tenant.run("chunked")
+    seen = tenant.run("training.chunked")
     assert seen["shapes"] == [2 + i % 3 for i in range(1100)]
     assert list(seen["metrics"]) == ["loss:sum"]
 
 
 def test_sparse_targets_are_dense_targets_in_fewer_bytes(tenant: Tenant) -> None:
-    seen = tenant.run("wide_targets")
+    seen = tenant.run("training.wide_targets")
     assert seen["dense"] == pytest.approx(seen["narrow"], rel=1e-4)
     assert seen["sparse"] == pytest.approx(seen["narrow"], rel=1e-4)
 
 
 def test_a_reinforcement_loop_samples_its_newest_weights_each_step(tenant: Tenant) -> None:
-    seen = tenant.run("reinforcement")
+    seen = tenant.run("training.reinforcement")
     assert seen["rewards"][-1] > seen["rewards"][0]
     assert seen["sequence_ids"] == 6 * 32
 
 
 def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(tenant: Tenant) -> None:
-    seen = tenant.run("resume")
+    seen = tenant.run("training.resume")
     assert seen["resumed"] == pytest.approx(seen["went_on"], rel=1e-4)
     assert seen["without_optimizer"][0] == pytest.approx(seen["went_on"][0], rel=1e-4)
     assert seen["without_optimizer"][2] != pytest.approx(seen["went_on"][2], rel=1e-4)
     assert seen["rank"] == 4
 
 
+def test_a_state_is_loaded_onto_the_run_that_saved_it(tenant: Tenant) -> None:
+    seen = tenant.run("training.load_onto_a_run")
+    assert seen["loaded"] == seen["path"]
+    assert seen["again"] == pytest.approx(seen["went_on"], rel=1e-4)
+    assert seen["without_optimizer"][0] == pytest.approx(seen["went_on"][0], rel=1e-4)
+    assert seen["without_optimizer"][2] != pytest.approx(seen["went_on"][2], rel=1e-4)
+
+
 def test_a_custom_loss_has_the_gradient_of_its_built_in_twin(tenant: Tenant) -> None:
-    seen = tenant.run("custom_loss")
+    seen = tenant.run("training.custom_loss")
     assert seen["custom"] == pytest.approx(seen["built_in"], rel=1e-3)
+    assert seen["traced"] == pytest.approx(seen["built_in"], rel=1e-3)
     assert seen["custom_mine"] == 1.0
 
 
 def test_sampling_honours_every_parameter(tenant: Tenant) -> None:
-    seen = tenant.run("sampling")
+    seen = tenant.run("sampling.every_parameter")
     assert len(seen["greedy"]) == 6
     assert seen["stopped"] == seen["greedy"][:3]
     assert seen["stop_reason"] == "stop"
     assert seen["seeded"][0] == seen["seeded"][1]
+    for text in (seen["stopped_by_word"], seen["stopped_by_words"]):
+        assert seen["word"] in text
+    assert seen["unstopped"] == [6, 6, 6, 6]
     assert seen["prompt_logprobs"][0] is None
     assert seen["prompt_logprobs"][1:] == pytest.approx(seen["trained_logprobs"], abs=1e-3)
     assert seen["topk_prompt"] == [None, *[3] * (len(seen["prompt_logprobs"]) - 1)]
@@ -68,13 +80,20 @@ def test_sampling_honours_every_parameter(tenant: Tenant) -> None:
 
 
 def test_sixty_four_samples_at_once_all_come_back(tenant: Tenant) -> None:
-    seen = tenant.run("crowd")
+    seen = tenant.run("sampling.crowd")
     assert seen["lengths"] == [8] * 64
     assert seen["clone"].endswith(":1000000000:0")  # the second client of a sampler counts from there
 
 
+def test_a_sampler_of_saved_weights_is_one_sampler_however_it_is_reached(tenant: Tenant) -> None:
+    seen = tenant.run("sampling.twins")
+    assert seen["tokens"][0] == seen["tokens"][1] == seen["tokens"][2]
+    assert seen["base_models"] == ["jargon-1m"] * 3
+    assert seen["found"] == [seen["sampler_id"], "jargon-1m", seen["path"]]
+
+
 def test_mistakes_raise_what_the_sdk_has_for_them(tenant: Tenant) -> None:
-    seen = tenant.run("mistakes")
+    seen = tenant.run("records.mistakes")
     status = {name: found[1] for name, found in seen.items()}
     assert status.pop("token_out_of_range") is None
     assert seen["token_out_of_range"][0] == "RequestFailedError"
@@ -91,16 +110,16 @@ def test_mistakes_raise_what_the_sdk_has_for_them(tenant: Tenant) -> None:
 
 
 def test_a_wrong_key_is_refused(tenant: Tenant) -> None:
-    process = Tenant(tenant.server, "tml-nobody").start("supervised")
+    process = Tenant(tenant.server, "tml-nobody").start("training.supervised")
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "AuthenticationError" in errors
 
 
 def test_a_tenant_sees_nothing_of_another(new_tenant: Callable[[], Tenant]) -> None:
-    mine = new_tenant().run("resume")
+    mine = new_tenant().run("training.resume")
     run = mine["path"].removeprefix("tinker://").partition("/")[0]
-    seen = new_tenant().run("foreign", mine["path"], run, run.partition(":")[0])
+    seen = new_tenant().run("records.foreign", mine["path"], run, run.partition(":")[0])
     assert seen.pop("listed") == []
     assert seen == dict.fromkeys(("run", "checkpoints", "session", "delete", "load"), 404)
 
@@ -110,7 +129,7 @@ def test_a_restart_in_mid_run_is_a_pause(tmp_path: Path) -> None:
     server = start_server(tmp_path, "--http", "127.0.0.1:0", "--heartbeat-s", "0.5")
     try:
         tenant = Tenant(server, server.new_key("me"))
-        process = tenant.start("long_run", "30")
+        process = tenant.start("training.long_run", "30")
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
         children = children_of(server.process.pid)
@@ -124,7 +143,17 @@ def test_a_restart_in_mid_run_is_a_pause(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not OLD_SDK.exists(), reason="`make test` installs it, plain pytest does not")
-@pytest.mark.parametrize("program", ["supervised", "chunked", "reinforcement", "resume", "sampling", "crowd"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "training.supervised",
+        "training.chunked",
+        "training.reinforcement",
+        "training.resume",
+        "sampling.every_parameter",
+        "sampling.crowd",
+    ],
+)
 def test_the_oldest_sdk_that_the_cookbook_takes_runs_the_same_programs(tenant: Tenant, program: str) -> None:
     seen = replace(tenant, sdk=OLD_SDK).run(program)
     assert {"losses", "shapes", "rewards", "resumed", "seeded", "lengths"} & seen.keys()

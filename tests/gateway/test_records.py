@@ -1,7 +1,7 @@
 """What the SDK's RestClient and the `tinker` command find out and change."""
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -11,7 +11,7 @@ from .conftest import Tenant
 
 
 def test_checkpoints_are_listed_published_expired_copied_and_deleted(tenant: Tenant) -> None:
-    seen = tenant.run("checkpoints")
+    seen = tenant.run("records.checkpoints")
     run = f"tinker://{seen['model_id']}"
     assert seen["listed"] == {
         f"{run}/weights/kept": ["training", False, True],
@@ -22,12 +22,14 @@ def test_checkpoints_are_listed_published_expired_copied_and_deleted(tenant: Ten
     assert set(seen["left"]) == {seen["saved"], seen["sampled"], seen["copied"]}
     assert seen["copied"] not in (seen["saved"], seen["sampled"])
     assert seen["last"] == [seen["saved"], seen["sampled"]]
+    assert seen["same_run"] == seen["model_id"]
+    assert seen["archived"] not in seen["left"]
     assert seen["rank"] == 4
     assert seen["storage"] == 3
 
 
 def test_sessions_are_found_with_what_was_made_in_them(tenant: Tenant) -> None:
-    seen = tenant.run("sessions")
+    seen = tenant.run("records.sessions")
     assert seen["runs"] == [seen["model_id"]]
     assert seen["metadata"] == {"project": "x"}
     assert seen["session"] in seen["listed"]
@@ -37,28 +39,43 @@ def test_sessions_are_found_with_what_was_made_in_them(tenant: Tenant) -> None:
 
 
 def test_tokens_are_billed_by_the_hour(tenant: Tenant) -> None:
-    seen = tenant.run("billing")
+    seen = tenant.run("records.billing")
     assert seen["events"] == [["training", seen["tokens"]]]
 
 
 def test_the_tinker_command_lists_shows_downloads_and_deletes(tenant: Tenant, tmp_path: Path) -> None:
-    path = tenant.run("resume")["path"]
-    run = path.removeprefix("tinker://").partition("/")[0]
-    assert run in {found["training_run_id"] for found in json.loads(tenant.tinker("-f", "json", "run", "list"))["runs"]}
-    assert run in tenant.tinker("run", "info", run)
-    assert "middle" in tenant.tinker("checkpoint", "list", "--run-id", run)
-    assert "training" in tenant.tinker("checkpoint", "info", path)
-    tenant.tinker("checkpoint", "download", path, "--output", str(tmp_path))
+    seen = tenant.run("commands.runs_and_checkpoints", str(tmp_path))
+    assert seen["runs"] == [seen["run"]]
+    assert seen["run"] in seen["run_info"]
+    assert "middle" in seen["checkpoints"]
+    assert "training" in seen["checkpoint_info"]
+    assert "middle" not in seen["after_delete"]
     (weights,) = tmp_path.rglob("adapter_model.safetensors")
     with safe_open(weights, "np") as file:
         assert any("lora_A" in name for name in file.keys())  # noqa: SIM118 - it is no dict
-    tenant.tinker("checkpoint", "delete", "--yes", path)
-    assert "middle" not in tenant.tinker("checkpoint", "list", "--run-id", run)
+    assert "tinker 0." in tenant.tinker("version"), "the command itself, once"
+
+
+def test_the_tinker_command_publishes_expires_tells_who_you_are_and_what_you_used(
+    tenant: Tenant, tmp_path: Path
+) -> None:
+    seen = replace(tenant, home=tmp_path).run("commands.everything", tenant.key)
+    assert seen["published"] == [True, False]
+    assert seen["unpublished"] == [False, False]
+    assert seen["with_ttl"] == [False, True]
+    assert seen["without_ttl"] == [False, False]
+    assert seen["whoami"].startswith("lorry:tenant:user-")
+    assert "Tinker accessible: yes" in seen["status"]
+    assert "Logged in as user-" in seen["login"]
+    assert "Removed credential" in seen["logout"]
+    assert "jargon-1m" in seen["models"]
+    assert [(event["type"], event["token_count"]) for event in seen["usage"]] == [("training", seen["tokens"])]
+    assert [item["size_bytes"] for item in seen["storage"]] == [seen["size"]]
 
 
 def test_a_link_serves_its_file_until_it_expires_and_nothing_else(tenant: Tenant) -> None:
     with tenant.http() as http:
-        path = tenant.run("resume")["path"]
+        path = tenant.run("training.resume")["path"]
         run, _, checkpoint = path.removeprefix("tinker://").partition("/")
         link = http.get(f"training_runs/{run}/checkpoints/{checkpoint}/archive").json()["url"]
     assert httpx.get(link).content[:512].strip(b"\0")
@@ -69,7 +86,7 @@ def test_a_link_serves_its_file_until_it_expires_and_nothing_else(tenant: Tenant
 
 def test_a_public_checkpoint_can_be_used_and_not_changed_by_others(new_tenant: Callable[[], Tenant]) -> None:
     owner, other = new_tenant(), new_tenant()
-    sampled = owner.run("checkpoints")["sampled"]
+    sampled = owner.run("records.checkpoints")["sampled"]
     run, _, checkpoint = sampled.removeprefix("tinker://").partition("/")
     with other.http() as http:
         assert http.post("weights_info", json={"tinker_path": sampled}).status_code == 200

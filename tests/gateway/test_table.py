@@ -46,7 +46,8 @@ def test_every_tinker_command_has_a_row() -> None:
 
 
 def test_every_yes_names_a_test_that_exists() -> None:
-    tests = "".join(file.read_text() for file in (ROOT / "tests/gateway").glob("test_*.py"))
+    folders = (ROOT / "tests/gateway", ROOT / "tests/cookbook")
+    tests = "".join(file.read_text() for folder in folders for file in folder.glob("test_*.py"))
     for section in (*CLIENTS, "The `tinker` command"):
         for name, (works, test) in rows(section).items():
             if works == "yes":

@@ -1,0 +1,131 @@
+"""Scripts that look up and change what is kept, and that make mistakes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tinker
+from tinker import types
+
+from .shared import MODEL, example, new_run, steps, tokens_of
+
+
+def checkpoints() -> dict[str, Any]:
+    service, rest = tinker.ServiceClient(), tinker.RestClient()
+    training = new_run(service)
+    steps(training, [example(tokens_of(training))], 1)
+    saved = training.save_state("kept", user_metadata={"note": "a"}).result().path
+    sampled = training.save_weights_for_sampler("out", ttl_seconds=3600).result().path
+    external = training.save_weights_external("take").result().path
+    training.save_weights_and_get_sampling_client().result()
+    urls = rest.get_external_weights_urls(external).result()
+    rest.set_checkpoint_ttl_from_tinker_path(saved, 7200).result()
+    rest.publish_checkpoint_from_tinker_path(sampled).result()
+    listed = rest.list_checkpoints(training.model_id).result().checkpoints
+    copied = rest.copy_weights(sampled, "default").result()
+    info = rest.get_weights_info_by_tinker_path(saved).result()
+    run = rest.get_training_run(training.model_id).result()
+    same_run = rest.get_training_run_by_tinker_path(saved).result()
+    rest.delete_checkpoint_from_tinker_path(external).result()
+    archived = tinker.ServiceClient(project_id="default").copy_weights(saved).result()
+    run_of_copy, _, copy_id = archived.removeprefix("tinker://").partition("/")
+    rest.delete_checkpoint(run_of_copy, copy_id).result()
+    return {
+        "same_run": same_run.training_run_id,
+        "archived": archived,
+        "model_id": training.model_id,
+        "saved": saved,
+        "sampled": sampled,
+        "copied": copied,
+        "urls": urls.urls,
+        "listed": {c.tinker_path: [c.checkpoint_type, c.public, c.expires_at is not None] for c in listed},
+        "metadata": [c.user_metadata for c in listed if c.tinker_path == saved],
+        "left": [c.tinker_path for c in rest.list_user_checkpoints().result().checkpoints],
+        "rank": info.lora_rank,
+        "last": [run.last_checkpoint.tinker_path, run.last_sampler_checkpoint.tinker_path],
+        "storage": tinker.AdminClient().get_current_checkpoint_storage_usage().result().data[0].checkpoint_count,
+    }
+
+
+def sessions() -> dict[str, Any]:
+    rest = tinker.RestClient()
+    with tinker.ServiceClient(user_metadata={"project": "x"}, display_name="Night run") as service:
+        training = new_run(service)
+        steps(training, [example(tokens_of(training))], 1)
+        session = service.holder.get_session_id()
+        found = rest.get_session(session).result()
+        active = rest.search_sessions(types.SessionSearchRequest(display_name="night")).result().sessions
+    over = rest.search_sessions(types.SessionSearchRequest(session_id=session)).result().sessions
+    return {
+        "runs": found.training_run_ids,
+        "model_id": training.model_id,
+        "metadata": found.user_metadata,
+        "session": session,
+        "listed": rest.list_sessions().result().sessions,
+        "active": [[s.session_id, s.status.type if s.status else None] for s in active],
+        "over": [s.status.reason.type for s in over],
+        "whoami": rest.whoami().result().user_urn,
+    }
+
+
+def billing() -> dict[str, Any]:
+    from datetime import UTC, datetime, timedelta
+
+    training = new_run(tinker.ServiceClient())
+    tokens = tokens_of(training)
+    steps(training, [example(tokens)], 1)
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    usage = tinker.AdminClient().get_billing_usage(hour, hour + timedelta(hours=1)).result()
+    return {"events": [[e.event_info.type, e.event_info.token_count] for e in usage.data], "tokens": len(tokens) - 1}
+
+
+def mistakes() -> dict[str, Any]:
+    """What each mistake raises."""
+    service = tinker.ServiceClient()
+    training = new_run(service)
+    tokens = tokens_of(training)
+    wrong_token = example([*tokens[:-1], 10**6])
+    image = types.Datum(
+        model_input=types.ModelInput(chunks=[types.ImageChunk(data=b"x", format="png", expected_tokens=1)]),
+        loss_fn_inputs={"target_tokens": types.TensorData(data=[1], dtype="int64")},
+    )
+    attempts: dict[str, Callable[[], Any]] = {
+        "unknown_model": lambda: service.create_lora_training_client(base_model="nobody/knows").result(),
+        "rank_too_large": lambda: service.create_lora_training_client(base_model=MODEL, rank=10**6).result(),
+        "dimuon": lambda: service.create_lora_training_client(
+            base_model=MODEL, optimizer=types.DimuonOptimizerConfig()
+        ).result(),
+        "token_out_of_range": lambda: training.forward_backward([wrong_token], "cross_entropy").result(),
+        "no_such_checkpoint": lambda: service.create_sampling_client(
+            model_path="tinker://nobody/sampler_weights/x"
+        ).result(),
+        "audit_log": lambda: tinker.AdminClient().get_audit_log().result(),
+        "foreign_run": lambda: tinker.RestClient().get_training_run("somebody-else").result(),
+        "image": lambda: new_run(service).forward([image], "cross_entropy").result(),
+    }
+    raised: dict[str, Any] = {}
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except Exception as error:
+            raised[name] = [type(error).__name__, getattr(error, "status_code", None), str(error)[:300]]
+    return raised
+
+
+def foreign(path: str, run: str, session: str) -> dict[str, Any]:
+    """What another tenant gets of somebody's things."""
+    rest, service = tinker.RestClient(), tinker.ServiceClient()
+    attempts: dict[str, Callable[[], Any]] = {
+        "run": lambda: rest.get_training_run(run).result(),
+        "checkpoints": lambda: rest.list_checkpoints(run).result(),
+        "session": lambda: rest.get_session(session).result(),
+        "delete": lambda: rest.delete_checkpoint_from_tinker_path(path).result(),
+        "load": lambda: service.create_training_client_from_state(path).result(),
+    }
+    seen: dict[str, Any] = {"listed": [r.training_run_id for r in rest.list_training_runs().result().training_runs]}
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+            seen[name] = None
+        except tinker.APIStatusError as error:
+            seen[name] = error.status_code
+    return seen

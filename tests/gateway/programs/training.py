@@ -1,0 +1,161 @@
+"""Scripts that train."""
+
+from typing import Any
+
+import tinker
+import torch
+from tinker import types
+
+from .shared import example, new_run, ready, steps, tokens_of
+
+
+def supervised() -> dict[str, Any]:
+    service = tinker.ServiceClient()
+    training = new_run(service)
+    data = [example(tokens_of(training))]
+    output = training.forward(data, "cross_entropy").result()
+    losses = steps(training, data, 5)
+    return {
+        "model_id": training.model_id,
+        "losses": losses,
+        "first": output.metrics["loss:sum"],
+        "sum_of_logprobs": sum(output.loss_fn_outputs[0]["logprobs"].tolist()),
+        "tokens": len(tokens_of(training)),
+        "outputs": len(output.loss_fn_outputs[0]["logprobs"].tolist()),
+        "models": [model.model_name for model in service.get_server_capabilities().supported_models],
+    }
+
+
+def chunked() -> dict[str, Any]:
+    """More datums than one request may have: the SDK sends several at once, the first of them last."""
+    training = new_run(tinker.ServiceClient())
+    tokens = tokens_of(training)
+    data = [example(tokens[: 3 + i % 3]) for i in range(1100)]
+    output = training.forward_backward(data, "cross_entropy").result()
+    training.optim_step(types.AdamParams()).result()
+    return {"shapes": [len(o["logprobs"].tolist()) for o in output.loss_fn_outputs], "metrics": output.metrics}
+
+
+def wide_targets() -> dict[str, Any]:
+    """cross_entropy over [N, K] targets, dense and sparse, is the sum over the K."""
+    training = new_run(tinker.ServiceClient())
+    tokens = tokens_of(training)
+    n = len(tokens) - 1
+    ids = torch.tensor([[t, 5, 0, 0, 0, 0] for t in tokens[1:]])
+    weights = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0, 0.0]] * n)
+    prompt = types.ModelInput.from_ints(tokens[:-1])
+    losses = {}
+    for name, make in (("dense", types.TensorData.from_torch), ("sparse", types.TensorData.from_torch_sparse)):
+        inputs = {"target_tokens": make(ids), "weights": make(weights)}
+        datum = types.Datum(model_input=prompt, loss_fn_inputs=inputs)
+        losses[name] = training.forward([datum], "cross_entropy").result().metrics["loss:sum"]
+    losses["narrow"] = training.forward([example(tokens)], "cross_entropy").result().metrics["loss:sum"]
+    return losses
+
+
+def reinforcement() -> dict[str, Any]:
+    """Rewards odd tokens; their share among the samples grows."""
+    service = tinker.ServiceClient()
+    training = new_run(service)
+    prompt = tokens_of(training)[:4]
+    rewards: list[float] = []
+    sequence_ids: set[str] = set()
+    for step in range(6):
+        sampler = ready(training.save_weights_and_get_sampling_client())
+        params = types.SamplingParams(max_tokens=4, temperature=1.0, seed=step)
+        sampled = sampler.sample(types.ModelInput.from_ints(prompt), 32, params).result()
+        scores = [sum(1.0 for token in s.tokens if token % 2) / len(s.tokens) for s in sampled.sequences]
+        mean = sum(scores) / len(scores)
+        rewards.append(mean)
+        sequence_ids |= {s.sequence_id for s in sampled.sequences}
+        data = [policy_example(prompt, s, score - mean) for s, score in zip(sampled.sequences, scores, strict=True)]
+        passed = training.forward_backward(data, "importance_sampling")
+        stepped = training.optim_step(types.AdamParams(learning_rate=2e-2))
+        passed.result()
+        stepped.result()
+    return {"rewards": rewards, "sequence_ids": len(sequence_ids)}
+
+
+def policy_example(prompt: list[int], sequence: types.SampledSequence, advantage: float) -> types.Datum:
+    tokens, before = prompt + sequence.tokens, len(prompt) - 1
+    floats = {
+        "logprobs": [0.0] * before + list(sequence.logprobs or []),
+        "advantages": [0.0] * before + [advantage] * len(sequence.tokens),
+    }
+    inputs = {name: types.TensorData(data=values, dtype="float32") for name, values in floats.items()}
+    inputs["target_tokens"] = types.TensorData(data=tokens[1:], dtype="int64")
+    return types.Datum(model_input=types.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=inputs)
+
+
+def resume() -> dict[str, Any]:
+    service = tinker.ServiceClient()
+    training = new_run(service)
+    data = [example(tokens_of(training))]
+    steps(training, data, 2)
+    path = training.save_state("middle").result().path
+    went_on = steps(training, data, 3)
+    again = ready(service.create_training_client_from_state_with_optimizer(path))
+    without = ready(service.create_training_client_from_state(path))
+    return {
+        "path": path,
+        "went_on": went_on,
+        "resumed": steps(again, data, 3),
+        "without_optimizer": steps(without, data, 3),
+        "model_id": again.model_id,
+        "rank": again.get_info().lora_rank,
+    }
+
+
+def load_onto_a_run() -> dict[str, Any]:
+    """A saved state is loaded onto the run that saved it, with the optimizer's and without."""
+    training = new_run(tinker.ServiceClient())
+    data = [example(tokens_of(training))]
+    steps(training, data, 2)
+    path = training.save_state("middle").result().path
+    went_on = steps(training, data, 3)
+    loaded = training.load_state_with_optimizer(path).result().path
+    again = steps(training, data, 3)
+    training.load_state(path).result()
+    return {
+        "path": path,
+        "loaded": loaded,
+        "went_on": went_on,
+        "again": again,
+        "without_optimizer": steps(training, data, 3),
+    }
+
+
+def custom_loss() -> dict[str, Any]:
+    service = tinker.ServiceClient()
+
+    def loss(data: list[types.Datum], logprobs: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        total = -sum((p.sum() for p in logprobs), torch.tensor(0.0))
+        return total, {"mine": 1.0}
+
+    def traced(logprobs: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        total = -logprobs.sum()
+        return total, {"custom/mine:sum": total}
+
+    handle = service.create_custom_loss(traced, {"logprobs": 1}).result()
+    norms: dict[str, float] = {}
+    for name in ("custom", "traced", "built_in"):
+        training = new_run(service)
+        data = [example(tokens_of(training))]
+        if name == "custom":
+            passed = training.forward_backward_custom(data, loss).result()
+        elif name == "traced":
+            passed = training.forward_backward_custom(data, handle).result()
+        else:
+            passed = training.forward_backward(data, "cross_entropy").result()
+        norms[name] = training.optim_step(types.AdamParams()).result().metrics["grad_norm"]
+        norms[f"{name}_mine"] = passed.metrics.get("mine", 0.0)
+    return norms
+
+
+def long_run(count: str) -> dict[str, Any]:
+    """Says when it has begun, so that somebody can pull the plug."""
+    training = new_run(tinker.ServiceClient())
+    data = [example(tokens_of(training))]
+    losses = steps(training, data, 1)
+    print("begun", flush=True)
+    return {"losses": losses + steps(training, data, int(count))}
