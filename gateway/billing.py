@@ -1,4 +1,4 @@
-"""Tokens by the hour, as they are billed. Lorry keeps no prices yet: costs are left out."""
+"""Tokens by the hour, as they are billed, and what they cost by the prices of the time."""
 
 from datetime import datetime, timedelta
 
@@ -7,6 +7,7 @@ from tinker.types import BillingUsageResponse
 from tinker.types.billing_usage_response import (
     BillingEventInfo,
     BillingUsageEvent,
+    BillingUsageSession,
     SamplingPrefillBillingEvent,
     SamplingSampleBillingEvent,
     TrainingBillingEvent,
@@ -14,7 +15,7 @@ from tinker.types.billing_usage_response import (
 
 from ..wire.client_messages import UsageBetween
 from ..wire.errors import InvalidRequestError
-from ..wire.types import UsageEvent
+from ..wire.types import ClientSession, UsageEvent
 from .broker import BrokerOf
 from .moments import moment
 from .sessions import PROJECT
@@ -30,7 +31,13 @@ async def billing_usage(broker: BrokerOf, starting_on: datetime, ending_before: 
         raise InvalidRequestError.of("ending_before", ending_before.isoformat(), "up to 14 days after starting_on")
     start, end = starting_on.timestamp(), ending_before.timestamp()
     found = await broker.ask(lambda number: UsageBetween(number, start, end), list[UsageEvent])
-    return BillingUsageResponse(data=[_event(event) for event in found])
+    known = {session.session_id: session for session in await broker.look("sessions", list[ClientSession])}
+    sessions = {
+        event.session: BillingUsageSession(user_metadata=known[event.session].user_metadata or None)
+        for event in found
+        if event.session in known
+    }
+    return BillingUsageResponse(data=[_event(event) for event in found], sessions=sessions)
 
 
 def _event(event: UsageEvent) -> BillingUsageEvent:
@@ -40,6 +47,8 @@ def _event(event: UsageEvent) -> BillingUsageEvent:
         base_model=event.base_model,
         session_id=event.session,
         project_id=PROJECT,
+        estimated_cost_usd=event.cost_usd,
+        effective_rate_usd_per_million_tokens=event.usd_per_million,
         event_info=_info(event),
     )
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from lorry import logs
 from lorry.config import ModelConfig, ServeConfig, default_data
 from lorry.scheduler.config import BrokerConfig
+from lorry.scheduler.prices import Prices, read_prices
 from lorry.wire.errors import InvalidRequestError, LorryError
 from lorry.wire.ids import ActorId
 from lorry.wire.sockets import CurveKeys
@@ -46,6 +47,9 @@ _Budget = Annotated[int, typer.Option(min=1, help="Tokens in one pass through th
 _Rows = Annotated[int, typer.Option(min=1, help="Sequences that decode together")]
 _Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each actor [default: torch's own choice]")]
 _Heartbeat = Annotated[float, typer.Option(min=0.05, help="Seconds between signs of life; three missed are a death")]
+_Prices = Annotated[
+    Path | None, typer.Option(help="TOML, USD per million tokens: ['NAME'] prefill = 0.1, sample = 0.4, train = 0.4")
+]
 _Supervised = Annotated[bool, typer.Option(hidden=True, help="Stop when standard input closes")]
 
 
@@ -74,6 +78,7 @@ def serve(
     token_budget: _Budget = 8192,
     sample_rows: _Rows = 64,
     threads: _Threads = None,
+    prices: _Prices = None,
     heartbeat_s: _Heartbeat = 5.0,
 ) -> None:
     """Serve base models: starts a broker, a gateway and an actor for each model as child processes."""
@@ -92,6 +97,7 @@ def serve(
             token_budget=token_budget,
             sample_rows=sample_rows,
             threads=threads,
+            prices=prices,
             heartbeat_s=heartbeat_s,
             log_level=os.environ["LORRY_LOG_LEVEL"],
         )
@@ -118,6 +124,7 @@ def broker(
     actor_bind: Annotated[
         str, typer.Option(help="Where actors connect; beyond loopback it is encrypted")
     ] = "tcp://127.0.0.1:*",
+    prices: _Prices = None,
     heartbeat_s: _Heartbeat = 5.0,
     supervised: _Supervised = False,
 ) -> None:
@@ -136,6 +143,7 @@ def broker(
                 curve=None if is_loopback(bind) else curve_keys(folder),
                 actor_curve=None if is_loopback(actor_bind) else curve_keys(folder),
                 heartbeat_s=heartbeat_s,
+                prices=read_prices(prices) if prices else Prices(),
             ),
             supervised,
         )
@@ -225,10 +233,10 @@ def usage(
     tenant: Annotated[str | None, typer.Option(help="Only this tenant's")] = None,
     data: _Data = None,
 ) -> None:
-    """Print tokens by tenant, run and kind (prefill, sample, train)."""
+    """Print tokens and their cost by tenant, run and kind (prefill, sample, train)."""
     from lorry.reports import print_usage
 
-    _call(lambda: print_usage(Console(), data or default_data(), tenant))
+    _call(lambda: print_usage(_plain_console(), data or default_data(), tenant))
 
 
 @app.command()
@@ -236,7 +244,12 @@ def status(data: _Data = None) -> None:
     """Print actors, runs, queues and tenants."""
     from lorry.reports import print_status
 
-    _call(lambda: print_status(Console(), data or default_data()))
+    _call(lambda: print_status(_plain_console(), data or default_data()))
+
+
+def _plain_console() -> Console:
+    """Names are printed as they are: without this, rich makes a picture of the middle of `SESSION:train:0`."""
+    return Console(emoji=False, markup=False)
 
 
 def host_and_port(http: str) -> tuple[str, int]:

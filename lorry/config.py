@@ -39,7 +39,8 @@ def default_data() -> Path:
 class ServeConfig:
     """`replicas` actors for each model. See BrokerConfig and ActorConfig for the fields that they take over.
 
-    `http` is HOST:PORT for clients of the Tinker SDK, port 0 for any that is free; None serves none.
+    `http` is HOST:PORT for clients of the Tinker SDK, port 0 for any that is free; None serves none. `prices` is a TOML
+    file, see `scheduler.prices`; without it, costs are zero.
     """
 
     models: tuple[ModelConfig, ...]
@@ -53,5 +54,6 @@ class ServeConfig:
     token_budget: int = 8192
     sample_rows: int = 64
     threads: int | None = None
+    prices: Path | None = None
     heartbeat_s: float = 5.0
     log_level: str = "info"

@@ -17,9 +17,10 @@ T = TypeVar("T")
 
 def print_usage(console: Console, data: Path, tenant: str | None) -> None:
     rows = _ask(data, lambda store: store.usage(TenantId(tenant) if tenant else None))
-    table = _table("Tokens", "tenant", "run", "base model", "kind", "tokens")
+    table = _table("Tokens", "tenant", "run", "base model", "kind", "tokens", "USD")
     for row in rows:
-        table.add_row(row.tenant, row.run or "(none)", row.base_model, row.kind, f"{row.tokens:,}")
+        usd = f"{row.cost_usd:,.6f}"
+        table.add_row(row.tenant, row.run or "(none)", row.base_model, row.kind, f"{row.tokens:,}", usd)
     console.print(table if rows else "No tokens have been used yet.")
 
 
@@ -73,6 +74,7 @@ def _table(title: str, *columns: str) -> Table:
         "runs",
         "client events",
         "failures",
+        "USD",
     )
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left")

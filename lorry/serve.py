@@ -175,6 +175,8 @@ def _broker_command(config: ServeConfig, bind: str = "", actor_bind: str = "") -
     names = [argument for model in config.models for argument in ("--model", model.name)]
     command = ["--log-level", config.log_level, "broker", *names, "--data", str(config.data)]
     command += ["--bind", bind or config.bind, "--heartbeat-s", str(config.heartbeat_s), "--supervised"]
+    if config.prices:
+        command += ["--prices", str(config.prices)]
     return [*command, "--actor-bind", actor_bind] if actor_bind else command
 
 

@@ -32,6 +32,7 @@ from ..wire.types import LoadWeightsResponse, SaveWeightsForSamplerResponse, Sav
 from .config import BrokerConfig
 from .lanes import Command, Lane
 from .planner import Lost, Planner
+from .prices import cost
 from .registry import Registry, checkpoint_path, ephemeral_path, run_of_path, sampler_in_slot
 from .waiters import Waiters
 
@@ -275,10 +276,11 @@ class Commands:
         }
         sampler = self._registry.sampler_of(row.lane)
         run = row.lane if sampler is None else run_of_path(sampler.model_path)
+        prices = {kind: self._config.prices.of(row.base_model, kind) for kind in counts}
         return [
-            UsageEntry(row.future, kind, row.tenant, run, row.base_model, tokens)
-            for kind, tokens in counts.items()
-            if tokens
+            UsageEntry(row.future, kind, row.tenant, run, row.base_model, n, prices[kind], cost(n, prices[kind]))
+            for kind, n in counts.items()
+            if n
         ]
 
     def _saved(self, row: CommandRow, outcome: Outcome) -> CheckpointRow | None:

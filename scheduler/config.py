@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..wire.codec import MAX_PAYLOAD_BYTES
 from ..wire.sockets import CurveKeys
+from .prices import Prices
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class BrokerConfig:
     result_ttl_s: float = 7 * 24 * 3600.0
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
     max_waiting: int = 10_000
+    prices: Prices = field(default_factory=Prices)
 
     @property
     def checkpoints(self) -> Path:

@@ -104,12 +104,16 @@ class ResultRow:
 
 @dataclass(frozen=True, slots=True)
 class UsageEntry:
+    """`price` is in micro-dollars per million tokens, `cost` in millionths of a micro-dollar."""
+
     future: FutureId
     kind: UsageKind
     tenant: TenantId
     run: str
     base_model: str
     tokens: int
+    price: int
+    cost: int
 
 
 @dataclass(frozen=True, slots=True)

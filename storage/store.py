@@ -185,8 +185,9 @@ class Store:
         )
         for entry in usage:
             self._db.execute(
-                "INSERT INTO usage (future, kind, tenant, run, base_model, tokens, at) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [entry.future, entry.kind, entry.tenant, entry.run, entry.base_model, entry.tokens, now],
+                "INSERT INTO usage (future, kind, tenant, run, base_model, tokens, price, cost, at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [*(_values(entry).values()), now],
             )
 
     def payload_dropped(self, future: FutureId) -> None:
@@ -271,8 +272,8 @@ class Store:
 
     def usage(self, tenant: TenantId | None = None) -> list[UsageRow]:
         rows = self._rows(
-            "SELECT tenant, run, base_model, kind, sum(tokens) AS tokens FROM usage WHERE ? IS NULL OR tenant = ?"
-            " GROUP BY tenant, run, base_model, kind ORDER BY tenant, min(at), run, kind",
+            "SELECT tenant, run, base_model, kind, sum(tokens) AS tokens, sum(cost) / 1e12 AS cost_usd FROM usage"
+            " WHERE ? IS NULL OR tenant = ? GROUP BY tenant, run, base_model, kind ORDER BY tenant, min(at), run, kind",
             tenant,
             tenant,
         )
@@ -281,9 +282,10 @@ class Store:
     def usage_between(self, tenant: TenantId, start: float, end: float) -> list[UsageEvent]:
         rows = self._rows(
             "SELECT CAST(usage.at / 3600 AS INTEGER) * 3600.0 AS hour, usage.run, runs.session, usage.base_model, kind,"
-            " sum(tokens) AS tokens FROM usage LEFT JOIN runs ON runs.id = usage.run"
+            " sum(tokens) AS tokens, price / 1e6 AS usd_per_million, sum(cost) / 1e12 AS cost_usd"
+            " FROM usage LEFT JOIN runs ON runs.id = usage.run"
             " WHERE usage.tenant = ? AND usage.at >= ? AND usage.at < ?"
-            " GROUP BY hour, usage.run, usage.base_model, kind ORDER BY hour, tokens DESC",
+            " GROUP BY hour, usage.run, usage.base_model, kind, price ORDER BY hour, tokens DESC",
             tenant,
             start,
             end,

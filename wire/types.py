@@ -301,7 +301,7 @@ class ClientSession(msgspec.Struct, frozen=True):
 
 
 class UsageEvent(msgspec.Struct, frozen=True):
-    """Tokens of one hour, which starts at `hour` in Unix seconds."""
+    """Tokens of one hour, which starts at `hour` in Unix seconds, at one price."""
 
     hour: float
     run: str
@@ -309,6 +309,8 @@ class UsageEvent(msgspec.Struct, frozen=True):
     base_model: str
     kind: Literal["prefill", "sample", "train"]
     tokens: int
+    usd_per_million: float
+    cost_usd: float
 
 
 class UsageRow(msgspec.Struct, frozen=True):
@@ -317,3 +319,4 @@ class UsageRow(msgspec.Struct, frozen=True):
     base_model: str
     kind: Literal["prefill", "sample", "train"]
     tokens: int
+    cost_usd: float

@@ -19,6 +19,13 @@ from tests.conftest import ROOT, Server, start_server
 TIMEOUT_S = 120.0
 OLD_SDK = ROOT / "build/sdk-0.34.0"
 """`make test` puts it there."""
+PRICES = """
+["jargon-1m"]
+train = 0.44
+sample = 0.4
+["*"]
+train = 100
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,10 @@ def finish(process: "subprocess.Popen[str]") -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def http_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = start_server(tmp_path_factory.mktemp("gateway"), "--http", "127.0.0.1:0")
+    data = tmp_path_factory.mktemp("gateway")
+    prices = data / "prices.toml"
+    prices.write_text(PRICES)
+    server = start_server(data, "--http", "127.0.0.1:0", "--prices", str(prices))
     yield server
     assert server.stop() in (0, 130)
 

@@ -5,7 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import pytest
 from safetensors import safe_open
+from sqlite_utils import Database
+
+from lorry.scheduler.prices import cost
+from lorry.storage.store import FILE, Store
+from lorry.wire.ids import TenantId
 
 from .conftest import Tenant
 
@@ -41,6 +47,26 @@ def test_sessions_are_found_with_what_was_made_in_them(tenant: Tenant) -> None:
 def test_tokens_are_billed_by_the_hour(tenant: Tenant) -> None:
     seen = tenant.run("records.billing")
     assert seen["events"] == [["training", seen["tokens"]]]
+    assert seen["rates"] == [0.44]
+    assert seen["costs"] == [pytest.approx(0.44 * seen["tokens"] / 1e6, rel=1e-12)]
+    assert seen["sessions"] == {seen["session"]: {"grant": "x"}}
+    (line,) = [line for line in tenant.lorry("usage").splitlines() if f" {seen['session']}:train:0 " in line]
+    assert line.split()[-2] == f"{0.44 * seen['tokens'] / 1e6:.6f}"
+
+
+def test_a_bill_that_is_recomputed_from_its_rows_is_the_one_that_was_recorded(tenant: Tenant) -> None:
+    tenant.run("training.reinforcement")
+    with tenant.http() as http:
+        name = http.get("auth/apikey/me").json()["name"]
+    rows = [row for row in Database(tenant.server.data / FILE).table("usage").rows if row["tenant"] == name]
+    assert {(row["kind"], row["price"]) for row in rows} == {("train", 440_000), ("sample", 400_000), ("prefill", 0)}
+    recomputed = sum(cost(row["tokens"], row["price"]) for row in rows)
+    assert sum(row["cost"] for row in rows) == recomputed > 0
+    store = Store(tenant.server.data)
+    try:
+        assert sum(row.cost_usd for row in store.usage(TenantId(name))) == pytest.approx(recomputed / 1e12, rel=1e-12)
+    finally:
+        store.close()
 
 
 def test_the_tinker_command_lists_shows_downloads_and_deletes(tenant: Tenant, tmp_path: Path) -> None:

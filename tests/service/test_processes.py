@@ -173,6 +173,7 @@ def test_a_killed_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
         ("empty", ("--slots", "2"), "cannot load a base model"),
         (str(BASE_MODEL), ("--device", "warp:9"), "device is 'warp:9'"),
         (str(BASE_MODEL), ("--dtype", "float99"), "dtype is 'float99'"),
+        (str(BASE_MODEL), ("--prices", "nowhere.toml"), "prices is 'nowhere.toml'"),
     ],
 )
 def test_what_cannot_be_served_ends_serve_with_one_readable_line(
@@ -245,7 +246,7 @@ def test_usage_and_status_are_printed_from_the_database(server: Server) -> None:
         return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
 
     (line,) = [line for line in printed("usage", "--tenant", "reported").splitlines() if "reported" in line]
-    assert [word for word in line.split() if word != "│"] == ["reported", run, MODEL, "train", "12"]
+    assert [word for word in line.split() if word != "│"] == ["reported", run, MODEL, "train", "12", "0.000000"]
     status = printed("status")
     assert f"{MODEL}#0" in status and "ready" in status and run in status
 

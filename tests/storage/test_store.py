@@ -34,7 +34,7 @@ def store(tmp_path: Path) -> Store:
 
 def finish(store: Store, seq: int, error: bytes | None = None) -> None:
     future = command(seq).future
-    usage = [] if error else [UsageEntry(future, "train", ALICE, RUN.id, "base", 10)]
+    usage = [] if error else [UsageEntry(future, "train", ALICE, RUN.id, "base", 10, 3, 30)]
     with store.transaction():
         store.command_finished(ResultRow(future, error, None if error else b"result"), None, usage, 2.0)
 

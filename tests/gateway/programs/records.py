@@ -70,12 +70,19 @@ def sessions() -> dict[str, Any]:
 def billing() -> dict[str, Any]:
     from datetime import UTC, datetime, timedelta
 
-    training = new_run(tinker.ServiceClient())
+    training = new_run(tinker.ServiceClient(user_metadata={"grant": "x"}))
     tokens = tokens_of(training)
     steps(training, [example(tokens)], 1)
     hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     usage = tinker.AdminClient().get_billing_usage(hour, hour + timedelta(hours=1)).result()
-    return {"events": [[e.event_info.type, e.event_info.token_count] for e in usage.data], "tokens": len(tokens) - 1}
+    return {
+        "events": [[e.event_info.type, e.event_info.token_count] for e in usage.data],
+        "rates": [e.effective_rate_usd_per_million_tokens for e in usage.data],
+        "costs": [e.estimated_cost_usd for e in usage.data],
+        "sessions": {name: session.user_metadata for name, session in usage.sessions.items()},
+        "session": training.model_id.partition(":")[0],
+        "tokens": len(tokens) - 1,
+    }
 
 
 def mistakes() -> dict[str, Any]:
