@@ -5,8 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -35,14 +35,13 @@ class Tenant:
     server: Server
     key: str
     sdk: Path | None = None
-    home: Path | None = None
+    extra: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def environment(self) -> dict[str, str]:
         settings = {"TINKER_BASE_URL": self.server.url, "TINKER_API_KEY": self.key, "TINKER_TELEMETRY": "1"}
         sdk = {"PYTHONPATH": str(self.sdk)} if self.sdk else {}
-        home = {"HOME": str(self.home)} if self.home else {}
-        return os.environ | settings | sdk | home | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        return os.environ | settings | sdk | self.extra | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
     def start(self, program: str, *arguments: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "tests.gateway.programs", program, *arguments]

@@ -1,5 +1,6 @@
 """What the SDK's RestClient and the `tinker` command find out and change."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load
 from sqlite_utils import Database
 
 from lorry.scheduler.prices import cost
@@ -14,6 +16,7 @@ from lorry.storage.store import FILE, Store
 from lorry.wire.ids import TenantId
 
 from .conftest import Tenant
+from .hub import hub
 
 
 def test_checkpoints_are_listed_published_expired_copied_and_deleted(tenant: Tenant) -> None:
@@ -85,7 +88,7 @@ def test_the_tinker_command_lists_shows_downloads_and_deletes(tenant: Tenant, tm
 def test_the_tinker_command_publishes_expires_tells_who_you_are_and_what_you_used(
     tenant: Tenant, tmp_path: Path
 ) -> None:
-    seen = replace(tenant, home=tmp_path).run("commands.everything", tenant.key)
+    seen = replace(tenant, extra={"HOME": str(tmp_path)}).run("commands.everything", tenant.key)
     assert seen["published"] == [True, False]
     assert seen["unpublished"] == [False, False]
     assert seen["with_ttl"] == [False, True]
@@ -97,6 +100,15 @@ def test_the_tinker_command_publishes_expires_tells_who_you_are_and_what_you_use
     assert "jargon-1m" in seen["models"]
     assert [(event["type"], event["token_count"]) for event in seen["usage"]] == [("training", seen["tokens"])]
     assert [item["size_bytes"] for item in seen["storage"]] == [seen["size"]]
+
+
+def test_the_tinker_command_pushes_a_checkpoint_to_a_hub(tenant: Tenant, tmp_path: Path) -> None:
+    with hub() as (url, uploaded):
+        extra = {"HF_ENDPOINT": url, "HF_TOKEN": "hf_x", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        path = replace(tenant, extra=extra).run("commands.push_to_hub", "me/adapter")["path"]
+    assert path in uploaded["README.md"].decode()
+    assert json.loads(uploaded["adapter_config.json"])["peft_type"] == "LORA"
+    assert any("lora_A" in name for name in load(uploaded["adapter_model.safetensors"]))
 
 
 def test_a_link_serves_its_file_until_it_expires_and_nothing_else(tenant: Tenant) -> None:

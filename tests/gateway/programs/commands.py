@@ -35,6 +35,13 @@ def runs_and_checkpoints(folder: str) -> dict[str, Any]:
     return seen | {"after_delete": call("checkpoint", "list", "--run-id", run)}
 
 
+def push_to_hub(repository: str) -> dict[str, Any]:
+    training = new_run(tinker.ServiceClient())
+    path = training.save_state("pushed").result().path
+    call("checkpoint", "push-hf", path, "--repo", repository)
+    return {"path": path}
+
+
 def everything(key: str) -> dict[str, Any]:
     """`HOME` is a folder of the test's: `auth login` writes there."""
     rest = tinker.RestClient()
