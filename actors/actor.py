@@ -35,6 +35,8 @@ from ..wire.tasks import background_tasks
 from .config import ActorConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from .worker import Worker
 
 log = structlog.get_logger("lorry.actor")
@@ -95,7 +97,8 @@ def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None])
     targets = attach_lora(base)
     pool = AdapterPool(config.slots, base.device)
     engine = Engine(base, targets, pool, token_budget=config.token_budget)
-    decoder = Decoder(base, tokenizer, config.sample_rows, config.prefill_tokens)
+    memory = config.kv_cache_bytes or _kv_cache_bytes(base.device)
+    decoder = Decoder(base, tokenizer, config.sample_rows, config.prefill_chunk, memory)
     residents = Residents(targets, pool, config.kept_samplers)
     trainer = Trainer(engine, residents, targets, config.base_model)
     worker = Worker(engine, decoder, residents, trainer, config.sample_share, post)
@@ -108,6 +111,16 @@ def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None])
         trainable_mlp=not targets.has_experts,
     )
     return worker, facts
+
+
+def _kv_cache_bytes(device: "torch.device") -> int:
+    """On the host what is never used is never touched; on an accelerator training needs most of what is free."""
+    import torch
+
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free * 2 // 5
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10
 
 
 def _check_device(device: str) -> None:

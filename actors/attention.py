@@ -75,7 +75,7 @@ def attend_sequences(
     outputs: list[Tensor] = []
     for rows, length, start in _equal_neighbours(lengths):
         q, k, v = (_as_rows(x, rows, length, start) for x in (query, key, value))
-        output = _attend(q, k, v, scaling, sliding_window, sinks)  # [rows, heads, length, value_dim]
+        output = attend(q, k, v, scaling, sliding_window, sinks)  # [rows, heads, length, value_dim]
         outputs.append(output.transpose(1, 2).flatten(0, 1))  # [rows * length, heads, value_dim]
     packed = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return packed.unsqueeze(0)
@@ -99,15 +99,19 @@ def attend_with_sinks(
     return (probabilities.reshape(rows, kv_heads, groups * new, -1) @ value).view(rows, heads, new, -1)
 
 
-def _attend(
+def attend(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None, sinks: Tensor | None
 ) -> Tensor:
-    length = query.shape[2]
+    """Causal; the queries are those of the last of the keys' tokens.
+
+    query [rows, heads, new, dim], key and value [rows, kv_heads, length, dim] -> [rows, heads, new, value_dim].
+    """
+    new, length = query.shape[2], key.shape[2]
     gqa = query.shape[1] != key.shape[1]
-    if sinks is None and (sliding_window is None or length <= sliding_window):
+    if new == length and sinks is None and (sliding_window is None or length <= sliding_window):
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=gqa)
     position = torch.arange(length, device=query.device)
-    distance = position[:, None] - position  # [length, length]
+    distance = position[length - new :, None] - position  # [new, length]
     visible = distance >= 0
     if sliding_window is not None:
         visible &= distance < sliding_window

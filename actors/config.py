@@ -10,8 +10,10 @@ class ActorConfig:
     """`model` is a local folder or a hub id, served under the public name `base_model`.
 
     `server_key` is the broker's public CURVE key, where its actors' address is beyond loopback. `sample_share` is the
-    part of the device's time that decoding gets while training waits too. `kept_samplers` are sampler weights held in
-    memory after use; more are loaded again from their folders.
+    part of the device's time that decoding gets while training waits too. `sample_rows` sequences decode together, and
+    a step computes at most `prefill_chunk` tokens of prompts beside them. `kv_cache_bytes` is what keys and values may
+    take; None is a tenth of the host's memory, or on an accelerator two fifths of what the model leaves free.
+    `kept_samplers` are sampler weights held in memory after use; more are loaded again from their folders.
     """
 
     actor: ActorId
@@ -25,7 +27,8 @@ class ActorConfig:
     slots: int = 16
     token_budget: int = 8192
     sample_rows: int = 64
-    prefill_tokens: int = 2048
+    prefill_chunk: int = 512
+    kv_cache_bytes: int | None = None
     max_rank: int = 256
     sample_share: float = 0.5
     kept_samplers: int = 32

@@ -1,270 +1,280 @@
 """Continuous batching: sequences of many requests and adapters decode together, and join and leave at any step.
 
-It executes what it is given, in order of arrival; it checks no request and knows no tenant.
+It executes what it is given; it checks no request and knows no tenant. `lineup` decides what a step computes.
 """
 
-import math
 from collections import deque
-from collections.abc import Generator, Hashable, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..wire.commands import SampleInput
-from ..wire.errors import LorryError, NonFiniteError
+from ..wire.errors import InvalidRequestError, LorryError
 from ..wire.types import ModelInput, SampleResponse, TopkLogprobs
 from .base_model import BaseModel
-from .in_flight import Segment
-from .kv_cache import KVCache
+from .block_pool import BlockPool
+from .decode_batch import DecodeBatch, sampling_rows, segments_of
+from .kv_cache import KVCache, PromptChunk
+from .lineup import Chunk, Lineup, Plan
+from .lora_decode import LoraStack
 from .prompt_logprobs import list_top, score_prompt
 from .sampling import MAX_TOP_LOGPROBS, Sampled, SamplingRows, sample, seed_of_sample
-from .sequences import Request, Row, Usage
+from .sequences import Request, Row, Stem, Usage
 from .stopping import Detokenizer
+from .survey import Survey, block_count, survey
 
 if TYPE_CHECKING:
     from .adapters import Adapter
 
-T = TypeVar("T")
 Finished: TypeAlias = tuple[Hashable, SampleResponse | LorryError, Usage]
 
-
-@dataclass(frozen=True, slots=True)
-class _DecodeBatch:
-    """The active rows in the order of a step, which is by adapter; valid until a row joins or leaves."""
-
-    order: list[int]
-    rows: list[Row]
-    segments: list[Segment]
-    sampling: SamplingRows
-
-
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    """`copies` rows of its request begin with this prefill; 0 where only the prompt's logprobs are wanted."""
-
-    request: Request
-    copies: int
+BLOCK_TOKENS = 16
 
 
 class Decoder:
-    """At most `max_rows` sequences decode together; one prefill takes prompts of `prefill_tokens` tokens, or one.
+    """At most `max_rows` sequences decode together; beside them a step computes at most `prefill_chunk` tokens of
+    prompts. Keys and values take at most `kv_cache_bytes`.
 
-    `prompts_computed` counts the prompts that went through the model.
+    Adapters must not change while one of their requests is here. `prompts_computed` counts the prompts that went
+    through the model, `tokens_computed` the tokens, of prompts and samples.
     """
 
-    def __init__(self, base: BaseModel, tokenizer: Detokenizer, max_rows: int, prefill_tokens: int) -> None:
+    def __init__(
+        self, base: BaseModel, tokenizer: Detokenizer, max_rows: int, prefill_chunk: int, kv_cache_bytes: int
+    ) -> None:
         self.prompts_computed = 0
+        self.tokens_computed = 0
         self._base, self._tokenizer = base, tokenizer
-        self._max_rows, self._prefill_tokens = max_rows, prefill_tokens
-        self._cache = KVCache(max_rows, base.max_context)
+        shape = survey(base)
+        blocks = _useful_blocks(shape, kv_cache_bytes, max_rows, base.max_context)
+        self.pool = BlockPool(blocks)
+        self.lineup = Lineup(self.pool, BLOCK_TOKENS, max_rows, prefill_chunk)
+        self._cache = KVCache(shape, blocks, BLOCK_TOKENS, base.device)
+        self._stack = LoraStack(shape.groups, base.in_flight)
         self._requests: dict[Hashable, Request] = {}
-        self._queue: deque[Request] = deque()
-        self._rows: list[Row] = []  # as the cache has them
-        self._batch: _DecodeBatch | None = None
+        self._arrivals = 0
+        self._batch: DecodeBatch | None = None
+        self._batch_of = -1  # the lineup's count of changes when the batch was made
 
     @property
     def active(self) -> bool:
         return bool(self._requests)
 
-    def add(self, key: Hashable, request: SampleInput, adapter: "Adapter | None", default_seed: int) -> None:
-        """Queues a request that `check_sample` accepted. Its samples depend on its seed, or else on `default_seed`."""
-        base = self._base
-        self._join(Request.to_sample(key, request, adapter, default_seed, base.end_tokens, base.max_context))
+    def add(
+        self,
+        key: Hashable,
+        request: SampleInput,
+        adapter: "Adapter | None",
+        default_seed: int,
+        owner: str | None = None,
+    ) -> None:
+        """Queues a request that `check_sample` accepted. Its samples depend on its seed, or else on `default_seed`.
 
-    def add_prompt(self, key: Hashable, prompt: ModelInput, adapter: "Adapter | None") -> None:
+        Requests of one `owner` share what is computed of equal prompts: it names the weights, and they must never
+        change under it. None shares nothing. Raises InvalidRequestError where one sample alone may outgrow the cache.
+        """
+        base = self._base
+        found = Request.to_sample(
+            key, self._next(), request, adapter, owner, default_seed, base.end_tokens, base.max_context
+        )
+        rows = [Row(found, i, seed_of_sample(found.seed, i)) for i in range(request.num_samples)]
+        self._join(found, rows)
+
+    def add_prompt(
+        self, key: Hashable, prompt: ModelInput, adapter: "Adapter | None", owner: str | None = None
+    ) -> None:
         """Queues a prompt for its logprobs alone: its response has `prompt_logprobs` and no sequences."""
-        self._join(Request.to_score(key, prompt, adapter))
+        self._join(Request.to_score(key, self._next(), prompt, adapter, owner), [])
 
     def cancel(self, key: Hashable) -> None:
         """The request is forgotten, and nothing is reported of it; an unknown key is one that ended already."""
         request = self._requests.pop(key, None)
         if request is not None:
-            self._forget(request)
+            self.lineup.remove(request)
+            self._rest()
 
     @torch.inference_mode()
     def step(self) -> list[Finished]:
-        """Computes the prompts that fit, or else one token of every sequence; returns the requests that ended."""
-        if prompts := self._admit():
-            ended = self._prefill(prompts)
-        elif self._rows:
-            ended = self._decode()
-        else:
-            return []
+        """One token of every sequence, and a chunk of the prompts that wait; returns the requests that ended."""
+        plan = self.lineup.plan()
+        ended: dict[Request, None] = {}
+        if plan.rows or plan.chunks:
+            ended |= self._compute(plan)
+        ended |= self._seat()
         for request in ended:
             del self._requests[request.key]
-            self._forget(request)
+            self.lineup.remove(request)
+        self._rest()
         return [(request.key, request.result, request.usage) for request in ended]
 
-    def _join(self, request: Request) -> None:
+    def _next(self) -> int:
+        self._arrivals += 1
+        return self._arrivals
+
+    def _join(self, request: Request, rows: list[Row]) -> None:
         if request.key in self._requests:
             raise ValueError(f"{request.key!r} is being sampled already")
+        if not self.lineup.fits(request):
+            room = self.pool.blocks * BLOCK_TOKENS
+            wanted = f"at most {room} tokens of prompt and sample together, which is what this actor's cache holds"
+            raise InvalidRequestError.of("prompt.length + sampling_params.max_tokens", request.longest, wanted)
         self._requests[request.key] = request
-        self._queue.append(request)
+        self.lineup.join(Stem(request, request.prompt, deque(rows)))
 
-    def _forget(self, request: Request) -> None:
-        if request in self._queue:
-            self._queue.remove(request)
-        self._leave([i for i, row in enumerate(self._rows) if row.request is request])
-
-    def _leave(self, rows: Sequence[int]) -> None:
-        for i in sorted(rows, reverse=True):
-            self._cache.remove(i)
-            last = self._rows.pop()
-            if i < len(self._rows):
-                self._rows[i] = last
+    def _rest(self) -> None:
+        if not self._requests:
             self._batch = None
+            self._stack.clear()
 
-    # Prompts ---------------------------------------------------------------------------------------------------------
+    # The model -------------------------------------------------------------------------------------------------------
 
-    def _admit(self) -> list[_Prompt]:
-        """In order of arrival. A request of many samples begins when a quarter of the rows is free for it."""
-        prompts: list[_Prompt] = []
-        free, room = self._max_rows - len(self._rows), self._prefill_tokens
-        for request in self._queue:
-            copies = min(request.waiting, free)
-            if copies < min(request.waiting, math.ceil(self._max_rows / 4)):
-                break
-            if prompts and len(request.prompt) > room:
-                break
-            prompts.append(_Prompt(request, copies))
-            free, room = free - copies, room - len(request.prompt)
-            if copies < request.waiting:
-                break
-        return _by_adapter(prompts, [prompt.request for prompt in prompts])
+    def _compute(self, plan: Plan) -> dict[Request, None]:
+        """The plan through the model; samples a token of every row. Returns the requests that ended."""
+        chunks = plan.chunks
+        self._cache.clear(plan.fresh)
+        batch = self._decode_batch(plan.rows)
+        tokens, positions = self._pack(batch, chunks)
+        hidden = self._forward(batch, chunks, tokens, positions)  # [tokens, hidden]
+        complete = self.lineup.advance(plan)
+        self.tokens_computed += len(tokens)
+        self.prompts_computed += len(complete)
+        failed = self._score(chunks, hidden[len(plan.rows) :])
+        logits = self._logits(batch, chunks, hidden)  # [rows and complete stems, vocab]
+        for stem, row in zip([stem for stem in complete if stem.waiting], logits[len(plan.rows) :], strict=True):
+            stem.logits = row
+        if batch is None:
+            return failed
+        return failed | self._accept(batch.rows, batch.sampling, logits[: len(plan.rows)], batch)
 
-    def _prefill(self, prompts: Sequence[_Prompt]) -> list[Request]:
-        base, lengths = self._base, [len(prompt.request.prompt) for prompt in prompts]
-        tokens = torch.tensor([t for prompt in prompts for t in prompt.request.prompt], device=base.device)
-        positions = torch.cat([torch.arange(n, device=base.device) for n in lengths])
-        with self._in_flight(lengths, _segments([prompt.request.adapter for prompt in prompts], lengths)):
-            self._cache.begin_prefill(lengths, [prompt.copies for prompt in prompts])
-            hidden = base.hidden_states(tokens, positions, grad=False)  # [tokens, hidden]
-            self._score(prompts, hidden.split(lengths))
-            rows, logits = self._first_logits(prompts, hidden, lengths)
-        self._cache.commit()
-        self._seat(prompts, rows)
-        if rows:
-            self._accept(rows, _sampling_rows(rows, base.device), logits)
-        return [prompt.request for prompt in prompts if prompt.request.complete]
+    def _decode_batch(self, rows: list[Row]) -> DecodeBatch | None:
+        if not rows:
+            return None
+        if self._batch is None or self._batch_of != self.lineup.changes:
+            self._batch = DecodeBatch(rows, self._stack, self._cache, self._base.device)
+            self._batch_of = self.lineup.changes
+        self._batch.refresh()
+        return self._batch
 
-    def _score(self, prompts: Sequence[_Prompt], hidden: Sequence[Tensor]) -> None:
-        """Prompt logprobs where they are wanted and not known. hidden: [prompt, hidden] of each."""
-        for prompt, states in zip(prompts, hidden, strict=True):
-            request = prompt.request
-            if request.wants_prompt and request.prompt_logprobs is None:
-                found = score_prompt(self._base, states, request.prompt, request.adapter, request.top_prompt)
-                request.prompt_logprobs = found
-                if not all(math.isfinite(logprob) for logprob in found.logprobs[1:] if logprob is not None):
-                    request.error = NonFiniteError("the prompt's logprobs are not finite", field="prompt")
+    def _pack(self, batch: DecodeBatch | None, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
+        """Tokens and positions of the packed row, [tokens] int64 each: rows, then chunks."""
+        device = self._base.device
+        new = [token for chunk in chunks for token in chunk.stem.slice(chunk.start, chunk.end)]
+        at = [position for chunk in chunks for position in range(chunk.start, chunk.end)]
+        if batch is None:
+            return torch.tensor(new, device=device), torch.tensor(at, device=device)
+        if not new:
+            return batch.tokens, batch.positions
+        tokens = torch.cat((batch.tokens, torch.tensor(new, device=device)))
+        return tokens, torch.cat((batch.positions, torch.tensor(at, device=device)))
 
-    def _first_logits(
-        self, prompts: Sequence[_Prompt], hidden: Tensor, lengths: Sequence[int]
-    ) -> tuple[list[Row], Tensor]:
-        """The new rows, and the logits of each one's first token, [rows, vocab]; a prompt's are computed once."""
-        last = torch.tensor(lengths, device=hidden.device).cumsum(0) - 1
-        starting = [i for i, prompt in enumerate(prompts) if prompt.copies]
-        if not starting:
-            return [], hidden[:0]
-        logits = self._logits(hidden[last[starting]], [prompts[i].request.adapter for i in starting])
-        copies = torch.tensor([prompts[i].copies for i in starting], device=hidden.device)
-        return [row for i in starting for row in _new_rows(prompts[i])], logits.repeat_interleave(copies, 0)
+    def _forward(self, batch: DecodeBatch | None, chunks: Sequence[Chunk], tokens: Tensor, positions: Tensor) -> Tensor:
+        in_flight, rows = self._base.in_flight, 0 if batch is None else len(batch.rows)
+        none = torch.empty(0, dtype=torch.int64, device=self._base.device)
+        prompts = [PromptChunk(chunk.start, chunk.end - chunk.start, chunk.stem.held.blocks) for chunk in chunks]
+        self._set_adapters(batch, chunks, [chunk.end - chunk.start for chunk in chunks])
+        if batch is None:
+            self._cache.begin([], none, none, prompts)
+        else:
+            self._cache.begin(batch.readings, positions[:rows], batch.slots, prompts)
+        in_flight.cache = self._cache
+        try:
+            return self._base.hidden_states(tokens, positions, grad=False)
+        finally:
+            in_flight.cache = None
+            self._cache.end()
+            self._clear_adapters()
 
-    def _seat(self, prompts: Sequence[_Prompt], rows: list[Row]) -> None:
-        self._rows += rows
-        self._batch = None
-        self.prompts_computed += len(prompts)
-        for prompt in prompts:
-            prompt.request.waiting -= prompt.copies
-        for _ in prompts:  # they are the first of the queue; the last may have samples left that found no row
-            if self._queue[0].waiting == 0:
-                self._queue.popleft()
+    def _logits(self, batch: DecodeBatch | None, chunks: Sequence[Chunk], hidden: Tensor) -> Tensor:
+        """Of every row and every stem that is complete and awaited, each through its own adapter's head."""
+        rows, ends = 0 if batch is None else len(batch.rows), list[int]()
+        at = rows
+        for chunk in chunks:
+            at += chunk.end - chunk.start
+            ends.append(at - 1)
+        last = [(chunk, end) for chunk, end in zip(chunks, ends, strict=True) if _is_awaited(chunk)]
+        if chunks:
+            wanted = [*range(rows), *(end for _, end in last)]
+            hidden = hidden[torch.tensor(wanted, dtype=torch.int64, device=hidden.device)]
+        if not len(hidden):
+            return hidden
+        self._set_adapters(batch, [chunk for chunk, _ in last], [1] * len(last))
+        try:
+            return self._base.logits(hidden)
+        finally:
+            self._clear_adapters()
 
-    # Tokens ----------------------------------------------------------------------------------------------------------
+    def _set_adapters(self, batch: DecodeBatch | None, chunks: Sequence[Chunk], lengths: Sequence[int]) -> None:
+        in_flight, rows = self._base.in_flight, 0 if batch is None else len(batch.rows)
+        in_flight.segments = segments_of([chunk.stem.request.adapter for chunk in chunks], lengths, rows)
+        if batch is not None and batch.stacked:
+            in_flight.stacked = self._stack
+        elif batch is not None:
+            in_flight.segments = batch.segments + in_flight.segments
 
-    def _decode(self) -> list[Request]:
-        base = self._base
-        if self._batch is None:
-            self._batch = _decode_batch(self._rows, base.device)
-        batch = self._batch
-        tokens = torch.tensor([row.tokens[-1] for row in batch.rows], device=base.device)
-        positions = torch.tensor([row.length - 1 for row in batch.rows], device=base.device)
-        with self._in_flight([1] * len(batch.rows), batch.segments):
-            self._cache.begin_decode(batch.order, base.device)
-            hidden = base.hidden_states(tokens, positions, grad=False)  # [rows, hidden]
-            logits = base.logits(hidden)  # [rows, vocab]
-        self._cache.commit()
-        return self._accept(batch.rows, batch.sampling, logits)
+    def _clear_adapters(self) -> None:
+        self._base.in_flight.segments, self._base.in_flight.stacked = [], None
+        self._stack.forget_input()
 
-    def _accept(self, rows: Sequence[Row], sampling: SamplingRows, logits: Tensor) -> list[Request]:
+    # What comes of it ------------------------------------------------------------------------------------------------
+
+    def _score(self, chunks: Sequence[Chunk], hidden: Tensor) -> dict[Request, None]:
+        """Prompt logprobs where they are wanted and not known. hidden [tokens, hidden] of the chunks.
+
+        Returns the requests that ended with it.
+        """
+        ended: dict[Request, None] = {}
+        at = 0
+        for chunk in chunks:
+            request, new = chunk.stem.request, chunk.end - chunk.start
+            score_prompt(self._base, hidden[at : at + new], chunk.start, request)
+            at += new
+            if request.error is not None or (chunk.stem.ready and request.complete):
+                ended[request] = None
+        self._clear_adapters()
+        return ended
+
+    def _seat(self) -> dict[Request, None]:
+        """Rows whose stem is complete join and get their first token. Returns the requests that ended."""
+        seats = self.lineup.seat()
+        if not seats.rows:
+            return {}
+        self._cache.copy(seats.copies)
+        rows = [row for row, _ in seats.rows]
+        logits = torch.stack([stem.logits for _, stem in seats.rows if stem.logits is not None])
+        return self._accept(rows, sampling_rows(rows, self._base.device), logits, None)
+
+    def _accept(
+        self, rows: Sequence[Row], sampling: SamplingRows, logits: Tensor, batch: DecodeBatch | None
+    ) -> dict[Request, None]:
         """Samples a token of each of `rows` from logits [rows, vocab]; rows that end leave. Returns ended requests."""
-        positions = torch.tensor([row.length for row in rows], device=logits.device)
+        if batch is None:
+            positions = torch.tensor([row.length for row in rows], device=logits.device)
+        else:
+            positions = batch.positions + 1
         sampled = sample(logits, sampling, positions)
         tops = _tops(sampled, sampling)
-        ended: set[Row] = set()
-        tokens, logprobs = sampled.tokens.tolist(), sampled.logprobs.tolist()
+        ended: list[Row] = []
+        # One read from the device, in a type that holds tokens and logprobs exactly.
+        tokens, logprobs = torch.stack((sampled.tokens.double(), sampled.logprobs.double())).tolist()
         for i, (row, token, logprob) in enumerate(zip(rows, tokens, logprobs, strict=True)):
-            if row.accept(token, logprob, tops.get(i), self._tokenizer):
-                ended.add(row)
-        if ended:
-            self._leave([i for i, row in enumerate(self._rows) if row in ended])
-        return list({row.request: None for row in rows if row in ended and row.request.complete})
-
-    def _logits(self, hidden: Tensor, adapters: "Sequence[Adapter | None]") -> Tensor:
-        """hidden [rows, hidden] -> [rows, vocab], each row through its own adapter's head."""
-        self._base.in_flight.segments = _segments(adapters, [1] * len(adapters))
-        return self._base.logits(hidden)
-
-    @contextmanager
-    def _in_flight(self, lengths: list[int], segments: list[Segment]) -> Generator[None]:
-        in_flight = self._base.in_flight
-        in_flight.lengths, in_flight.segments, in_flight.cache = lengths, segments, self._cache
-        try:
-            yield
-        finally:
-            in_flight.lengths, in_flight.segments, in_flight.cache = [], [], None
+            if row.accept(int(token), logprob, tops.get(i), self._tokenizer):
+                ended.append(row)
+        if batch is not None:
+            batch.advance(sampled.tokens)
+        self.lineup.leave(ended)
+        return {row.request: None for row in ended if row.request.complete}
 
 
-def _new_rows(prompt: _Prompt) -> list[Row]:
-    request = prompt.request
-    first = len(request.sequences) - request.waiting
-    return [Row(request, i, seed_of_sample(request.seed, i)) for i in range(first, first + prompt.copies)]
+def _useful_blocks(shape: Survey, kv_cache_bytes: int, max_rows: int, max_context: int) -> int:
+    """As many as fit into the memory, and no more than all rows at their longest would fill twice."""
+    most = 2 * max_rows * -(-max_context // BLOCK_TOKENS)
+    return min(most, block_count(kv_cache_bytes, shape.token_bytes, BLOCK_TOKENS))
 
 
-def _decode_batch(rows: Sequence[Row], device: torch.device) -> _DecodeBatch:
-    order = _by_adapter(range(len(rows)), [row.request for row in rows])
-    ordered = [rows[i] for i in order]
-    segments = _segments([row.request.adapter for row in ordered], [1] * len(rows))
-    return _DecodeBatch(order, ordered, segments, _sampling_rows(ordered, device))
-
-
-def _sampling_rows(rows: Sequence[Row], device: torch.device) -> SamplingRows:
-    requests = [row.request for row in rows]
-    wants_top = [request.top_sample > 0 for request in requests]
-    return SamplingRows.of([request.params for request in requests], [row.seed for row in rows], wants_top, device)
-
-
-def _by_adapter(items: Sequence[T], requests: Sequence[Request]) -> list[T]:
-    """`items`, whose requests are `requests`, with those of one adapter side by side, the first to come first."""
-    first: dict[int, int] = {}
-    places = [first.setdefault(id(request.adapter), len(first)) for request in requests]
-    return [items[i] for i in sorted(range(len(items)), key=places.__getitem__)]
-
-
-def _segments(adapters: "Sequence[Adapter | None]", lengths: Sequence[int]) -> list[Segment]:
-    """Of sequences of these lengths laid end to end; neighbours with one adapter share a segment."""
-    segments: list[Segment] = []
-    start = 0
-    for adapter, length in zip(adapters, lengths, strict=True):
-        end = start + length
-        if adapter is not None:
-            if segments and segments[-1].adapter is adapter and segments[-1].end == start:
-                start = segments.pop().start
-            segments.append(Segment(adapter, start, end))
-        start = end
-    return segments
+def _is_awaited(chunk: Chunk) -> bool:
+    return chunk.stem.ready and bool(chunk.stem.waiting)
 
 
 def _tops(sampled: Sampled, sampling: SamplingRows) -> dict[int, TopkLogprobs]:

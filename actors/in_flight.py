@@ -38,10 +38,29 @@ class AttentionCache(Protocol):
         ...
 
 
+class LinearLayer(Protocol):
+    """One trainable linear layer of the base model; `index` is its place in model order."""
+
+    weight: "torch.Tensor"
+    bias: "torch.Tensor | None"
+    index: int
+    in_features: int
+
+
+class Linears(Protocol):
+    """Takes the trainable linear layers over, in inference."""
+
+    def linear(self, module: LinearLayer, x: "torch.Tensor") -> "torch.Tensor":
+        """x [..., inputs] with the packed row's tokens in its leading axes -> [..., outputs], adapters included."""
+        ...
+
+
 @dataclass(slots=True)
 class InFlight:
-    """`lengths` are those of the sequences laid end to end in the packed row, in order."""
+    """`lengths` are those of the sequences laid end to end in the packed row, in order. Where `stacked` is there, it
+    computes the trainable layers, and `segments` are those of the tokens that it does not cover."""
 
     lengths: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     cache: AttentionCache | None = None
+    stacked: Linears | None = None

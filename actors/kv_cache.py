@@ -1,94 +1,106 @@
-"""Keys and values of the sequences that are decoded together, outside the model: one row each, kept compact.
+"""Keys and values of all sequences in blocks of a fixed number of tokens, outside the model.
 
-Attention reads views of it. It knows no tokens, no adapters and no requests.
+Attention writes what is new and reads each sequence through its table of blocks. It knows no tokens, no adapters and
+no requests, and does not decide which block is whose.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .attention import attend_sequences, attend_with_sinks
+from .attention import attend, attend_sequences, attend_with_sinks
+from .survey import LayerShape, Survey
 
-TOKEN_STEP = 64
+READ_ELEMENTS = 2**24
+"""How many elements of keys and values the rows of one read have together: 64 MiB of float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Decoding rows of about one length, which are read at once. `rows` is None where they are all the rows."""
+
+    rows: Tensor | None  # [n] int64, places in the packed row
+    blocks: Tensor  # [n * width] int64: each row's table, filled up with the blank block
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptChunk:
+    """`new` tokens in the packed row, behind `start` that are in `blocks` already."""
+
+    start: int
+    new: int
+    blocks: Sequence[int]
 
 
 @dataclass(slots=True)
-class _Layer:
-    """Zeroed where no row has written: what a mask hides must still be finite."""
-
-    keys: Tensor  # [capacity of rows, kv_heads, capacity of tokens, dim]
-    values: Tensor  # [capacity of rows, kv_heads, capacity of tokens, value_dim]
-
-
-@dataclass(frozen=True, slots=True)
-class _Prefill:
-    lengths: list[int]
-    copies: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Decode:
-    """One new token of every row; the packed row's token i belongs to row `order[i]`."""
-
-    order: Tensor  # [rows] int64
-    row_of: Tensor | None  # [rows] int64: the place of each row's token; None where both orders are the same
-    positions: Tensor  # [rows] int64, of row i
-    new_positions: Tensor  # [rows] int64, of token i
-    visible: dict[int | None, Tensor] = field(default_factory=dict)  # window -> [rows, 1, 1, length] bool
-    bias: dict[int | None, Tensor] = field(default_factory=dict)  # window -> the same as 0 and -inf
+class _Batch:
+    readings: Sequence[Reading]
+    positions: Tensor  # [rows] int64
+    chunks: Sequence[PromptChunk]
+    slots: Tensor  # [tokens] int64: where each token's key and value go, as block * block_tokens + offset
+    visible: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)  # [n, 1, 1, length] bool
+    bias: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)  # the same as 0 and -inf
 
 
 class KVCache:
-    """For at most `max_rows` sequences of at most `max_tokens`; it grows by need, and frees all when empty.
+    """`blocks` blocks of `block_tokens` tokens, and a blank one of zeros behind them.
 
-    Say what comes with `begin_prefill` or `begin_decode`, run the model, then `commit`. Without the commit the cache
-    is as it was.
+    Say what comes with `begin`, run the model, then `end`. Memory of blocks that were never written is never touched
+    where the device hands it out lazily, as the CPU does.
     """
 
-    def __init__(self, max_rows: int, max_tokens: int) -> None:
-        self.lengths: list[int] = []
-        self._max_rows, self._max_tokens = max_rows, max_tokens
-        self._layers: dict[int, _Layer] = {}
-        self._batch: _Prefill | _Decode | None = None
-        self._tokens = 0
+    def __init__(self, shape: Survey, blocks: int, block_tokens: int, device: torch.device) -> None:
+        self.blank = blocks
+        self.block_tokens = block_tokens
+        self._shapes, self._dtype, self._device = shape.layers, shape.dtype, device
+        self._layers: dict[int, Tensor] = {}  # [blocks + 1, block_tokens, kv_heads, dim + value_dim]
+        self._read = torch.empty(0, dtype=self._dtype, device=device)
+        self._batch: _Batch | None = None
+        self._most_elements = max(layer.kv_heads * layer.width for layer in shape.layers.values()) * block_tokens
 
-    def begin_prefill(self, lengths: Sequence[int], copies: Sequence[int]) -> None:
-        """Prompts of these lengths, packed, become `copies` new rows each, behind the others, in order; 0 is none."""
-        self._batch = _Prefill(list(lengths), list(copies))
-        self._tokens = max((n for n, c in zip(lengths, copies, strict=True) if c), default=0)
+    def clear(self, blocks: Sequence[int]) -> None:
+        """What a mask hides must still be finite, so a block is zeroed before its first token."""
+        if blocks:
+            index = torch.tensor(blocks, device=self._device)
+            for layer in self._all_layers():
+                layer.index_fill_(0, index, 0)
 
-    def begin_decode(self, order: Sequence[int], device: torch.device) -> None:
-        """One token of every row, that of row `order[i]` in place i."""
-        rows, in_order = torch.tensor(order, device=device), list(order) == sorted(order)
-        positions = torch.tensor(self.lengths, device=device)
-        self._batch = _Decode(rows, None if in_order else rows.argsort(), positions, positions[rows])
-        self._tokens = max(self.lengths) + 1
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """The second block of each pair becomes what the first one is."""
+        if pairs:
+            source, target = torch.tensor(pairs, device=self._device).T.contiguous()
+            for layer in self._all_layers():
+                layer.index_copy_(0, target, layer.index_select(0, source))
 
-    def commit(self) -> None:
-        if isinstance(self._batch, _Prefill):
-            for length, copies in zip(self._batch.lengths, self._batch.copies, strict=True):
-                self.lengths += [length] * copies
-        else:
-            self.lengths = [length + 1 for length in self.lengths]
+    def plan_readings(self, tables: Sequence[Sequence[int]]) -> list[Reading]:
+        """Tables of decoding rows, in the packed row's order."""
+        groups = group_by_width([len(table) for table in tables], max(1, READ_ELEMENTS // self._most_elements))
+        readings: list[Reading] = []
+        for group in groups:
+            width = max(len(tables[i]) for i in group)
+            blocks = [block for i in group for block in (*tables[i], *[self.blank] * (width - len(tables[i])))]
+            rows = None if len(groups) == 1 else torch.tensor(group, device=self._device)
+            readings.append(Reading(rows, torch.tensor(blocks, device=self._device), width))
+        return readings
+
+    def begin(
+        self, readings: Sequence[Reading], positions: Tensor, slots: Tensor, chunks: Sequence[PromptChunk]
+    ) -> None:
+        """The packed row is one token of each decoding row, at `positions` [rows], whose key and value go to `slots`
+        [rows], and then the chunks."""
+        n = self.block_tokens
+        own = [chunk.blocks[at // n] * n + at % n for chunk in chunks for at in range(chunk.start, _end(chunk))]
+        if own:
+            slots = torch.cat((slots, torch.tensor(own, device=self._device)))
+        self._batch = _Batch(readings, positions, chunks, slots)
+
+    def end(self) -> None:
         self._batch = None
-
-    @torch.inference_mode()
-    def remove(self, row: int) -> None:
-        """The last row takes its place, and nothing of it stays behind: stale NaN would show through any mask."""
-        last, length = len(self.lengths) - 1, self.lengths[-1]
-        for layer in self._layers.values():
-            for tensor in (layer.keys, layer.values):
-                if row != last:
-                    tensor[row, :, length : self.lengths[row]] = 0
-                    tensor[row, :, :length] = tensor[last, :, :length]
-                tensor[last, :, :length] = 0
-        self.lengths[row] = length
-        self.lengths.pop()
-        if not self.lengths:
-            self._layers.clear()
 
     def attend(
         self,
@@ -101,91 +113,137 @@ class KVCache:
         sinks: Tensor | None,
     ) -> Tensor:
         """query [1, heads, tokens, dim], key and value [1, kv_heads, tokens, dim] -> [1, heads, tokens, value_dim]."""
-        if isinstance(self._batch, _Prefill):
-            self._write_prompts(self._batch, layer, key, value)
-            output = attend_sequences(query, key, value, self._batch.lengths, scaling, sliding_window, sinks)
-            return output.transpose(1, 2)
-        assert self._batch is not None, "begin_prefill or begin_decode comes first"
-        return self._attend_rows(self._batch, layer, query, key, value, scaling, sliding_window, sinks)
-
-    def _write_prompts(self, batch: _Prefill, layer: int, key: Tensor, value: Tensor) -> None:
-        if not self._tokens:
-            return
-        cached = self._reserve(layer, len(self.lengths) + sum(batch.copies), key, value)
-        row, start = len(self.lengths), 0
-        for length, copies in zip(batch.lengths, batch.copies, strict=True):
-            cached.keys[row : row + copies, :, :length] = key[:, :, start : start + length]
-            cached.values[row : row + copies, :, :length] = value[:, :, start : start + length]
-            row, start = row + copies, start + length
+        batch, shape = self._batch, self._shapes[layer]
+        assert batch is not None, "begin comes first"
+        cached = self._layer(layer)
+        entries = torch.cat((key[0], value[0]), -1).transpose(0, 1)  # [tokens, kv_heads, width]
+        cached.flatten(0, 1).index_copy_(0, batch.slots, entries.to(cached.dtype))
+        rows = len(batch.positions)
+        outputs: list[Tensor] = []  # [heads, some tokens, value_dim] each
+        if rows:
+            outputs.append(self._attend_rows(batch, cached, shape, query[0, :, :rows], scaling, sliding_window, sinks))
+        start = rows
+        for fresh, group in groupby(batch.chunks, key=lambda chunk: chunk.start == 0):
+            chunks = list(group)
+            end = start + sum(chunk.new for chunk in chunks)
+            q, k, v = (x[:, :, start:end] for x in (query, key, value))
+            if fresh:
+                lengths = [chunk.new for chunk in chunks]
+                output = attend_sequences(q, k, v, lengths, scaling, sliding_window, sinks)
+                outputs.append(output[0].transpose(0, 1))
+            else:
+                outputs += self._attend_chunks(chunks, cached, shape, q, scaling, sliding_window, sinks)
+            start = end
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)).unsqueeze(0)
 
     def _attend_rows(
         self,
-        batch: _Decode,
-        layer: int,
+        batch: _Batch,
+        cached: Tensor,
+        shape: LayerShape,
         query: Tensor,
-        key: Tensor,
-        value: Tensor,
         scaling: float,
         sliding_window: int | None,
         sinks: Tensor | None,
     ) -> Tensor:
-        rows = len(self.lengths)
-        cached = self._reserve(layer, rows, key, value)
-        cached.keys[batch.order, :, batch.new_positions] = key[0].transpose(0, 1)
-        cached.values[batch.order, :, batch.new_positions] = value[0].transpose(0, 1)
-        keys, values = cached.keys[:rows, :, : self._tokens], cached.values[:rows, :, : self._tokens]
-        query = query[0].transpose(0, 1)  # [rows, heads, dim]
-        if batch.row_of is not None:
-            query = query[batch.row_of]
-        if sinks is not None:
-            visible = self._visible(batch, sliding_window)
-            output = attend_with_sinks(query.unsqueeze(2), keys, values, visible, scaling, sinks)
-        else:
-            # A key's query heads become queries of one head: no key is read twice, and none is repeated in memory.
-            bias = self._bias(batch, sliding_window, query.dtype)
-            grouped = query.unflatten(1, (keys.shape[1], -1))  # [rows, kv_heads, groups, dim]
-            output = F.scaled_dot_product_attention(grouped, keys, values, bias, scale=scaling)
-        output = output.reshape(rows, query.shape[1], -1)  # [rows, heads, value_dim]
-        if batch.row_of is not None:
-            output = output[batch.order]
-        return output.transpose(0, 1).unsqueeze(0)
+        """query [heads, rows, dim] -> [heads, rows, value_dim]; one token a row."""
+        query = query.transpose(0, 1)  # [rows, heads, dim]
+        output = query.new_empty(0)
+        for i, reading in enumerate(batch.readings):
+            some = query if reading.rows is None else query[reading.rows]  # [n, heads, dim]
+            keys, values = self._gather(cached, reading, shape, len(some))
+            visible = self._visible(batch, i, sliding_window)
+            if sinks is not None:
+                found = attend_with_sinks(some.unsqueeze(2), keys, values, visible, scaling, sinks).squeeze(2)
+            else:
+                # A key's query heads become queries of one head: no key is read twice, and none is repeated in memory.
+                grouped = some.unflatten(1, (shape.kv_heads, -1))  # [n, kv_heads, groups, dim]
+                bias = self._bias(batch, i, sliding_window, query.dtype)
+                found = F.scaled_dot_product_attention(grouped, keys, values, bias, scale=scaling).flatten(1, 2)
+            if reading.rows is None:
+                return found.transpose(0, 1)
+            if not output.numel():
+                output = found.new_empty(len(query), *found.shape[1:])
+            output[reading.rows] = found
+        return output.transpose(0, 1)
 
-    def _visible(self, batch: _Decode, sliding_window: int | None) -> Tensor:
-        if sliding_window not in batch.visible:
-            at = torch.arange(self._tokens, device=batch.positions.device)
-            distance = batch.positions[:, None] - at  # [rows, length]
-            visible = distance >= 0
+    def _gather(self, cached: Tensor, reading: Reading, shape: LayerShape, rows: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a reading's rows, [rows, kv_heads, length, dim], in memory that the next read reuses."""
+        size = (len(reading.blocks), *cached.shape[1:])
+        elements = cached[0].numel() * len(reading.blocks)
+        if len(self._read) < elements:
+            self._read = torch.empty(elements, dtype=self._dtype, device=self._device)
+        target = self._read[:elements].view(size)
+        torch.index_select(cached, 0, reading.blocks, out=target)
+        entries = target.view(rows, -1, shape.kv_heads, shape.width).transpose(1, 2)
+        return entries[..., : shape.dim], entries[..., shape.dim :]
+
+    def _attend_chunks(
+        self,
+        chunks: Sequence[PromptChunk],
+        cached: Tensor,
+        shape: LayerShape,
+        query: Tensor,
+        scaling: float,
+        sliding_window: int | None,
+        sinks: Tensor | None,
+    ) -> list[Tensor]:
+        """Each after what is computed of its own prompt. query [1, heads, tokens, dim] -> [heads, new, value_dim]."""
+        outputs: list[Tensor] = []
+        at = 0
+        for chunk in chunks:
+            entries = cached[torch.tensor(chunk.blocks, device=self._device)]
+            entries = entries.flatten(0, 1)[: _end(chunk)].transpose(0, 1).unsqueeze(0)  # [1, kv_heads, end, width]
+            q = query[:, :, at : at + chunk.new]
+            keys, values = entries[..., : shape.dim], entries[..., shape.dim :]
+            outputs.append(attend(q, keys, values, scaling, sliding_window, sinks)[0])
+            at += chunk.new
+        return outputs
+
+    def _visible(self, batch: _Batch, i: int, sliding_window: int | None) -> Tensor:
+        if (i, sliding_window) not in batch.visible:
+            reading = batch.readings[i]
+            positions = batch.positions if reading.rows is None else batch.positions[reading.rows]
+            at = torch.arange(reading.width * self.block_tokens, device=self._device)
+            visible = positions[:, None] >= at  # [n, length]
             if sliding_window is not None:
-                visible &= distance < sliding_window
-            batch.visible[sliding_window] = visible[:, None, None]
-        return batch.visible[sliding_window]
+                visible &= positions[:, None] < at + sliding_window
+            batch.visible[i, sliding_window] = visible[:, None, None]
+        return batch.visible[i, sliding_window]
 
-    def _bias(self, batch: _Decode, sliding_window: int | None, dtype: torch.dtype) -> Tensor:
-        if sliding_window not in batch.bias:
-            visible = self._visible(batch, sliding_window)
-            zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-            batch.bias[sliding_window] = zeros.masked_fill_(~visible, -torch.inf)
-        return batch.bias[sliding_window]
+    def _bias(self, batch: _Batch, i: int, sliding_window: int | None, dtype: torch.dtype) -> Tensor:
+        if (i, sliding_window) not in batch.bias:
+            visible = self._visible(batch, i, sliding_window)
+            zeros = torch.zeros(visible.shape, dtype=dtype, device=self._device)
+            batch.bias[i, sliding_window] = zeros.masked_fill_(~visible, -torch.inf)
+        return batch.bias[i, sliding_window]
 
-    def _reserve(self, layer: int, rows: int, key: Tensor, value: Tensor) -> _Layer:
-        """The layer, with room for `rows` and the batch's tokens; what it held is kept."""
-        cached = self._layers.get(layer)
-        held_rows, held_tokens = (0, 0) if cached is None else (cached.keys.shape[0], cached.keys.shape[2])
-        if cached is not None and rows <= held_rows and self._tokens <= held_tokens:
-            return cached
-        if rows > held_rows:
-            held_rows = min(max(rows, 2 * held_rows), self._max_rows)
-        if self._tokens > held_tokens:
-            wanted = max(self._tokens, held_tokens + held_tokens // 2)
-            held_tokens = min(-(-wanted // TOKEN_STEP) * TOKEN_STEP, self._max_tokens)
-        grown = _Layer(_zeros(key, held_rows, held_tokens), _zeros(value, held_rows, held_tokens))
-        if cached is not None:
-            active, length = len(self.lengths), cached.keys.shape[2]
-            grown.keys[:active, :, :length] = cached.keys[:active]
-            grown.values[:active, :, :length] = cached.values[:active]
-        self._layers[layer] = grown
-        return grown
+    def _all_layers(self) -> list[Tensor]:
+        return [self._layer(i) for i in self._shapes]
+
+    def _layer(self, index: int) -> Tensor:
+        if index not in self._layers:
+            shape = self._shapes[index]
+            size = (self.blank + 1, self.block_tokens, shape.kv_heads, shape.width)
+            layer = torch.empty(size, dtype=self._dtype, device=self._device)
+            layer[self.blank] = 0
+            self._layers[index] = layer
+        return self._layers[index]
 
 
-def _zeros(like: Tensor, rows: int, tokens: int) -> Tensor:
-    return torch.zeros(rows, like.shape[1], tokens, like.shape[3], dtype=like.dtype, device=like.device)
+def group_by_width(widths: Sequence[int], most: int) -> list[list[int]]:
+    """Places of tables, those of about one width together: filled up to the widest, none of a group more than doubles,
+    but for a few blocks, and no group but one of a single table holds more than `most` blocks."""
+    groups: list[list[int]] = []
+    narrowest = 0
+    for i in sorted(range(len(widths)), key=widths.__getitem__):
+        full = not groups or (len(groups[-1]) + 1) * widths[i] > most
+        if full or widths[i] > 2 * narrowest + 4:
+            groups.append([])
+            narrowest = widths[i]
+        groups[-1].append(i)
+    return [sorted(group) for group in groups]
+
+
+def _end(chunk: PromptChunk) -> int:
+    return chunk.start + chunk.new

@@ -54,6 +54,8 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., inputs] with the packed row's tokens in its leading axes -> [..., outputs]."""
+        if self.in_flight.stacked is not None:
+            return self.in_flight.stacked.linear(self, x)
         rows = x.view(-1, self.in_features)  # [tokens, inputs]
         layout = self.layout(len(rows))
         if torch.is_grad_enabled():

@@ -1,44 +1,48 @@
 """The logprobs of a prompt's own tokens, from its hidden states, in chunks that bound the memory of the logits.
 
-It reads the output head alone and keeps nothing.
+They are those of the model as it is, at temperature 1. It reads the output head alone.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..wire.errors import NonFiniteError
 from .base_model import BaseModel
 from .in_flight import Segment
 from .sampling import top_logprobs
-from .sequences import PromptLogprobs
+from .sequences import Request
 
 if TYPE_CHECKING:
     from ..wire.types import TopkLogprobs
-    from .adapters import Adapter
 
 LOGITS_PER_CHUNK = 2**24
 """64 MiB of float32."""
 
 
-def score_prompt(
-    base: BaseModel, hidden: Tensor, prompt: list[int], adapter: "Adapter | None", top: int
-) -> PromptLogprobs:
-    """hidden [prompt, hidden]: position i predicts token i + 1. At temperature 1, with the `top` likeliest of each."""
+def score_prompt(base: BaseModel, hidden: Tensor, start: int, request: Request) -> None:
+    """Adds to the request's scores what it wants of `hidden` [tokens, hidden], whose first is position `start` of the
+    prompt. Position i predicts token i + 1. A logprob that is not finite fails the request."""
+    scores, prompt = request.scores, request.prompt
+    if scores is None:
+        return
     chunk = max(1, LOGITS_PER_CHUNK // base.vocab_size)
-    targets = torch.tensor(prompt[1:], device=hidden.device)
-    logprobs: list[float | None] = [None]
-    likeliest: list[TopkLogprobs | None] = [None]
-    for start in range(0, len(targets), chunk):
-        chosen = targets[start : start + chunk]  # [chunk]
-        base.in_flight.segments = [] if adapter is None else [Segment(adapter, 0, len(chosen))]
-        logits = base.logits(hidden[start : start + len(chosen)]).float()  # [chunk, vocab]
-        all_logprobs = logits.log_softmax(-1)
-        logprobs += all_logprobs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).tolist()
-        if top:
-            found = top_logprobs(all_logprobs)
-            likeliest += list_top(found.indices, found.values, top)
-    return PromptLogprobs(logprobs, likeliest if top else None)
+    end = min(start + len(hidden), len(prompt) - 1)
+    for first in range(max(start, scores.next_position), end, chunk):
+        last = min(first + chunk, end)
+        base.in_flight.segments = [] if request.adapter is None else [Segment(request.adapter, 0, last - first)]
+        logits = base.logits(hidden[first - start : last - start]).float()  # [chunk, vocab]
+        logprobs = logits.log_softmax(-1)
+        targets = torch.tensor(prompt[first + 1 : last + 1], device=hidden.device)
+        found = logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).tolist()
+        scores.logprobs += found
+        if request.top_prompt:
+            top = top_logprobs(logprobs)
+            scores.top += list_top(top.indices, top.values, request.top_prompt)
+        if not all(math.isfinite(logprob) for logprob in found):
+            request.error = NonFiniteError("the prompt's logprobs are not finite", field="prompt")
 
 
 def list_top(tokens: Tensor, logprobs: Tensor, top: int) -> "list[TopkLogprobs]":

@@ -1,121 +1,153 @@
 """What a sampling request wants and what its sequences have so far: the bookkeeping of the decode loop.
 
-It knows no model and no tensor.
+It runs no model and reads no tensor.
 """
 
 import math
+from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..wire.errors import LorryError, NonFiniteError
 from ..wire.types import ModelInput, SampledSequence, SampleResponse, SamplingParams, StopReason, TopkLogprobs
+from .block_pool import PrefixKey
 from .stopping import Detokenizer, StopRule
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..wire.commands import SampleInput
     from .adapters import Adapter
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """A prompt counts once, however many samples were drawn from it."""
+    """A prompt counts once, however many samples were drawn from it. `cached_tokens` of the `prefill_tokens` were
+    found computed."""
 
     prefill_tokens: int
     sample_tokens: int
+    cached_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class PromptLogprobs:
-    """Of every token of a prompt, the first one's None; `top` likewise, where it was asked for."""
+@dataclass(slots=True)
+class PromptScores:
+    """Of the prompt's tokens from `start` on, as far as they are known, each predicted by those before it."""
 
-    logprobs: list[float | None]
-    top: list[TopkLogprobs | None] | None
+    start: int
+    logprobs: list[float] = field(default_factory=list[float])
+    top: list[TopkLogprobs] = field(default_factory=list[TopkLogprobs])
 
-    def last(self, n: int) -> "PromptLogprobs":
-        """None for all but the last `n` tokens."""
-        blank = len(self.logprobs) - n
-        top = None if self.top is None else [*[None] * blank, *self.top[blank:]]
-        return PromptLogprobs([*[None] * blank, *self.logprobs[blank:]], top)
+    @property
+    def next_position(self) -> int:
+        """The position whose hidden state is wanted next: it predicts the token after it."""
+        return self.start - 1 + len(self.logprobs)
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """`waiting` samples have no row yet. `error` is set as soon as one of its sequences cannot go on."""
+    """`arrival` grows from one to the next. `owner` names who may share its prompt's keys and values: those whose
+    weights are the same; None shares them with nobody. `error` is set as soon as one of its sequences cannot go on.
+    """
 
     key: Hashable
+    arrival: int
     prompt: list[int]
     adapter: "Adapter | None"
+    owner: str | None
     params: SamplingParams
     stop: StopRule
     seed: int
     max_new_tokens: int
-    waiting: int
     top_sample: int = 0
     top_prompt: int = 0
-    wants_prompt: bool = False
-    last_prompt: int | None = None
-    prompt_logprobs: PromptLogprobs | None = None
+    scores: PromptScores | None = None
     sequences: list[SampledSequence | None] = field(default_factory=list[SampledSequence | None])
     sample_tokens: int = 0
+    cached_tokens: int | None = None
     error: LorryError | None = None
 
     @classmethod
     def to_sample(
         cls,
         key: Hashable,
+        arrival: int,
         request: "SampleInput",
         adapter: "Adapter | None",
+        owner: str | None,
         default_seed: int,
         end_tokens: Sequence[int],
         max_context: int,
     ) -> "Request":
         params, prompt = request.sampling_params, request.prompt.to_ints()
         room = max_context - len(prompt)
+        wants_scores = request.include_prompt_logprobs or request.topk_prompt_logprobs > 0
+        last = request.prompt_logprobs_last_n
         return cls(
             key,
+            arrival,
             prompt,
             adapter,
+            owner,
             params,
             StopRule.of(params, end_tokens),
             seed=default_seed if params.seed is None else params.seed,
             max_new_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
-            waiting=request.num_samples,
             top_sample=request.topk_sample_logprobs,
             top_prompt=request.topk_prompt_logprobs,
-            wants_prompt=request.include_prompt_logprobs or request.topk_prompt_logprobs > 0,
-            last_prompt=request.prompt_logprobs_last_n,
+            scores=PromptScores(1 if last is None else len(prompt) - last) if wants_scores else None,
             sequences=[None] * request.num_samples,
         )
 
     @classmethod
-    def to_score(cls, key: Hashable, prompt: ModelInput, adapter: "Adapter | None") -> "Request":
+    def to_score(
+        cls, key: Hashable, arrival: int, prompt: ModelInput, adapter: "Adapter | None", owner: str | None
+    ) -> "Request":
         """Only the prompt's logprobs are wanted."""
         params = SamplingParams()
         rule = StopRule.of(params, ())
-        return cls(key, prompt.to_ints(), adapter, params, rule, 0, max_new_tokens=0, waiting=0, wants_prompt=True)
+        tokens = prompt.to_ints()
+        return cls(key, arrival, tokens, adapter, owner, params, rule, 0, max_new_tokens=0, scores=PromptScores(1))
+
+    @property
+    def longest(self) -> int:
+        """How many tokens each of its sequences may have, with the prompt."""
+        return len(self.prompt) + self.max_new_tokens
+
+    @property
+    def scored(self) -> bool:
+        """Whether all is known that is wanted of the prompt."""
+        return self.scores is None or self.scores.next_position >= len(self.prompt) - 1
 
     @property
     def complete(self) -> bool:
-        prompt_is_known = self.prompt_logprobs is not None or not self.wants_prompt
-        return self.error is not None or (prompt_is_known and None not in self.sequences)
+        return self.error is not None or (self.scored and None not in self.sequences)
 
     @property
     def usage(self) -> Usage:
-        return Usage(len(self.prompt), self.sample_tokens)
+        return Usage(len(self.prompt), self.sample_tokens, self.cached_tokens or 0)
 
     @property
     def result(self) -> SampleResponse | LorryError:
         if self.error is not None:
             return self.error
-        prompt = self.prompt_logprobs
-        if prompt is not None and self.last_prompt is not None:
-            prompt = prompt.last(self.last_prompt)
-        return SampleResponse(
-            [sequence for sequence in self.sequences if sequence is not None],
-            None if prompt is None else prompt.logprobs,
-            None if prompt is None else prompt.top,
-        )
+        sequences = [sequence for sequence in self.sequences if sequence is not None]
+        if self.scores is None:
+            return SampleResponse(sequences)
+        blank = [None] * self.scores.start
+        top = [*blank, *self.scores.top] if self.top_prompt else None
+        return SampleResponse(sequences, [*blank, *self.scores.logprobs], top)
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """What of a sequence is in the cache: its first `computed` tokens, in `blocks`; `keys` are those of the full
+    blocks that were published."""
+
+    blocks: list[int] = field(default_factory=list[int])
+    computed: int = 0
+    keys: list[PrefixKey] = field(default_factory=list[PrefixKey])
 
 
 @dataclass(slots=True, eq=False)
@@ -125,6 +157,7 @@ class Row:
     request: Request
     sample: int
     seed: int
+    held: Held = field(default_factory=Held)
     tokens: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
     top: list[TopkLogprobs] = field(default_factory=list[TopkLogprobs])
@@ -133,6 +166,17 @@ class Row:
     def length(self) -> int:
         """Tokens so far, with the prompt: also the position of the next one."""
         return len(self.request.prompt) + len(self.tokens)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Who came first comes first."""
+        return self.request.arrival, self.sample
+
+    def slice(self, start: int, end: int) -> list[int]:
+        """Tokens `start` to `end`, counted from the beginning of the prompt."""
+        prompt = self.request.prompt
+        n = len(prompt)
+        return prompt[start:end] + self.tokens[max(0, start - n) : max(0, end - n)]
 
     def accept(self, token: int, logprob: float, top: TopkLogprobs | None, detokenizer: Detokenizer) -> bool:
         """Appends a token and says whether it was the last. A logprob that is not finite fails its request."""
@@ -156,3 +200,29 @@ class Row:
         top = self.top if self.request.top_sample else None
         self.request.sequences[self.sample] = SampledSequence(reason, self.tokens, self.logprobs, top)
         return True
+
+
+@dataclass(slots=True, eq=False)
+class Stem:
+    """What `waiting` rows have in common and what is to be computed before they can go on: the prompt of a request's
+    samples, or the whole of one row that was preempted. No rows wait for a prompt that is only scored.
+
+    `logits` [vocab], of the next token, is there when all is computed.
+    """
+
+    request: Request
+    tokens: list[int]
+    waiting: deque[Row]
+    held: Held = field(default_factory=Held)
+    logits: "Tensor | None" = None
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        return self.request.arrival, self.waiting[0].sample if self.waiting else 0
+
+    @property
+    def ready(self) -> bool:
+        return self.held.computed == len(self.tokens)
+
+    def slice(self, start: int, end: int) -> list[int]:
+        return self.tokens[start:end]

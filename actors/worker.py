@@ -159,14 +159,17 @@ class Worker:
         key = "" if item.adapter is None else self._residents.sampler(item.adapter, set(self._decoding.values()))
         adapter = self._residents.get(key) if key else None
         seed = crc32(item.future.encode())  # the same when the command is executed again elsewhere
+        # Sampler weights are fixed, and their folder, the key, is never used twice. What is computed with the bare base
+        # is shared with nobody: how much of a prompt was found would tell a tenant what another one asked.
+        owner = key or None
         if item.kind == "sample":
             request = decode(sample.payload, SampleInput)
             check_sample(request, base.vocab_size, base.max_context)
-            self._decoder.add(item.future, request, adapter, seed)
+            self._decoder.add(item.future, request, adapter, seed, owner)
         else:
             prompt = decode(sample.payload, ComputeLogprobsInput).prompt
             check_tokens("prompt", prompt, base.vocab_size, base.max_context)
-            self._decoder.add_prompt(item.future, prompt, adapter)
+            self._decoder.add_prompt(item.future, prompt, adapter, owner)
         self._batches[item.future], self._decoding[item.future] = sample.batch, key
 
     def _leave(self, future: FutureId) -> BatchId:
@@ -183,6 +186,7 @@ class Worker:
                 result.info if failed else None,
                 prefill_tokens=usage.prefill_tokens,
                 sample_tokens=usage.sample_tokens,
+                cached_prefill_tokens=usage.cached_tokens,
             )
             self._post(Completion(self._leave(future), [outcome], done=True), [b"" if failed else encode(result)])
 

@@ -47,13 +47,17 @@ class ActorHello(msgspec.Struct, frozen=True, tag="hello"):
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a command ended. Its result, if any, is the frame at the same index. Token counts are the actor's own."""
+    """How a command ended. Its result, if any, is the frame at the same index. Token counts are the actor's own.
+
+    `cached_prefill_tokens` of the `prefill_tokens` were found computed.
+    """
 
     future: FutureId
     error: ErrorInfo | None = None
     prefill_tokens: int = 0
     sample_tokens: int = 0
     train_tokens: int = 0
+    cached_prefill_tokens: int = 0
     size_bytes: int = 0
     checksum: str = ""
 

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from lorry.actors.adapters import Adapter, AdapterSpec
 from lorry.actors.base_model import BaseModel, wrap_model
-from lorry.actors.decoder import Decoder
+from lorry.actors.decoder import BLOCK_TOKENS, Decoder
 from lorry.actors.lora import attach_lora
+from lorry.actors.survey import survey
 from lorry.wire.commands import SampleInput
 from lorry.wire.errors import NonFiniteError
 from lorry.wire.types import ModelInput, SampleResponse, SamplingParams
@@ -35,6 +36,11 @@ class Letters:
         return "".join(chr(ord("a") + token % 26) for token in token_ids)
 
 
+def new_decoder(base: BaseModel, max_rows: int = 8, prefill_chunk: int = 64, blocks: int = 400) -> Decoder:
+    bytes_of_a_block = survey(base).token_bytes * BLOCK_TOKENS
+    return Decoder(base, Letters(), max_rows, prefill_chunk, blocks * bytes_of_a_block)
+
+
 def request(prompt: Sequence[int], samples: int = 1, **options: Any) -> SampleInput:
     """Options that SampleInput has no field for are sampling parameters; without a stop, nothing stops it early."""
     extra = {name: options.pop(name) for name in tuple(options) if name in SampleInput.__struct_fields__}
@@ -53,7 +59,7 @@ def run(decoder: Decoder) -> dict[Any, Any]:
 
 def sample(base: BaseModel, wanted: SampleInput, adapter: Adapter | None = None, seed: int = 0) -> SampleResponse:
     """Alone, on a decoder of its own."""
-    decoder = Decoder(base, Letters(), max_rows=8, prefill_tokens=64)
+    decoder = new_decoder(base, 8, 64)
     decoder.add("only", wanted, adapter, seed)
     return run(decoder)["only"]
 
@@ -100,7 +106,7 @@ def merged(adapter: Adapter | None) -> PreTrainedModel:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_samplers_logprobs_are_those_of_a_plain_forward(family: Callable[[], PreTrainedModel]) -> None:
-    model, decoder = family(), Decoder(wrap_model(family()), Letters(), max_rows=4, prefill_tokens=16)
+    model, decoder = family(), new_decoder(wrap_model(family()), 4, 16)
     for i, prompt in enumerate(PROMPTS):
         decoder.add(i, request(prompt, 1 + i % 2, max_tokens=4 + 3 * i, include_prompt_logprobs=True), None, i)
     results = run(decoder)
@@ -110,7 +116,7 @@ def test_the_samplers_logprobs_are_those_of_a_plain_forward(family: Callable[[],
 
 def test_every_adapter_samples_from_its_own_model() -> None:
     base, adapters = with_adapters()
-    decoder = Decoder(base, Letters(), max_rows=8, prefill_tokens=32)
+    decoder = new_decoder(base, 8, 32)
     for i, prompt in enumerate(PROMPTS):
         decoder.add(i, request(prompt, 2, include_prompt_logprobs=True), adapters[i % 4], i)
     results = run(decoder)
@@ -119,7 +125,7 @@ def test_every_adapter_samples_from_its_own_model() -> None:
 
 
 def test_a_cache_that_grows_keeps_what_it_holds() -> None:
-    model, decoder = tiny_qwen3(), Decoder(wrap_model(tiny_qwen3()), Letters(), max_rows=8, prefill_tokens=64)
+    model, decoder = tiny_qwen3(), new_decoder(wrap_model(tiny_qwen3()), 8, 64)
     decoder.add("long", request(PROMPTS[0], max_tokens=150), None, 0)
     for _ in range(40):
         decoder.step()
@@ -131,7 +137,7 @@ def test_a_cache_that_grows_keeps_what_it_holds() -> None:
 
 @pytest.mark.parametrize("family", [tiny_qwen3, tiny_llama])
 def test_greedy_decoding_gives_the_tokens_of_generate(family: Callable[[], PreTrainedModel]) -> None:
-    model, decoder = family(), Decoder(wrap_model(family()), Letters(), max_rows=8, prefill_tokens=64)
+    model, decoder = family(), new_decoder(wrap_model(family()), 8, 64)
     for i, prompt in enumerate(PROMPTS):
         decoder.add(i, request(prompt, max_tokens=20, temperature=0, stop=None), None, i)
     results = run(decoder)
@@ -167,17 +173,18 @@ def alone() -> list[list[list[int]]]:
     arrivals=st.lists(st.integers(0, 12), min_size=len(WANTED), max_size=len(WANTED)),
     cancelled=st.tuples(st.integers(0, 12), st.integers(0, 12)),
     rows=st.integers(1, 9),
-    prefill_tokens=st.integers(1, 80),
+    prefill_chunk=st.integers(1, 80),
+    blocks=st.integers(4, 20),
 )
 def test_whoever_joins_and_leaves_changes_nobodys_tokens(
-    arrivals: list[int], cancelled: tuple[int, int], rows: int, prefill_tokens: int
+    arrivals: list[int], cancelled: tuple[int, int], rows: int, prefill_chunk: int, blocks: int
 ) -> None:
     base, adapters = with_adapters()
-    decoder = Decoder(base, Letters(), rows, prefill_tokens)
+    decoder = new_decoder(base, rows, prefill_chunk, blocks)
     results: dict[Any, Any] = {}
     for step in range(13):
         if step == min(cancelled):
-            decoder.add("passer-by", request(PROMPTS[1], 2, max_tokens=100), adapters[3], 99)
+            decoder.add("passer-by", request(PROMPTS[1], 2, max_tokens=50), adapters[3], 99)
         if step == max(cancelled):
             decoder.cancel("passer-by")
         for i, arrival in enumerate(arrivals):
@@ -190,7 +197,7 @@ def test_whoever_joins_and_leaves_changes_nobodys_tokens(
 
 def test_the_prompt_of_several_samples_is_computed_once() -> None:
     base, _ = with_adapters()
-    decoder = Decoder(base, Letters(), max_rows=8, prefill_tokens=64)
+    decoder = new_decoder(base, 8, 64)
     decoder.add("eight", request(PROMPTS[1], 8), None, 0)
     response = run(decoder)["eight"]
     assert decoder.prompts_computed == 1
@@ -199,7 +206,7 @@ def test_the_prompt_of_several_samples_is_computed_once() -> None:
 
 def test_a_request_of_more_samples_than_rows_gets_them_all_in_order() -> None:
     base, _ = with_adapters()
-    decoder = Decoder(base, Letters(), max_rows=2, prefill_tokens=64)
+    decoder = new_decoder(base, 2, 64)
     decoder.add("five", request(PROMPTS[1], 5), None, 7)
     usages = [usage for _ in range(100) for _, _, usage in decoder.step()]
     assert [(u.prefill_tokens, u.sample_tokens) for u in usages] == [(len(PROMPTS[1]), 40)]
@@ -209,7 +216,7 @@ def test_a_request_of_more_samples_than_rows_gets_them_all_in_order() -> None:
 
 def test_more_requests_than_rows_all_finish() -> None:
     base, adapters = with_adapters()
-    decoder = Decoder(base, Letters(), max_rows=3, prefill_tokens=8)
+    decoder = new_decoder(base, 3, 8)
     for i in range(20):
         decoder.add(i, request(PROMPTS[i % 5], 1 + i % 2, max_tokens=1 + i % 4), adapters[i % 4], i)
     results = run(decoder)
@@ -254,7 +261,7 @@ def test_a_sequence_ends_where_the_models_context_does() -> None:
 
 def test_a_cancelled_request_frees_its_rows_and_reports_nothing() -> None:
     base, _ = with_adapters()
-    decoder = Decoder(base, Letters(), max_rows=2, prefill_tokens=64)
+    decoder = new_decoder(base, 2, 64)
     decoder.add("running", request(PROMPTS[0], 2, max_tokens=200), None, 0)
     decoder.add("waiting", request(PROMPTS[1], 2), None, 0)
     decoder.add("next", request(PROMPTS[2], 2), None, 3)
@@ -271,7 +278,7 @@ def test_the_likeliest_tokens_of_prompt_and_samples_are_those_of_a_plain_forward
     base, adapters = with_adapters()
     prompt = PROMPTS[2]
     wanted = request(prompt, temperature=0.7, topk_prompt_logprobs=3, topk_sample_logprobs=2)
-    decoder = Decoder(base, Letters(), max_rows=8, prefill_tokens=64)
+    decoder = new_decoder(base, 8, 64)
     decoder.add("plain", request(PROMPTS[0]), None, 0)
     decoder.add("top", wanted, adapters[1], 0)
     response = run(decoder)["top"]
@@ -289,7 +296,7 @@ def test_the_likeliest_tokens_of_prompt_and_samples_are_those_of_a_plain_forward
 
 def test_prompts_alone_are_scored_without_taking_rows() -> None:
     base, adapters = with_adapters()
-    decoder = Decoder(base, Letters(), max_rows=1, prefill_tokens=64)
+    decoder = new_decoder(base, 1, 64)
     decoder.add("long", request(PROMPTS[0], max_tokens=100), None, 0)
     decoder.step()
     for i, prompt in enumerate(PROMPTS):
@@ -315,7 +322,7 @@ def poisoned(adapter: Adapter | None) -> Adapter:
 
 def test_logits_that_are_not_finite_fail_their_own_request_alone() -> None:
     base, adapters = with_adapters()
-    decoder = Decoder(base, Letters(), max_rows=8, prefill_tokens=64)
+    decoder = new_decoder(base, 8, 64)
     decoder.add("before", request(PROMPTS[1], 2), adapters[1], 1)
     decoder.add("bad", request(PROMPTS[2], 3, include_prompt_logprobs=True), poisoned(adapters[2]), 2)
     decoder.add("after", request(PROMPTS[0], 2), None, 3)
@@ -327,7 +334,7 @@ def test_logits_that_are_not_finite_fail_their_own_request_alone() -> None:
 
 def test_a_row_that_held_nan_serves_the_next_sequence() -> None:
     base, adapters = with_adapters()
-    decoder = Decoder(base, Letters(), max_rows=2, prefill_tokens=64)
+    decoder = new_decoder(base, 2, 64)
     decoder.add("bad", request(PROMPTS[2]), poisoned(adapters[2]), 2)
     assert isinstance(run(decoder)["bad"], NonFiniteError)
     decoder.add("short", request(PROMPTS[0]), None, 1)
@@ -339,7 +346,7 @@ def test_the_model_trains_after_it_has_sampled() -> None:
     base = wrap_model(tiny_qwen3())
     adapter = attach_lora(base).new_adapter(AdapterSpec(rank=4), "cpu")
     sample(base, request(PROMPTS[2], include_prompt_logprobs=True), adapter)
-    assert (base.in_flight.segments, base.in_flight.cache) == ([], None)
+    assert (base.in_flight.segments, base.in_flight.cache, base.in_flight.stacked) == ([], None, None)
     base.in_flight.lengths = [3]
     hidden = base.hidden_states(torch.tensor([1, 2, 3]), torch.arange(3), grad=True)
     hidden.sum().backward()

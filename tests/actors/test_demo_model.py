@@ -17,7 +17,7 @@ def words(text: str) -> list[str]:
 
 def test_the_demo_model_writes_words_of_the_jargon_file() -> None:
     base, tokenizer = load_base_model(ASSETS / "base-model"), AutoTokenizer.from_pretrained(ASSETS / "base-model")
-    decoder = Decoder(base, tokenizer, max_rows=4, prefill_tokens=256)
+    decoder = Decoder(base, tokenizer, max_rows=4, prefill_chunk=256, kv_cache_bytes=2**26)
     prompt = ModelInput.from_ints(tokenizer.encode("hacker: n. A person who enjoys"))
     params = SamplingParams(max_tokens=200, temperature=0.7, seed=0, stop=[])
     decoder.add("essay", SampleInput(prompt, 1, params), None, 0)
@@ -31,7 +31,7 @@ def test_the_demo_model_writes_words_of_the_jargon_file() -> None:
 
 def test_a_stop_string_works_with_the_demo_models_tokenizer() -> None:
     base, tokenizer = load_base_model(ASSETS / "base-model"), AutoTokenizer.from_pretrained(ASSETS / "base-model")
-    decoder = Decoder(base, tokenizer, max_rows=4, prefill_tokens=256)
+    decoder = Decoder(base, tokenizer, max_rows=4, prefill_chunk=256, kv_cache_bytes=2**26)
     prompt = ModelInput.from_ints(tokenizer.encode("hacker: n. A person who enjoys"))
     params = SamplingParams(max_tokens=200, temperature=0.7, seed=0, stop=" the")
     decoder.add("essay", SampleInput(prompt, 1, params), None, 0)

@@ -1,0 +1,205 @@
+"""How fast many adapters sample together, over `generate` of transformers called adapter after adapter with PEFT.
+
+64-token prompts, 64 new tokens, float32, on the demo's model and on one of 41.6 M random parameters; ranks 8, 16 and 32
+on every linear layer and the output head. Both sides sample at temperature 1 and stop for nothing; `generate` gets all
+prompts of an adapter at once. The sides take turns in one process. Prints a table and a JSON line.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from bench.engine import RANKS, Peft, build_model, ratios
+from lorry.actors.adapters import Adapter, AdapterSpec
+from lorry.actors.base_model import BaseModel, wrap_model
+from lorry.actors.decoder import Decoder
+from lorry.actors.lora import LoraTargets, attach_lora
+from lorry.wire.commands import SampleInput
+from lorry.wire.types import ModelInput, SampleResponse, SamplingParams
+
+DEMO_MODEL = Path(__file__).parent.parent / "tests" / "assets" / "base-model"
+PROMPT = 64
+NEW = 64
+SHAPES = ((4, 4), (16, 1), (1, 16))
+"""Adapters, and sequences of each."""
+GOALS = {(4, 4): 3.5, (16, 1): 7.0, (1, 16): 1.5}
+
+
+class Letters:
+    """No sequence here has a stop string, so that nothing is ever decoded."""
+
+    def decode(self, token_ids: list[int], **_: bool) -> str:
+        raise AssertionError("nothing is to be decoded")
+
+
+class Lorry:
+    """`step_s` are the seconds of every step that decoded alone, without a prompt."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.base: BaseModel = wrap_model(model)
+        self.targets: LoraTargets = attach_lora(self.base)
+        self.adapters: list[Adapter] = [self._adapter(i) for i in range(16)]
+        self.decoder = Decoder(self.base, Letters(), max_rows=64, prefill_chunk=1024, kv_cache_bytes=2**30)
+        self.step_s: list[float] = []
+
+    def prepare(self, prompts: Tensor, adapters: int) -> Callable[[], None]:
+        params = SamplingParams(max_tokens=NEW, stop=[], seed=0)
+        requests = [SampleInput(ModelInput.from_ints(row), 1, params) for row in prompts.tolist()]
+
+        def run() -> None:
+            for i, request in enumerate(requests):
+                self.decoder.add(i, request, self.adapters[i % adapters], i)
+            ended = 0
+            while self.decoder.active:
+                started = time.perf_counter()
+                for _, result, _ in self.decoder.step():
+                    assert isinstance(result, SampleResponse) and len(result.sequences[0].tokens) == NEW
+                    ended += 1
+                self.step_s.append(time.perf_counter() - started)
+            assert ended == len(requests)
+
+        return run
+
+    def _adapter(self, i: int) -> Adapter:
+        adapter = self.targets.new_adapter(AdapterSpec(RANKS[i % 3], seed=i), self.base.device, trainable=False)
+        adapter.weights.normal_(0, 0.01, generator=torch.Generator().manual_seed(i))
+        adapter.refresh()
+        return adapter
+
+
+class PeftGenerate:
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model: PeftModel = Peft(model, 16).model
+        assert model.generation_config is not None
+        model.generation_config.eos_token_id = None
+
+    def prepare(self, prompts: Tensor, adapters: int) -> Callable[[], None]:
+        def run() -> None:
+            with torch.inference_mode():
+                for i in range(adapters):
+                    self.model.set_adapter(str(i))
+                    own = prompts[i::adapters]
+                    options = {"max_new_tokens": NEW, "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+                    found = self.model.generate(
+                        input_ids=own, attention_mask=torch.ones_like(own), use_cache=True, pad_token_id=0, **options
+                    )
+                    assert found.shape[1] == PROMPT + NEW
+
+        return run
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Tokens per second of one shape, and ratios as (median, lower, upper quartile)."""
+
+    adapters: int
+    sequences: int
+    lorry_tokens_per_s: float
+    peft_tokens_per_s: float
+    speedup: tuple[float, float, float]
+    base_share: float
+
+
+def matrix_products(model: PreTrainedModel, rows: int) -> Callable[[], None]:
+    """What the base model alone multiplies in one decode step."""
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    inputs = {linear: torch.randn(rows, linear.in_features) for linear in linears}
+
+    def run() -> None:
+        with torch.inference_mode():
+            for linear in linears:
+                F.linear(inputs[linear], linear.weight)
+
+    return run
+
+
+def timed(run: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def measure(model: PreTrainedModel, repetitions: int) -> tuple[list[Shape], tuple[float, float, float]]:
+    """Every shape, and what 16 adapters of one sequence cost over one adapter of 16."""
+    lorry, peft = Lorry(copy.deepcopy(model)), PeftGenerate(copy.deepcopy(model))
+    prompts = torch.randint(1, model.config.get_text_config().vocab_size, (16, PROMPT))
+    ours = {shape: lorry.prepare(prompts, shape[0]) for shape in SHAPES}
+    theirs = {shape: peft.prepare(prompts, shape[0]) for shape in SHAPES}
+    products = matrix_products(model, 16)
+    times: dict[str, dict[tuple[int, int], list[float]]] = {
+        name: {shape: [] for shape in SHAPES} for name in ("ours", "theirs", "share")
+    }
+    for repetition in range(repetitions + 1):
+        for shape in SHAPES:
+            lorry.step_s.clear()
+            spent = timed(ours[shape]), timed(theirs[shape])
+            share = statistics.median(timed(products) for _ in range(10)) / statistics.median(lorry.step_s)
+            if repetition:  # the first one warms caches and allocators up
+                for name, value in zip(times, (*spent, share), strict=True):
+                    times[name][shape].append(value)
+    shapes = [
+        Shape(
+            *shape,
+            16 * NEW / statistics.median(times["ours"][shape]),
+            16 * NEW / statistics.median(times["theirs"][shape]),
+            ratios(times["theirs"][shape], times["ours"][shape]),
+            statistics.median(times["share"][shape]),
+        )
+        for shape in SHAPES
+    ]
+    return shapes, ratios(times["ours"][16, 1], times["ours"][1, 16])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=("demo", "large"), default=["demo", "large"])
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="of torch, for both sides [default: an actor's, torch's choice]")
+    options = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", module="peft")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    results: list[dict[str, object]] = []
+    for name in options.models:
+        model = build_model() if name == "large" else AutoModelForCausalLM.from_pretrained(DEMO_MODEL)
+        shapes, cost = measure(model.eval().requires_grad_(False), options.repetitions)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        title = f"{parameters / 1e6:.1f} M parameters, {PROMPT} + {NEW} tokens, {torch.get_num_threads()} threads"
+        table = Table(
+            "adapters x sequences", "lorry tokens/s", "PEFT tokens/s", "over PEFT", "goal", "base", title=title
+        )
+        for shape in shapes:
+            middle, low, high = shape.speedup
+            table.add_row(
+                f"{shape.adapters} x {shape.sequences}",
+                f"{shape.lorry_tokens_per_s:.0f}",
+                f"{shape.peft_tokens_per_s:.0f}",
+                f"{middle:.2f} ({low:.2f} to {high:.2f})",
+                f"{GOALS[shape.adapters, shape.sequences]}",
+                f"{shape.base_share:.0%}",
+            )
+            results.append({"model": name, "adapters": shape.adapters, "speedup": shape.speedup})
+        console = Console()
+        console.print(table)
+        console.print("base: the base model's own matrix products, of a decode step's time")
+        console.print(f"16 x 1 over 1 x 16: {cost[0]:.2f} ({cost[1]:.2f} to {cost[2]:.2f}) times the time; goal 1.25")
+        results.append({"model": name, "many_over_one": cost})
+    print(json.dumps({"bench": "sampling", "threads": torch.get_num_threads(), "results": results}))
+
+
+if __name__ == "__main__":
+    main()
