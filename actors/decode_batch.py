@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .in_flight import Segment
 from .kv_cache import KVCache, Reading
-from .lora_decode import LoraStack
+from .lora_decode import Stacked
 from .sampling import SamplingRows
 from .sequences import Request, Row
 
@@ -29,16 +29,14 @@ class DecodeBatch:
     `stacked` says that `stack` computes the adapters; otherwise `segments` are to be walked.
     """
 
-    def __init__(self, rows: Sequence[Row], stack: LoraStack, cache: KVCache, device: torch.device) -> None:
+    def __init__(self, rows: Sequence[Row], stack: Stacked, cache: KVCache, device: torch.device) -> None:
         self._cache, self._device = cache, device
         adapters = list(dict.fromkeys(row.request.adapter for row in rows if row.request.adapter is not None))
-        self.stacked = stack.hold(adapters)
-        order: list[Adapter | None] = [*(stack.slots if self.stacked else adapters), None]
+        order: list[Adapter | None] = [*stack.hold(adapters), None]
         self.rows = [row for adapter in order for row in rows if row.request.adapter is adapter]
-        if self.stacked:
-            counts = [sum(row.request.adapter is adapter for row in rows) for adapter in stack.slots]
-            self.stacked = len(counts) * max(counts) <= MOST_SPREAD * sum(counts)
-            stack.arrange(counts, device)
+        counts = [sum(row.request.adapter is adapter for row in rows) for adapter in order[:-1]]
+        self.stacked = bool(counts) and len(counts) * max(counts) <= MOST_SPREAD * sum(counts)
+        stack.arrange(counts, device)
         self.segments = [] if self.stacked else segments_of([row.request.adapter for row in self.rows], [1] * len(rows))
         self.sampling = sampling_rows(self.rows, device)
         self.tokens = torch.tensor([row.tokens[-1] for row in self.rows], dtype=torch.int64, device=device)  # [rows]

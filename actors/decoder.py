@@ -18,7 +18,7 @@ from .block_pool import BlockPool
 from .decode_batch import DecodeBatch, sampling_rows, segments_of
 from .kv_cache import KVCache, PromptChunk
 from .lineup import Chunk, Lineup, Plan
-from .lora_decode import LoraStack
+from .lora_decode import Segmented, Stacked
 from .prompt_logprobs import list_top, score_prompt
 from .sampling import MAX_TOP_LOGPROBS, Sampled, SamplingRows, sample, seed_of_sample
 from .sequences import Request, Row, Stem, Usage
@@ -52,7 +52,8 @@ class Decoder:
         self.pool = BlockPool(blocks)
         self.lineup = Lineup(self.pool, BLOCK_TOKENS, max_rows, prefill_chunk)
         self._cache = KVCache(shape, blocks, BLOCK_TOKENS, base.device)
-        self._stack = LoraStack(shape.groups, base.in_flight)
+        self._segmented = Segmented(base.in_flight)
+        self._stack = Stacked(shape.groups, base.in_flight)
         self._requests: dict[Hashable, Request] = {}
         self._arrivals = 0
         self._batch: DecodeBatch | None = None
@@ -208,6 +209,7 @@ class Decoder:
     def _set_adapters(self, batch: DecodeBatch | None, chunks: Sequence[Chunk], lengths: Sequence[int]) -> None:
         in_flight, rows = self._base.in_flight, 0 if batch is None else len(batch.rows)
         in_flight.segments = segments_of([chunk.stem.request.adapter for chunk in chunks], lengths, rows)
+        in_flight.stacked = self._segmented
         if batch is not None and batch.stacked:
             in_flight.stacked = self._stack
         elif batch is not None:
@@ -226,6 +228,7 @@ class Decoder:
         """
         ended: dict[Request, None] = {}
         at = 0
+        self._base.in_flight.stacked = self._segmented
         for chunk in chunks:
             request, new = chunk.stem.request, chunk.end - chunk.start
             score_prompt(self._base, hidden[at : at + new], chunk.start, request)

@@ -9,21 +9,91 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .adapters import Adapter
 from .in_flight import InFlight, LinearLayer
 from .lora import LoraLinear, add_lora
+from .products import linear
 
-MOST_PADDING = 2
-"""How many times the adapters' own memory the stack may take, since all are filled up to the largest rank."""
+MOST_PADDING_BYTES = 2**25
+"""Adapters of all ranks are stacked together, filled up to the largest, where that adds no more than this. Beyond it
+each rank has a stack of its own: reading the zeros would cost more than the calls."""
+
+
+class Segmented:
+    """The base's product for all tokens, and LoRA for those of the segments in flight, one after the other."""
+
+    def __init__(self, in_flight: InFlight) -> None:
+        self._in_flight = in_flight
+
+    def linear(self, module: LinearLayer, x: Tensor) -> Tensor:
+        """x [..., inputs] -> [..., outputs]."""
+        y = linear(x, module.weight, module.bias)
+        if self._in_flight.segments:
+            assert isinstance(module, LoraLinear)
+            rows = x.view(-1, module.in_features)  # [tokens, inputs]
+            layout = module.layout(len(rows))
+            if layout is not None:
+                add_lora(layout, rows, y.view(-1, y.shape[-1]))
+        return y
+
+
+class Stacked:
+    """As `Segmented`, but that the packed row begins with tokens of adapters that are stacked.
+
+    `groups` are the indices of modules that read one tensor. `hold` says which adapters come, `arrange` how many tokens
+    each of them has.
+    """
+
+    def __init__(self, groups: Sequence[tuple[int, ...]], in_flight: InFlight) -> None:
+        self._segmented = Segmented(in_flight)
+        self._groups = groups
+        self._place = {module: (g, i) for g, group in enumerate(groups) for i, module in enumerate(group)}
+        self._stacks: dict[int, _Stack] = {}  # by the largest rank in it
+
+    def hold(self, adapters: Sequence[Adapter]) -> list[Adapter]:
+        """Stacks `adapters`, all different, and no others; returns them in the order that their rows must have."""
+        stacks: dict[int, list[Adapter]] = {}
+        largest = max((adapter.spec.rank for adapter in adapters), default=0)
+        padding = sum((largest - a.spec.rank) * (a.size // a.spec.rank) * a.dtype.itemsize for a in adapters)
+        for adapter in adapters:
+            stacks.setdefault(adapter.spec.rank if padding > MOST_PADDING_BYTES else largest, []).append(adapter)
+        self._stacks = {rank: stack for rank, stack in self._stacks.items() if rank in stacks}
+        for rank, members in stacks.items():
+            self._stacks.setdefault(rank, _Stack(self._groups, rank)).hold(members)
+        return [adapter for stack in self._stacks.values() for adapter in stack.slots]
+
+    def arrange(self, counts: Sequence[int], device: torch.device) -> None:
+        """The packed row begins with `counts[i]` tokens of the i-th of the adapters that `hold` returned."""
+        row = first = 0
+        for stack in self._stacks.values():
+            own = counts[first : first + len(stack.slots)]
+            stack.arrange(row, own, device)
+            row, first = row + sum(own), first + len(own)
+
+    def clear(self) -> None:
+        self._stacks = {}
+
+    def forget_input(self) -> None:
+        """A step is over."""
+        for stack in self._stacks.values():
+            stack.last = None
+
+    def linear(self, module: LinearLayer, x: Tensor) -> Tensor:
+        """x [..., inputs] -> [..., outputs]."""
+        y = self._segmented.linear(module, x)
+        rows, out = x.view(-1, module.in_features), y.view(-1, y.shape[-1])  # [tokens, inputs], [tokens, outputs]
+        group, i = self._place[module.index]
+        for stack in self._stacks.values():
+            stack.add(group, i, x, rows, out)
+        return y
 
 
 @dataclass(slots=True)
 class _Group:
     """Modules that read one tensor: their A are one, so that they need one product."""
 
-    a: Tensor  # [slots, modules * rank, inputs]
+    a: Tensor  # [slots, inputs, modules * rank]
     b: list[Tensor]  # [slots, rank, outputs] of each module, times the adapter's scale
 
 
@@ -36,34 +106,23 @@ class Spread:
     places: Tensor  # [rows] int64: each row's place
 
 
-class LoraStack:
-    """The weights of adapters that decode together, in slots. It copies an adapter when it comes, and no others.
+class _Stack:
+    """Adapters in slots, all filled up to one `rank`. It copies an adapter when it comes, and no others."""
 
-    `groups` are the indices of modules that read one tensor. Fill `slots` with `hold`, then `arrange` the rows.
-    """
-
-    def __init__(self, groups: Sequence[tuple[int, ...]], in_flight: InFlight) -> None:
+    def __init__(self, indices: Sequence[tuple[int, ...]], rank: int) -> None:
         self.slots: list[Adapter] = []
-        self._in_flight = in_flight
-        self._indices = groups
-        self._place = {module: (g, i) for g, group in enumerate(groups) for i, module in enumerate(group)}
+        self.last: tuple[int, Tensor, Tensor] | None = None  # a group, its input and that times A
+        self._indices, self._rank = indices, rank
         self._groups: list[_Group | None] = []
-        self._rank = 0
         self._capacity = 0
-        self._rows = 0
+        self._rows = slice(0, 0)
         self._spread: Spread | None = None
-        self._last: tuple[int, Tensor, Tensor] | None = None  # group, its input and that times A
 
-    def hold(self, adapters: Sequence[Adapter]) -> bool:
-        """Makes `adapters`, all different, the contents of the slots, in an order of its own. False where they do not
-        pay in the memory they take: then nothing is held."""
+    def hold(self, adapters: Sequence[Adapter]) -> None:
         wanted = dict.fromkeys(adapters)
-        if not wanted or not self._pays(list(wanted)):
-            self.clear()
-            return False
-        if len(wanted) > self._capacity or max(adapter.spec.rank for adapter in wanted) > self._rank:
+        if len(wanted) > self._capacity:
             self._rebuild(list(wanted))
-            return True
+            return
         for slot in range(len(self.slots) - 1, -1, -1):
             if self.slots[slot] not in wanted:
                 self._drop(slot)
@@ -71,67 +130,41 @@ class LoraStack:
             if adapter not in self.slots:
                 self.slots.append(adapter)
                 self._write(len(self.slots) - 1, adapter)
-        return True
 
-    def clear(self) -> None:
-        self.slots, self._groups, self._rank, self._capacity, self._last = [], [], 0, 0, None
-
-    def arrange(self, counts: Sequence[int], device: torch.device) -> None:
-        """The packed row begins with `counts[i]` tokens of slot i, slot after slot."""
-        self._rows = sum(counts)
+    def arrange(self, start: int, counts: Sequence[int], device: torch.device) -> None:
+        """From row `start` on there are `counts[i]` rows of slot i, slot after slot."""
+        self._rows = slice(start, start + sum(counts))
         self._spread = None if len(set(counts)) == 1 else spread(counts, device)
 
-    def forget_input(self) -> None:
-        """A step is over."""
-        self._last = None
-
-    def linear(self, module: LinearLayer, x: Tensor) -> Tensor:
-        """x [..., inputs] -> [..., outputs]: the base's product, the stack's for the first rows, and those of the
-        segments in flight for the others."""
-        y = F.linear(x, module.weight, module.bias)
-        rows, out = x.view(-1, module.in_features), y.view(-1, y.shape[-1])  # [tokens, inputs], [tokens, outputs]
-        group, i = self._place[module.index]
+    def add(self, group: int, i: int, x: Tensor, rows: Tensor, out: Tensor) -> None:
+        """To `out` [tokens, outputs] what module `i` of `group` adds to the stack's rows; `rows` [tokens, inputs] is
+        `x`, by whose identity the products of one group are shared."""
         weights = self._groups[group]
-        if weights is not None:
-            self._add(group, weights, i, x, rows[: self._rows], out[: self._rows])
-        if self._in_flight.segments:
-            assert isinstance(module, LoraLinear)
-            layout = module.layout(len(rows))
-            if layout is not None:
-                add_lora(layout, rows, out)
-        return y
-
-    def _add(self, group: int, weights: _Group, i: int, x: Tensor, rows: Tensor, out: Tensor) -> None:
-        slots, rank, spread = len(self.slots), self._rank, self._spread
-        if self._last is None or self._last[0] != group or self._last[1] is not x:
-            self._last = group, x, self._down(weights, rows)
-        down = self._last[2][..., i * rank : (i + 1) * rank]
-        b = weights.b[i][:slots]
+        if weights is None:
+            return
+        slots, rank, out = len(self.slots), self._rank, out[self._rows]
+        if self.last is None or self.last[0] != group or self.last[1] is not x:
+            self.last = group, x, self._down(weights, rows[self._rows])
+        down, b = self.last[2][..., i * rank : (i + 1) * rank], weights.b[i]
         if slots == 1:
             out.addmm_(down, b[0])
-        elif spread is None:
-            out.view(slots, -1, out.shape[-1]).baddbmm_(down, b)
+        elif self._spread is None:
+            out.view(slots, -1, out.shape[-1]).baddbmm_(down, b[:slots])
         else:
-            delta = torch.bmm(down, b).flatten(0, 1)  # [slots * per_slot, outputs]
-            out += delta.index_select(0, spread.places)
+            delta = torch.bmm(down, b[:slots]).flatten(0, 1)  # [slots * per_slot, outputs]
+            out += delta.index_select(0, self._spread.places)
 
     def _down(self, weights: _Group, rows: Tensor) -> Tensor:
         """[slots, rows of each, modules * rank], or without the first axis for one slot."""
         slots, spread = len(self.slots), self._spread
         if slots == 1:
-            return torch.mm(rows, weights.a[0].T)
+            return torch.mm(rows, weights.a[0])
         spaced = rows if spread is None else rows.index_select(0, spread.sources)
-        return torch.bmm(spaced.view(slots, -1, rows.shape[-1]), weights.a[:slots].mT)
-
-    def _pays(self, adapters: Sequence[Adapter]) -> bool:
-        largest = max(adapter.spec.rank for adapter in adapters)
-        per_rank = sum({t.index: t.inputs + t.outputs for a in adapters for t in a.targets}.values())
-        return len(adapters) * largest * per_rank <= MOST_PADDING * sum(adapter.size for adapter in adapters)
+        return torch.bmm(spaced.view(slots, -1, rows.shape[-1]), weights.a[:slots])
 
     def _rebuild(self, adapters: list[Adapter]) -> None:
-        self.clear()  # before the new one is made, so that both are never in memory
+        self._groups = []  # before the new ones are made, so that both are never in memory
         self.slots, self._capacity = adapters, len(adapters)
-        self._rank = max(adapter.spec.rank for adapter in adapters)
         targets = {target.index: target for adapter in adapters for target in adapter.targets}
         device, dtype = adapters[0].device, adapters[0].dtype
         for group in self._indices:
@@ -139,7 +172,7 @@ class LoraStack:
                 self._groups.append(None)
                 continue
             inputs = next(targets[module].inputs for module in group if module in targets)
-            a = torch.zeros(len(adapters), len(group) * self._rank, inputs, dtype=dtype, device=device)
+            a = torch.zeros(len(adapters), inputs, len(group) * self._rank, dtype=dtype, device=device)
             widths = [targets[module].outputs if module in targets else 0 for module in group]
             b = [torch.zeros(len(adapters), self._rank, width, dtype=dtype, device=device) for width in widths]
             self._groups.append(_Group(a, b))
@@ -156,7 +189,7 @@ class LoraStack:
                 group.b[i][slot].zero_()
                 part = adapter.part(module)
                 if part is not None:
-                    group.a[slot, i * self._rank : i * self._rank + rank] = part.a
+                    group.a[slot, :, i * self._rank : i * self._rank + rank] = part.a_t
                     torch.mul(part.b, part.scale, out=group.b[i][slot, :rank])
 
     def _drop(self, slot: int) -> None:
