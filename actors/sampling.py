@@ -62,6 +62,7 @@ class SamplingRows:
     top_p: Tensor  # [cut] float32
     head: int  # how many of a cut row's likeliest tokens to sort first
     top: Tensor  # [top] int64: the rows that want the likeliest tokens' logprobs
+    any_greedy: bool
     all_greedy: bool
     all_temperature_1: bool
 
@@ -86,6 +87,7 @@ class SamplingRows:
             top_p=torch.tensor([params[i].top_p for i in cut], dtype=torch.float32, device=device),
             head=max((HEAD if k == OFF else k for k in top_k), default=0),
             top=torch.tensor([i for i, want in enumerate(wants_top) if want], dtype=torch.int64, device=device),
+            any_greedy=any(greedy),
             all_greedy=all(greedy),
             all_temperature_1=all(t == 1 for t in temperature),
         )
@@ -116,7 +118,8 @@ def sample(logits: Tensor, rows: SamplingRows, positions: Tensor) -> Sampled:
             cut = keep_likeliest(probabilities[rows.cut], rows.top_k, rows.top_p, rows.head)
             probabilities[rows.cut] = cut
         tokens = inverse_cdf(probabilities, uniforms(rows.seeds, positions))
-        tokens = torch.where(rows.greedy, logprobs.argmax(-1), tokens)
+        if rows.any_greedy:
+            tokens = torch.where(rows.greedy, logprobs.argmax(-1), tokens)
     chosen = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     top = top_logprobs(logprobs[rows.top])
     return Sampled(tokens, chosen, top.indices, top.values)

@@ -20,7 +20,6 @@ from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bench.engine import RANKS, Peft, build_model, ratios
@@ -28,12 +27,15 @@ from lorry.actors.adapters import Adapter, AdapterSpec
 from lorry.actors.base_model import BaseModel, wrap_model
 from lorry.actors.decoder import Decoder
 from lorry.actors.lora import LoraTargets, attach_lora
+from lorry.actors.products import linear as product
 from lorry.wire.commands import SampleInput
 from lorry.wire.types import ModelInput, SampleResponse, SamplingParams
 
 DEMO_MODEL = Path(__file__).parent.parent / "tests" / "assets" / "base-model"
 PROMPT = 64
 NEW = 64
+CHUNK = 512
+"""An actor's own default."""
 SHAPES = ((4, 4), (16, 1), (1, 16))
 """Adapters, and sequences of each."""
 GOALS = {(4, 4): 3.5, (16, 1): 7.0, (1, 16): 1.5}
@@ -53,7 +55,7 @@ class Lorry:
         self.base: BaseModel = wrap_model(model)
         self.targets: LoraTargets = attach_lora(self.base)
         self.adapters: list[Adapter] = [self._adapter(i) for i in range(16)]
-        self.decoder = Decoder(self.base, Letters(), max_rows=64, prefill_chunk=1024, kv_cache_bytes=2**30)
+        self.decoder = Decoder(self.base, Letters(), max_rows=64, prefill_chunk=CHUNK, kv_cache_bytes=2**30)
         self.step_s: list[float] = []
 
     def prepare(self, prompts: Tensor, adapters: int) -> Callable[[], None]:
@@ -122,7 +124,7 @@ def matrix_products(model: PreTrainedModel, rows: int) -> Callable[[], None]:
     def run() -> None:
         with torch.inference_mode():
             for linear in linears:
-                F.linear(inputs[linear], linear.weight)
+                product(inputs[linear], linear.weight, None)
 
     return run
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from lorry.actors.adapters import AdapterSpec
 from lorry.actors.base_model import BaseModel, load_base_model, wrap_model
 from lorry.actors.decoder import BLOCK_TOKENS, Decoder
 from lorry.actors.engine import Engine, ForwardBackwardJob
 from lorry.actors.lora import attach_lora
-from lorry.actors.adapters import AdapterSpec
 from lorry.actors.slots import AdapterPool
 from lorry.wire.commands import ForwardBackwardInput
 from lorry.wire.errors import InvalidRequestError

@@ -36,7 +36,9 @@ def step(lineup: Lineup) -> list[Request]:
     plan = lineup.plan()
     written = [row.held.blocks[row.held.computed // BLOCK] for row in plan.rows]
     written += [
-        block for chunk in plan.chunks for block in chunk.stem.held.blocks[chunk.start // BLOCK : -(-chunk.end // BLOCK)]
+        block
+        for chunk in plan.chunks
+        for block in chunk.stem.held.blocks[chunk.start // BLOCK : -(-chunk.end // BLOCK)]
     ]
     assert all(lineup.pool.holders(block) == 1 for block in written), "a shared block is never written"
     assert len(set(written)) == len(written)
