@@ -32,9 +32,7 @@ class Segmented:
         if self._in_flight.segments:
             assert isinstance(module, LoraLinear)
             rows = x.view(-1, module.in_features)  # [tokens, inputs]
-            layout = module.layout(len(rows))
-            if layout is not None:
-                add_lora(layout, rows, y.view(-1, y.shape[-1]))
+            add_lora(module.layout(len(rows)), rows, y.view(-1, y.shape[-1]))
         return y
 
 
