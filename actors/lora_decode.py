@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .adapters import Adapter
 from .in_flight import InFlight, LinearLayer
@@ -19,6 +20,14 @@ MOST_PADDING_BYTES = 2**25
 """Adapters of all ranks are stacked together, filled up to the largest, where that adds no more than this. Beyond it
 each rank has a stack of its own: reading the zeros would cost more than the calls."""
 
+LARGE = 2**18
+"""Elements of a weight below which, for a few rows, a call of oneDNN costs more than it gains."""
+
+
+def base_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [..., inputs], weight [outputs, inputs], bias [outputs] -> [..., outputs]."""
+    return (linear if weight.numel() >= LARGE else F.linear)(x, weight, bias)
+
 
 class Segmented:
     """The base's product for all tokens, and LoRA for those of the segments in flight, one after the other."""
@@ -28,11 +37,12 @@ class Segmented:
 
     def linear(self, module: LinearLayer, x: Tensor) -> Tensor:
         """x [..., inputs] -> [..., outputs]."""
-        y = linear(x, module.weight, module.bias)
+        y = base_product(x, module.weight, module.bias)
         if self._in_flight.segments:
             assert isinstance(module, LoraLinear)
             rows = x.view(-1, module.in_features)  # [tokens, inputs]
-            add_lora(module.layout(len(rows)), rows, y.view(-1, y.shape[-1]))
+            layout = module.layout(len(rows))
+            add_lora(layout, rows, y.view(-1, y.shape[-1]))
         return y
 
 

@@ -17,6 +17,7 @@ from bench.engine import VOCAB, build_model
 from bench.sampling import CHUNK, Letters
 from lorry.actors.base_model import wrap_model
 from lorry.actors.decoder import Decoder
+from lorry.actors.lora import attach_lora
 from lorry.wire.commands import SampleInput
 from lorry.wire.types import ModelInput, SamplingParams
 
@@ -56,7 +57,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args(arguments)
-    decoder = Decoder(wrap_model(build_model()), Letters(), max_rows=64, prefill_chunk=CHUNK, kv_cache_bytes=2**30)
+    base = wrap_model(build_model())
+    attach_lora(base)
+    decoder = Decoder(base, Letters(), max_rows=64, prefill_chunk=CHUNK, kv_cache_bytes=2**30)
     measure(decoder, "warm-up")
     found = [measure(decoder, str(i)) for i in range(options.repetitions)]
     plain = statistics.median(seconds for steps, _, _ in found for seconds in steps)

@@ -27,7 +27,7 @@ from lorry.actors.adapters import Adapter, AdapterSpec
 from lorry.actors.base_model import BaseModel, wrap_model
 from lorry.actors.decoder import Decoder
 from lorry.actors.lora import LoraTargets, attach_lora
-from lorry.actors.products import linear as product
+from lorry.actors.lora_decode import base_product
 from lorry.wire.commands import SampleInput
 from lorry.wire.types import ModelInput, SampleResponse, SamplingParams
 
@@ -124,7 +124,7 @@ def matrix_products(model: PreTrainedModel, rows: int) -> Callable[[], None]:
     def run() -> None:
         with torch.inference_mode():
             for linear in linears:
-                product(inputs[linear], linear.weight, None)
+                base_product(inputs[linear], linear.weight, None)
 
     return run
 

@@ -1,0 +1,98 @@
+"""The compute thread with a real engine and decoder on a tiny model: the orders it takes, the outcomes it posts."""
+
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from lorry.actors.adapters import AdapterSpec
+from lorry.actors.decoder import BLOCK_TOKENS, Decoder
+from lorry.actors.orders import Sample, Stop
+from lorry.actors.residents import Residents
+from lorry.actors.snapshots import save_sampler_weights
+from lorry.actors.survey import survey
+from lorry.actors.training import Trainer
+from lorry.actors.worker import Worker
+from lorry.wire.actor_messages import AdapterState, CancelCommand, Completion, Item, Outcome
+from lorry.wire.codec import encode
+from lorry.wire.commands import SampleInput
+from lorry.wire.ids import BatchId, FutureId
+from lorry.wire.types import LoraConfig, ModelInput, SamplingParams
+
+from .models import tiny_qwen3
+from .test_decoder import Letters
+from .workshop import Workshop
+
+PROMPT = [(5 * i + 1) % 90 for i in range(40)]
+
+
+class Desk:
+    """A worker at work, and what it posted."""
+
+    def __init__(self, folder: Path) -> None:
+        workshop = Workshop(tiny_qwen3())
+        base, targets = workshop.base, workshop.targets
+        for name in ("one", "two"):
+            adapter = targets.new_adapter(AdapterSpec(rank=4), base.device)
+            save_sampler_weights(adapter, targets, folder / name, "tiny")
+        self.folder = folder
+        self.posted: queue.SimpleQueue[Completion] = queue.SimpleQueue()
+        self.decoder = Decoder(base, Letters(), 4, 32, 12 * BLOCK_TOKENS * survey(base).token_bytes)
+        residents = Residents(targets, workshop.pool, kept_samplers=8)
+        trainer = Trainer(workshop.engine, residents, targets, "tiny")
+        self.worker = Worker(
+            workshop.engine, self.decoder, residents, trainer, 0.5, lambda completion, _: self.posted.put(completion)
+        )
+        self.thread = Thread(target=self.worker.run)
+        self.thread.start()
+
+    def sample(self, future: str, adapter: str | None, new: int = 5) -> None:
+        state = (
+            AdapterState(str(self.folder / adapter), LoraConfig(rank=4), str(self.folder / adapter))
+            if adapter
+            else None
+        )
+        payload = encode(SampleInput(ModelInput.from_ints(PROMPT), 1, SamplingParams(max_tokens=new, stop=[])))
+        self.worker.orders.put(Sample(BatchId(1), Item(FutureId(future), "sample", state), payload))
+
+    def next_outcome(self) -> Outcome:
+        return self.posted.get(timeout=30).outcomes[0]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk(tmp_path)
+    yield desk
+    desk.worker.orders.put(Stop())
+    desk.thread.join()
+
+
+def test_a_prefix_is_found_by_the_same_sampler_weights_and_by_no_others(desk: Desk) -> None:
+    found = []
+    for future, adapter in (("a", "one"), ("b", "one"), ("c", "two"), ("d", None), ("e", None)):
+        desk.sample(future, adapter)
+        outcome = desk.next_outcome()
+        assert (outcome.future, outcome.error, outcome.prefill_tokens) == (future, None, len(PROMPT))
+        found.append(outcome.cached_prefill_tokens)
+    assert found == [0, 32, 0, 0, 0]
+
+
+def test_a_request_that_outgrows_the_cache_fails_alone(desk: Desk) -> None:
+    desk.sample("small", None, new=40)
+    desk.sample("large", None, new=200)
+    outcomes = {outcome.future: outcome for outcome in (desk.next_outcome(), desk.next_outcome())}
+    error = outcomes[FutureId("large")].error
+    assert error is not None and error.field == "prompt.length + sampling_params.max_tokens"
+    assert outcomes[FutureId("small")].error is None
+
+
+def test_a_cancelled_request_gives_its_blocks_to_the_next(desk: Desk) -> None:
+    desk.sample("long", "one", new=140)
+    desk.worker.orders.put(CancelCommand(FutureId("long")))
+    desk.sample("next", "two", new=140)
+    assert [desk.next_outcome().future for _ in range(2)] == ["long", "next"]
+    desk.worker.orders.put(Stop())
+    desk.thread.join()
+    assert desk.decoder.pool.free == desk.decoder.pool.blocks
