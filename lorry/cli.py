@@ -270,7 +270,9 @@ def link_key(data: Path) -> bytes:
 
 
 def is_loopback(bind: str) -> bool:
-    """Whether tcp://HOST:PORT is reached from this machine alone. Raises InvalidRequestError for anything else."""
+    """Whether ipc://PATH or tcp://HOST:PORT is reached from this machine alone; InvalidRequestError otherwise."""
+    if bind.startswith("ipc://"):
+        return True
     host = bind.removeprefix("tcp://").rpartition(":")[0].strip("[]")
     if not bind.startswith("tcp://") or not host:
         raise InvalidRequestError.of("bind", bind, "tcp://HOST:PORT")

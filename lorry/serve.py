@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -92,34 +93,38 @@ async def serving(config: ServeConfig) -> AsyncGenerator[Deployment]:
     environment = {"LORRY_ACTOR_TOKEN": secrets.token_hex(16)}
     config.data.mkdir(parents=True, exist_ok=True)
     try:
-        async with background_tasks() as tasks:
-            broker = _Child("broker", _broker_command(config), environment)
-            tasks.start_soon(_keep_alive, broker)
-            await broker.ready.wait()
-            # A restarted broker must be found where the first one was, by clients and actors alike.
-            announced = broker.announcement
-            broker.command = [*_broker_command(config, bind=announced["clients"], actor_bind=announced["actors"])]
-            actors = [
-                _Child(name, _actor_command(config, name, model.name, model.source, announced["actors"]), environment)
-                for model in config.models
-                for name in (f"{model.name}#{i}" for i in range(config.replicas))
-            ]
-            gateways = [_Child("gateway", _gateway_command(config, config.http, announced), {})] if config.http else []
-            await _start_all(tasks, [*actors, *gateways])
-            for gateway in gateways:  # its clients must find a restarted one, too
-                gateway.command = _gateway_command(config, gateway.announcement["http"], announced)
-            url = gateways[0].announcement["url"] if gateways else None
-            children = [broker, *actors, *gateways]
-            yield Deployment(announced["clients"], config.data, announced.get("server_key"), children, url)
+        # Actors load for seconds: theirs is an address that is known before the broker is there.
+        with tempfile.TemporaryDirectory(prefix="lorry-") as private:
+            actor_address = f"ipc://{private}/actors"
+            async with background_tasks() as tasks:
+                yield await _start(tasks, config, actor_address, environment)
     except* ChildFailedError as failures:
         raise failures.exceptions[0] from None
 
 
-async def _start_all(tasks: TaskGroup, children: Sequence[_Child]) -> None:
-    for child in children:
+async def _start(tasks: TaskGroup, config: ServeConfig, actor_address: str, environment: dict[str, str]) -> Deployment:
+    """Starts all children, side by side where one does not need the other, and waits until each is ready."""
+    broker = _Child("broker", _broker_command(config, config.bind, actor_address), environment)
+    actors = [
+        _Child(name, _actor_command(config, name, model.name, model.source, actor_address), environment)
+        for model in config.models
+        for name in (f"{model.name}#{i}" for i in range(config.replicas))
+    ]
+    for child in (broker, *actors):
         tasks.start_soon(_keep_alive, child)
-    for child in children:
+    await broker.ready.wait()
+    announced = broker.announcement  # a restarted broker must be found where the first one was
+    broker.command = _broker_command(config, announced["clients"], actor_address)
+    gateways = [_Child("gateway", _gateway_command(config, config.http, announced), {})] if config.http else []
+    for gateway in gateways:
+        tasks.start_soon(_keep_alive, gateway)
+    for child in (*actors, *gateways):
         await child.ready.wait()
+    for gateway in gateways:  # its clients must find a restarted one, too
+        gateway.command = _gateway_command(config, gateway.announcement["http"], announced)
+    url = gateways[0].announcement["url"] if gateways else None
+    children = [broker, *actors, *gateways]
+    return Deployment(announced["clients"], config.data, announced.get("server_key"), children, url)
 
 
 async def _keep_alive(child: _Child) -> None:
@@ -171,13 +176,13 @@ async def _stop(process: Process) -> None:
     await process.aclose()
 
 
-def _broker_command(config: ServeConfig, bind: str = "", actor_bind: str = "") -> list[str]:
+def _broker_command(config: ServeConfig, bind: str, actor_bind: str) -> list[str]:
     names = [argument for model in config.models for argument in ("--model", model.name)]
     command = ["--log-level", config.log_level, "broker", *names, "--data", str(config.data)]
-    command += ["--bind", bind or config.bind, "--heartbeat-s", str(config.heartbeat_s), "--supervised"]
+    command += ["--bind", bind, "--actor-bind", actor_bind, "--heartbeat-s", str(config.heartbeat_s), "--supervised"]
     if config.prices:
         command += ["--prices", str(config.prices)]
-    return [*command, "--actor-bind", actor_bind] if actor_bind else command
+    return command
 
 
 def _gateway_command(config: ServeConfig, http: str, announced: Mapping[str, str]) -> list[str]:

@@ -38,15 +38,38 @@ def family(server: Server) -> list[psutil.Process]:
     return [supervisor, *supervisor.children(recursive=True)]
 
 
+def start_fast(folder: Path, *options: str) -> Server:
+    """The first of three starts within the limit: whatever else the machine does can only make one slower.
+
+    Where the machine is so busy that loading the model with transformers alone takes half the limit or more, the limit
+    is twice that.
+    """
+    times: list[float] = []
+    for attempt in range(3):
+        limit = max(MAX_START_S, 2 * bare_load_s())
+        server = start_server(folder / str(attempt), *options)
+        if server.started_in_s < limit:
+            return server
+        times.append(server.started_in_s)
+        server.stop()
+    pytest.fail(f"three starts took {times} seconds, not one under {limit}")
+
+
+def bare_load_s() -> float:
+    started = time.perf_counter()
+    load = f"from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained({str(BASE_MODEL)!r})"
+    subprocess.run([sys.executable, "-c", load], check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
 @pytest.mark.parametrize("options", [(), ("--http", "127.0.0.1:0")], ids=["without HTTP", "with HTTP"])
 def test_all_processes_are_small_start_fast_and_idle(tmp_path: Path, options: tuple[str, ...]) -> None:
-    server = start_server(tmp_path, *options)
+    server = start_fast(tmp_path, *options)
     try:
         processes = family(server)
         assert len(processes) == (4 if options else 3)
         resident = {" ".join(p.cmdline()[2:6]): p.memory_info().rss for p in processes}
         assert sum(resident.values()) < MAX_RESIDENT_BYTES, resident
-        assert server.started_in_s < MAX_START_S
 
         def used() -> float:
             return sum(sum(p.cpu_times()[:2]) for p in processes)
