@@ -12,14 +12,16 @@ from torch import Tensor
 from ..wire.errors import NonFiniteError
 from .base_model import BaseModel
 from .in_flight import Segment
-from .sampling import top_logprobs
-from .sequences import Request
+from .sampling import draw, seed_of_sample, top_logprobs
+from .sequences import PromptScores, Request
 
 if TYPE_CHECKING:
     from ..wire.types import TopkLogprobs
 
 LOGITS_PER_CHUNK = 2**24
 """64 MiB of float32."""
+ALTERNATIVES = 2**32
+"""What keeps the draws of a prompt's alternatives apart from the samples, which count from 0."""
 
 
 def score_prompt(base: BaseModel, hidden: Tensor, start: int, request: Request) -> None:
@@ -41,8 +43,28 @@ def score_prompt(base: BaseModel, hidden: Tensor, start: int, request: Request) 
         if request.top_prompt:
             top = top_logprobs(logprobs)
             scores.top += list_top(top.indices, top.values, request.top_prompt)
+        if scores.targets is not None:
+            scores.target_logprobs += _of_targets(logprobs, scores, first, last)
+        if scores.alternatives:
+            positions = torch.arange(first + 1, last + 1, device=hidden.device)
+            drawn = _draw(logprobs, request, scores.alternatives, positions)  # [chunk, k]
+            scores.drawn += drawn.tolist()
+            scores.drawn_logprobs += logprobs.gather(-1, drawn).tolist()
         if not all(math.isfinite(logprob) for logprob in found):
             request.error = NonFiniteError("the prompt's logprobs are not finite", field="prompt")
+
+
+def _of_targets(logprobs: Tensor, scores: PromptScores, first: int, last: int) -> list[list[float]]:
+    """logprobs [chunk, vocab] of what follows positions `first` to `last`; a cell of -1 gets some number."""
+    assert scores.targets is not None
+    ids = torch.from_numpy(scores.targets[first:last]).to(logprobs.device)  # [chunk, K]
+    return logprobs.gather(-1, ids.clamp(min=0)).tolist()
+
+
+def _draw(logprobs: Tensor, request: Request, k: int, positions: Tensor) -> Tensor:
+    """k independent tokens for each row of logprobs [chunk, vocab] at the request's temperature -> [chunk, k]."""
+    seeds = [seed_of_sample(request.seed, ALTERNATIVES + i) for i in range(k)]
+    return torch.stack([draw(logprobs, request.params.temperature, seed, positions) for seed in seeds], -1)
 
 
 def list_top(tokens: Tensor, logprobs: Tensor, top: int) -> "list[TopkLogprobs]":

@@ -125,6 +125,13 @@ def sample(logits: Tensor, rows: SamplingRows, positions: Tensor) -> Sampled:
     return Sampled(tokens, chosen, top.indices, top.values)
 
 
+def draw(logprobs: Tensor, temperature: float, seed: int, positions: Tensor) -> Tensor:
+    """A token for each row of logprobs [rows, vocab], tempered and not cut -> [rows] int64. positions [rows] int64."""
+    if temperature == 0:
+        return logprobs.argmax(-1)
+    return inverse_cdf((logprobs / temperature).softmax(-1), uniforms(torch.full_like(positions, seed), positions))
+
+
 def tempered_logprobs(logits: Tensor, rows: SamplingRows) -> Tensor:
     logits = logits.float()
     if not rows.all_temperature_1:

@@ -7,12 +7,26 @@ import math
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from ..wire.errors import LorryError, NonFiniteError
-from ..wire.types import ModelInput, SampledSequence, SampleResponse, SamplingParams, StopReason, TopkLogprobs
+from ..wire.types import (
+    ModelInput,
+    PromptAltTokens,
+    SampledSequence,
+    SampleResponse,
+    SamplingParams,
+    StopReason,
+    TensorData,
+    TopkLogprobs,
+)
 from .block_pool import PrefixKey
 from .stopping import Detokenizer, StopRule
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,11 +47,58 @@ class Usage:
 
 @dataclass(slots=True)
 class PromptScores:
-    """Of the prompt's tokens from `start` on, as far as they are known, each predicted by those before it."""
+    """Of the prompt's tokens from `start` on, as far as they are known, each predicted by those before it.
+
+    `targets` are other tokens whose logprobs are wanted in their places, -1 for none; `alternatives` is how many to
+    draw.
+    `shown_from` is the first whose own logprob is told, None where none is.
+    """
 
     start: int
+    shown_from: int | None
+    targets: npt.NDArray[np.int64] | None = None  # [prompt - 1, K]
+    sparse_targets: bool = False
+    alternatives: int = 0
     logprobs: list[float] = field(default_factory=list[float])
     top: list[TopkLogprobs] = field(default_factory=list[TopkLogprobs])
+    target_logprobs: list[list[float]] = field(default_factory=list[list[float]])
+    drawn: list[list[int]] = field(default_factory=list[list[int]])
+    drawn_logprobs: list[list[float]] = field(default_factory=list[list[float]])
+
+    @classmethod
+    def wanted_by(cls, request: "SampleInput") -> "PromptScores | None":
+        length, last = request.prompt.length, request.prompt_logprobs_last_n
+        targets, alternatives = request.target_prompt_logprobs, request.prompt_alt_tokens_k
+        shown_from = None
+        if request.include_prompt_logprobs or request.topk_prompt_logprobs > 0:
+            shown_from = 1 if last is None else length - last
+        if targets is None and not alternatives:
+            return None if shown_from is None else cls(shown_from, shown_from)
+        ids = None if targets is None else targets.to_numpy().astype(np.int64, copy=False)
+        return cls(1, shown_from, ids, request.sparse_targets, alternatives)
+
+    def show(self, values: Sequence[T]) -> list[T | None] | None:
+        """One for each token of the prompt, from one for each of those from `start` on."""
+        if self.shown_from is None:
+            return None
+        return [*[None] * self.shown_from, *values[self.shown_from - self.start :]]
+
+    @property
+    def target_table(self) -> TensorData | None:
+        if self.targets is None:
+            return None
+        found = np.asarray(self.target_logprobs, dtype=np.float32).reshape(self.targets.shape)
+        return TensorData(np.where(self.targets < 0, np.float32(np.nan), found))
+
+    @property
+    def alternative_tables(self) -> PromptAltTokens | None:
+        if not self.alternatives:
+            return None
+        shape = (len(self.logprobs), self.alternatives)
+        tokens = np.asarray(self.drawn, dtype=np.int64).reshape(shape)
+        return PromptAltTokens(
+            TensorData(tokens), TensorData(np.asarray(self.drawn_logprobs, dtype=np.float32).reshape(shape))
+        )
 
     @property
     def next_position(self) -> int:
@@ -82,8 +143,6 @@ class Request:
     ) -> "Request":
         params, prompt = request.sampling_params, request.prompt.to_ints()
         room = max_context - len(prompt)
-        wants_scores = request.include_prompt_logprobs or request.topk_prompt_logprobs > 0
-        last = request.prompt_logprobs_last_n
         return cls(
             key,
             arrival,
@@ -96,7 +155,7 @@ class Request:
             max_new_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             top_sample=request.topk_sample_logprobs,
             top_prompt=request.topk_prompt_logprobs,
-            scores=PromptScores(1 if last is None else len(prompt) - last) if wants_scores else None,
+            scores=PromptScores.wanted_by(request),
             sequences=[None] * request.num_samples,
         )
 
@@ -108,7 +167,7 @@ class Request:
         params = SamplingParams()
         rule = StopRule.of(params, ())
         tokens = prompt.to_ints()
-        return cls(key, arrival, tokens, adapter, owner, params, rule, 0, max_new_tokens=0, scores=PromptScores(1))
+        return cls(key, arrival, tokens, adapter, owner, params, rule, 0, max_new_tokens=0, scores=PromptScores(1, 1))
 
     @property
     def longest(self) -> int:
@@ -133,11 +192,18 @@ class Request:
         if self.error is not None:
             return self.error
         sequences = [sequence for sequence in self.sequences if sequence is not None]
-        if self.scores is None:
-            return SampleResponse(sequences)
-        blank = [None] * self.scores.start
-        top = [*blank, *self.scores.top] if self.top_prompt else None
-        return SampleResponse(sequences, [*blank, *self.scores.logprobs], top)
+        scores, hits = self.scores, self.cached_tokens or 0
+        if scores is None:
+            return SampleResponse(sequences, prompt_cache_hit_tokens=hits)
+        return SampleResponse(
+            sequences,
+            scores.show(scores.logprobs),
+            scores.show(scores.top) if self.top_prompt else None,
+            scores.target_table,
+            scores.sparse_targets,
+            scores.alternative_tables,
+            hits,
+        )
 
 
 @dataclass(slots=True, eq=False)

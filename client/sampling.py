@@ -8,7 +8,7 @@ from ..wire.client_messages import CreateSampler, Query, SamplerCreated, Sampler
 from ..wire.codec import decode, encode
 from ..wire.commands import CommandKind, ComputeLogprobsInput, SampleInput, check_sample, check_tokens
 from ..wire.ids import LaneId, SamplerId, future_id
-from ..wire.types import ModelInput, SampleResponse, SamplingParams
+from ..wire.types import ModelInput, SampleResponse, SamplingParams, TensorData
 from .connection import Connection
 from .futures import Future
 from .tokenizers import load_tokenizer
@@ -35,8 +35,11 @@ class SamplingClient:
         include_prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
         topk_sample_logprobs: int = 0,
+        prompt_logprobs_last_n: int | None = None,
+        target_prompt_logprobs: TensorData | None = None,
+        prompt_alt_tokens_k: int = 0,
     ) -> Future[SampleResponse]:
-        """`num_samples` sequences that continue `prompt`; see SamplingParams and SampledSequence for what they are."""
+        """`num_samples` sequences that continue `prompt`; see SamplingParams, SampledSequence and SampleInput."""
         request = SampleInput(
             prompt,
             num_samples,
@@ -44,6 +47,9 @@ class SamplingClient:
             include_prompt_logprobs,
             topk_prompt_logprobs,
             topk_sample_logprobs,
+            prompt_logprobs_last_n,
+            target_prompt_logprobs,
+            prompt_alt_tokens_k=prompt_alt_tokens_k,
         )
         check_sample(request)
         new = sampling_params.max_tokens or _UNKNOWN_LENGTH_TOKENS
@@ -58,6 +64,9 @@ class SamplingClient:
         include_prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
         topk_sample_logprobs: int = 0,
+        prompt_logprobs_last_n: int | None = None,
+        target_prompt_logprobs: TensorData | None = None,
+        prompt_alt_tokens_k: int = 0,
     ) -> SampleResponse:
         """The same, awaited: as in the Tinker SDK, this returns the result and not a future."""
         return await self.sample(
@@ -67,6 +76,9 @@ class SamplingClient:
             include_prompt_logprobs,
             topk_prompt_logprobs,
             topk_sample_logprobs,
+            prompt_logprobs_last_n,
+            target_prompt_logprobs,
+            prompt_alt_tokens_k,
         )
 
     def compute_logprobs(self, prompt: ModelInput) -> Future[list[float | None]]:

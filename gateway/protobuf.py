@@ -1,20 +1,19 @@
 """forward_backward's request: the SDK's protobuf message to Lorry's words. It touches no socket and no clock."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 from tinker.proto import tinker_public_pb2 as public_pb
 
-from ..wire.codec import MAX_PAYLOAD_BYTES, encode
+from ..wire.codec import encode
 from ..wire.commands import CommandKind, ForwardBackwardInput, check_forward_backward
 from ..wire.errors import InvalidRequestError
 from ..wire.types import Datum, EncodedTextChunk, ModelInput, TensorData
 from .errors import MalformedBodyError, NotSupportedError
+from .tensors import check_shape, fill, unfold
 
 _DTYPES: dict[int, np.dtype[np.generic]] = {
     public_pb.DTYPE_FLOAT32: np.dtype("<f4"),
@@ -80,38 +79,17 @@ def _tensor(name: str, tensor: public_pb.Tensor) -> TensorData:
     dtype = _DTYPES.get(tensor.dtype)
     if dtype is None:
         raise MalformedBodyError(f"{name}.dtype is {tensor.dtype}, which no tensor has")
-    shape = tuple(tensor.shape)
-    # A sparse tensor's shape is the sender's word alone: what it unfolds to is checked before it does.
-    if any(n < 0 for n in shape) or math.prod(shape) * 8 > MAX_PAYLOAD_BYTES:
-        raise InvalidRequestError.of(f"{name}.shape", list(shape), f"at most {MAX_PAYLOAD_BYTES // 8:,} elements")
+    shape = check_shape(name, tensor.shape)
     if tensor.HasField("sparse_csr"):
-        array = _unfold(name, tensor.sparse_csr, dtype, shape)
+        csr, index = tensor.sparse_csr, np.dtype("<i8")
+        starts, columns = (_array(name, data, index) for data in (csr.crow_indices, csr.col_indices))
+        array = unfold(name, _array(name, csr.values, dtype), starts, columns, shape)
     else:
         array = _array(name, tensor.dense, dtype)
-        if shape:
-            if math.prod(shape) != array.size:
-                raise MalformedBodyError(f"{name} has {array.size} elements, which do not fill shape {list(shape)}")
-            array = array.reshape(shape)
+        array = fill(name, array, shape) if shape else array
     if tensor.dtype == public_pb.DTYPE_BFLOAT16:
         array = (array.astype("<u4") << 16).view("<f4")
     return TensorData(array)
-
-
-def _unfold(
-    name: str, csr: public_pb.SparseCsr, dtype: np.dtype[np.generic], shape: tuple[int, ...]
-) -> npt.NDArray[np.generic]:
-    """Compressed rows to a dense [rows, columns]; what is not listed is 0."""
-    index = np.dtype("<i8")
-    values: npt.NDArray[Any] = _array(name, csr.values, dtype)
-    columns: npt.NDArray[Any] = _array(name, csr.col_indices, index)
-    starts: npt.NDArray[Any] = _array(name, csr.crow_indices, index)
-    counts = np.diff(starts)
-    fits = len(shape) == 2 and len(starts) == shape[0] + 1 and len(values) == len(columns) == starts[-1]
-    if not fits or starts[0] != 0 or (counts < 0).any() or ((columns < 0) | (columns >= shape[1])).any():
-        raise MalformedBodyError(f"{name}: its row and column indices do not describe a tensor of shape {list(shape)}")
-    dense = np.zeros(shape, dtype)
-    dense[np.repeat(np.arange(shape[0]), counts), columns] = values
-    return dense
 
 
 def _array(name: str, data: bytes, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:

@@ -57,7 +57,33 @@ def sample_to_protobuf(response: SampleResponse) -> bytes:
         message.prompt_logprobs = np.asarray(unknown, dtype="<f4").tobytes()
     if response.topk_prompt_logprobs is not None:
         _write_table(response.topk_prompt_logprobs, message.topk_prompt_logprobs)
+    if response.target_prompt_logprobs is not None:
+        _write_targets(response.target_prompt_logprobs, message.target_prompt_logprobs, sparse=response.sparse_targets)
+    if response.prompt_alt_tokens is not None:
+        _write_tensor(response.prompt_alt_tokens.tokens, message.prompt_alt_tokens.tokens)
+        _write_tensor(response.prompt_alt_tokens.logprobs, message.prompt_alt_tokens.logprobs)
+    message.prompt_cache_hit_tokens = response.prompt_cache_hit_tokens
     return message.SerializeToString()
+
+
+def _write_targets(found: TensorData, into: public_pb.Tensor, *, sparse: bool) -> None:
+    """As the request laid its token ids out: 0 where it asked for nothing, or only the cells that it listed."""
+    values = found.to_numpy()
+    if not sparse:
+        _write_tensor(TensorData(np.nan_to_num(values, nan=0.0)), into)
+        return
+    listed = ~np.isnan(values)
+    into.dtype = _DTYPES[found.dtype]
+    into.shape.extend(values.shape)
+    into.sparse_csr.values = values[listed].tobytes()
+    into.sparse_csr.crow_indices = np.cumsum([0, *listed.sum(1)], dtype="<i8").tobytes()
+    into.sparse_csr.col_indices = listed.nonzero()[1].astype("<i8").tobytes()
+
+
+def _write_tensor(tensor: TensorData, into: public_pb.Tensor) -> None:
+    into.dtype = _DTYPES[tensor.dtype]
+    into.shape.extend(tensor.shape)
+    into.dense = tensor.to_numpy().tobytes()
 
 
 def _write_sequence(sequence: SampledSequence, into: public_pb.SampledSequence) -> None:
@@ -83,6 +109,7 @@ def _write_table(rows: "Sequence[TopkLogprobs | None]", into: public_pb.TopkLogp
 
 
 def sample_to_json(response: SampleResponse) -> dict[str, object]:
+    alternatives = response.prompt_alt_tokens
     return {
         "type": "sample",
         "sequences": [
@@ -96,4 +123,13 @@ def sample_to_json(response: SampleResponse) -> dict[str, object]:
         ],
         "prompt_logprobs": response.prompt_logprobs,
         "topk_prompt_logprobs": response.topk_prompt_logprobs,
+        "target_prompt_logprobs": _plain_targets(response.target_prompt_logprobs),
+        "prompt_alt_tokens": None
+        if alternatives is None
+        else {"tokens": _plain(alternatives.tokens), "logprobs": _plain(alternatives.logprobs)},
+        "prompt_cache_hit_tokens": response.prompt_cache_hit_tokens,
     }
+
+
+def _plain_targets(found: TensorData | None) -> dict[str, object] | None:
+    return None if found is None else _plain(TensorData(np.nan_to_num(found.to_numpy(), nan=0.0)))

@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import numpy as np
 from fastapi import APIRouter, Depends
 from tinker.types import (
     CreateSamplingSessionRequest,
@@ -24,6 +25,7 @@ from ..wire.errors import InvalidRequestError
 from .bodies import body_of
 from .broker import BrokerOf
 from .errors import NotSupportedError
+from .tensors import check_shape, fill, unfold
 from .training import seq_of
 
 router = APIRouter()
@@ -75,6 +77,9 @@ async def asample(
         body.topk_prompt_logprobs,
         body.topk_sample_logprobs,
         body.prompt_logprobs_last_n,
+        _prompt_targets(body),
+        body.target_prompt_logprobs is not None and body.target_prompt_logprobs.sparse_crow_indices is not None,
+        body.prompt_alt_tokens_k,
     )
     check_sample(wanted)
     new = wanted.sampling_params.max_tokens or _UNKNOWN_LENGTH_TOKENS
@@ -92,14 +97,26 @@ async def asample(
 
 
 def _check_supported(body: SampleRequest) -> None:
-    if body.target_prompt_logprobs is not None:
-        raise NotSupportedError("logprobs of other targets are not computed", field="target_prompt_logprobs")
-    if body.prompt_alt_tokens_k:
-        raise NotSupportedError("alternatives to prompt tokens are not drawn", field="prompt_alt_tokens_k")
     if body.record_stability_info:
         raise NotSupportedError("stability information is not recorded", field="record_stability_info")
     if body.prompt_logprobs_last_n is not None and not body.prompt_logprobs:
         raise InvalidRequestError.of("prompt_logprobs_last_n", body.prompt_logprobs_last_n, "prompt_logprobs as well")
+
+
+def _prompt_targets(body: SampleRequest) -> lorry.TensorData | None:
+    """[prompt - 1, K] int64, -1 in the cells that a sparse tensor does not list."""
+    sent = body.target_prompt_logprobs
+    if sent is None:
+        return None
+    name = "target_prompt_logprobs"
+    if sent.dtype != "int64" or sent.shape is None or len(sent.shape) != 2:
+        raise InvalidRequestError.of(name, (sent.dtype, sent.shape), "int64 token ids of shape [len(prompt) - 1, K]")
+    shape = check_shape(name, sent.shape)
+    values = np.asarray(sent.data, dtype=np.int64)
+    if sent.sparse_crow_indices is None or sent.sparse_col_indices is None:
+        return lorry.TensorData(fill(name, values, shape))
+    starts, columns = (np.asarray(i, dtype=np.int64) for i in (sent.sparse_crow_indices, sent.sparse_col_indices))
+    return lorry.TensorData(unfold(name, values, starts, columns, shape, -1))
 
 
 def _model_input(prompt: SdkModelInput) -> lorry.ModelInput:

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from .errors import InvalidRequestError
-from .types import AdamParams, Datum, LoraConfig, ModelInput, SamplingParams
+from .types import AdamParams, Datum, LoraConfig, ModelInput, SamplingParams, TensorData
 
 CommandKind: TypeAlias = Literal[
     "forward",
@@ -53,7 +53,14 @@ class OptimStepInput(msgspec.Struct, frozen=True):
     adam_params: AdamParams
 
 
+MAX_PROMPT_ALT_TOKENS = 64
+
+
 class SampleInput(msgspec.Struct, frozen=True):
+    """`target_prompt_logprobs` [prompt - 1, K] int64: cell [i, j] is a token whose logprob in place of prompt token
+    i + 1 is wanted, or -1. `sparse_targets` says that they came as a sparse tensor, and the answer is to leave as one.
+    """
+
     prompt: ModelInput
     num_samples: int
     sampling_params: SamplingParams
@@ -61,6 +68,9 @@ class SampleInput(msgspec.Struct, frozen=True):
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
     prompt_logprobs_last_n: int | None = None
+    target_prompt_logprobs: TensorData | None = None
+    sparse_targets: bool = False
+    prompt_alt_tokens_k: int = 0
 
 
 class ComputeLogprobsInput(msgspec.Struct, frozen=True):
@@ -206,10 +216,27 @@ def check_sample(request: SampleInput, vocab_size: int | None = None, max_contex
     if last is not None and not 1 <= last < request.prompt.length:
         wanted = f"a whole number from 1 to {request.prompt.length - 1}, one below the prompt's length"
         raise InvalidRequestError.of("prompt_logprobs_last_n", last, wanted)
+    alternatives = request.prompt_alt_tokens_k
+    if not 0 <= alternatives <= MAX_PROMPT_ALT_TOKENS:
+        raise InvalidRequestError.of("prompt_alt_tokens_k", alternatives, f"0 to {MAX_PROMPT_ALT_TOKENS}")
+    if request.target_prompt_logprobs is not None:
+        _check_prompt_targets(request.target_prompt_logprobs, request.prompt.length - 1, vocab_size)
     for name in ("topk_prompt_logprobs", "topk_sample_logprobs"):
         if not 0 <= getattr(request, name) <= 20:
             raise InvalidRequestError.of(name, getattr(request, name), "a whole number from 0 to 20")
     _check_stop(params)
+
+
+def _check_prompt_targets(targets: TensorData, rows: int, vocab_size: int | None) -> None:
+    name = "target_prompt_logprobs"
+    if len(targets.shape) != 2 or targets.shape[0] != rows:
+        raise InvalidRequestError.of(
+            f"{name}.shape", targets.shape, f"[{rows}, K], a row for every token but the first"
+        )
+    if targets.dtype != "int64":
+        raise InvalidRequestError.of(f"{name}.dtype", targets.dtype, "int64")
+    values = targets.to_numpy()
+    _check_range(name, values[values != -1], vocab_size)
 
 
 def _check_stop(params: SamplingParams) -> None:

@@ -222,12 +222,29 @@ class SampledSequence(msgspec.Struct, frozen=True):
     topk_logprobs: list[TopkLogprobs] | None = None
 
 
+class PromptAltTokens(msgspec.Struct, frozen=True):
+    """What else might have stood in the prompt: row i has k independent draws in place of token i + 1."""
+
+    tokens: TensorData
+    """[prompt - 1, k] int64, drawn at the request's temperature, uncut by top-k and top-p."""
+    logprobs: TensorData
+    """[prompt - 1, k] float32, of the model as it is."""
+
+
 class SampleResponse(msgspec.Struct, frozen=True):
-    """`prompt_logprobs` [prompt], of the model as it is; its first entry is None, since nothing predicts it."""
+    """`prompt_logprobs` [prompt], of the model as it is; its first entry is None, since nothing predicts it.
+
+    `target_prompt_logprobs` [prompt - 1, K] float32: of the tokens that the request listed, NaN where it listed none.
+    `sparse_targets` repeats the request's. `prompt_cache_hit_tokens` of the prompt had been computed before.
+    """
 
     sequences: list[SampledSequence]
     prompt_logprobs: list[float | None] | None = None
     topk_prompt_logprobs: list[TopkLogprobs | None] | None = None
+    target_prompt_logprobs: TensorData | None = None
+    sparse_targets: bool = False
+    prompt_alt_tokens: PromptAltTokens | None = None
+    prompt_cache_hit_tokens: int = 0
 
 
 class SupportedModel(msgspec.Struct, frozen=True):

@@ -104,6 +104,44 @@ def test_prompt_logprobs_are_all_there_though_the_prompt_was_known() -> None:
     assert usage.cached_tokens == 64
 
 
+def test_other_tokens_are_scored_and_drawn_in_chunks_as_the_model_has_them() -> None:
+    decoder = new_decoder(wrap_model(tiny_qwen3()), 8, 13)
+    with torch.no_grad():
+        expected = tiny_qwen3()(torch.tensor([LONG])).logits[0, :-1].log_softmax(-1)  # [prompt - 1, vocab]
+    targets = torch.randint(0, expected.shape[1], (len(LONG) - 1, 3))
+    targets[5, 1] = -1
+    wanted = TensorData.from_torch(targets)
+    decoder.add("one", request(LONG, target_prompt_logprobs=wanted, prompt_alt_tokens_k=40), None, 7)
+    response = run(decoder)["one"]
+    assert response.prompt_logprobs is None
+    found = response.target_prompt_logprobs.to_torch()
+    assert found[5, 1].isnan()
+    found[5, 1] = 0
+    torch.testing.assert_close(found, expected.gather(1, targets.clamp(min=0)) * (targets >= 0), rtol=1e-4, atol=1e-4)
+    drawn, logprobs = (
+        tensor.to_torch() for tensor in (response.prompt_alt_tokens.tokens, response.prompt_alt_tokens.logprobs)
+    )
+    torch.testing.assert_close(logprobs, expected.gather(1, drawn), rtol=1e-4, atol=1e-4)
+    # 69 x 40 draws: their mean surprise is the distributions' entropy, within five standard errors.
+    entropy = -(expected.exp() * expected).sum(-1).mean()
+    error = logprobs.std() / math.sqrt(logprobs.numel())
+    assert abs(-logprobs.mean() - entropy) < 5 * error
+
+
+def test_shown_logprobs_stay_the_last_ones_where_all_are_computed_for_the_targets() -> None:
+    base, _ = with_adapters()
+    decoder = new_decoder(base)
+    options = {"include_prompt_logprobs": True, "topk_prompt_logprobs": 2, "prompt_logprobs_last_n": 5}
+    decoder.add("one", request(LONG, prompt_alt_tokens_k=1, **options), None, 0)
+    decoder.add("other", request(LONG, **options), None, 0)
+    results = run(decoder)
+    one, other = results["one"], results["other"]
+    assert one.prompt_logprobs == pytest.approx(other.prompt_logprobs)
+    assert [row and [token for token, _ in row] for row in one.topk_prompt_logprobs] == [
+        row and [token for token, _ in row] for row in other.topk_prompt_logprobs
+    ]
+
+
 @pytest.mark.parametrize("family", [tiny_qwen3, tiny_gpt_oss, tiny_deepseek_v3])
 def test_a_prompt_computed_in_chunks_beside_decoding_rows_is_the_models_own(family: Any) -> None:
     decoder = new_decoder(wrap_model(family()), 8, 13)

@@ -79,6 +79,21 @@ def test_sampling_honours_every_parameter(tenant: Tenant) -> None:
     assert seen["last_two"][-2:] == pytest.approx(seen["prompt_logprobs"][-2:], abs=1e-4)
 
 
+def test_other_tokens_of_the_prompt_are_scored_and_drawn(tenant: Tenant) -> None:
+    seen = tenant.run("sampling.other_tokens")
+    own = seen["prompt_logprobs"][1:]
+    assert [row[0] for row in seen["dense"]] == pytest.approx(own, abs=1e-4)
+    assert [row[1] for row in seen["dense"]] == [0.0] * len(own)
+    assert seen["sparse_values"] == pytest.approx([own[1], own[3]], abs=1e-4)
+    assert seen["sparse_rows"] == [0, 0, 1, 1, 2, *[2] * (len(own) - 4)]
+    assert seen["sparse_columns"] == [2, 0]
+    assert seen["alternatives"] == [len(own), 3]
+    assert seen["alternatives_again"]
+    assert seen["alternative_scores"] == pytest.approx(seen["alternative_logprobs"], abs=1e-4)
+    assert "prompt_alt_tokens_k" in seen["too_many"]
+    assert "target_prompt_logprobs" in seen["wrong_rows"]
+
+
 def test_sixty_four_samples_at_once_all_come_back(tenant: Tenant) -> None:
     seen = tenant.run("sampling.crowd")
     assert seen["lengths"] == [8] * 64

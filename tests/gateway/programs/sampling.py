@@ -49,6 +49,57 @@ def every_parameter() -> dict[str, Any]:
     }
 
 
+def other_tokens() -> dict[str, Any]:
+    """Logprobs of tokens that do not stand in the prompt, and draws of others in their places."""
+    import numpy as np
+
+    service = tinker.ServiceClient()
+    sampler = ready(service.create_sampling_client(base_model=MODEL))
+    tokens = [5, 6, 7, 8, 9, 10, 11]
+    own, rows = tokens[1:], len(tokens) - 1
+
+    def one(**options: Any) -> types.SampleResponse:
+        params = types.SamplingParams(max_tokens=1, seed=3)
+        return sampler.sample(types.ModelInput.from_ints(tokens), 1, params, **options).result()
+
+    def refusal(**options: Any) -> str:
+        try:
+            one(**options)
+        except tinker.APIStatusError as error:
+            return str(error)
+        return "no refusal"
+
+    def dense(ids: Any) -> types.TensorData:
+        return types.TensorData.from_numpy(np.asarray(ids, dtype=np.int64))
+
+    listed = types.TensorData(
+        data=[own[1], own[3]],
+        dtype="int64",
+        shape=[rows, 3],
+        sparse_crow_indices=[0, 0, 1, 1, 2, *[2] * (rows - 4)],
+        sparse_col_indices=[2, 0],
+    )
+    first = one(
+        include_prompt_logprobs=True, target_prompt_logprobs=dense([[t, -1] for t in own]), prompt_alt_tokens_k=3
+    )
+    sparse = one(target_prompt_logprobs=listed).target_prompt_logprobs
+    drawn, again = first.prompt_alt_tokens, one(prompt_alt_tokens_k=3).prompt_alt_tokens
+    scored = one(target_prompt_logprobs=drawn.tokens).target_prompt_logprobs
+    return {
+        "prompt_logprobs": first.prompt_logprobs,
+        "dense": first.target_prompt_logprobs.to_numpy().tolist(),
+        "sparse_values": list(sparse.data),
+        "sparse_rows": list(sparse.sparse_crow_indices),
+        "sparse_columns": list(sparse.sparse_col_indices),
+        "alternatives": list(drawn.tokens.shape),
+        "alternatives_again": list(drawn.tokens.data) == list(again.tokens.data),
+        "alternative_scores": list(scored.data),
+        "alternative_logprobs": list(drawn.logprobs.data),
+        "too_many": refusal(prompt_alt_tokens_k=65),
+        "wrong_rows": refusal(target_prompt_logprobs=dense([[1]] * (rows + 1))),
+    }
+
+
 def crowd() -> dict[str, Any]:
     """64 samples at once; then another client of the same sampler, as another process would have it."""
     service = tinker.ServiceClient()
