@@ -123,13 +123,14 @@ def add_lora_backward(layout: Layout, x: Tensor, downs: list[Tensor | None], dy:
 
 
 class _SegmentLora(torch.autograd.Function):
-    """y = x W.T + bias, and per stretch y += scale (x A.T) B; saves x and x A.T alone."""
+    """y = x W.T + bias, and per stretch y += scale (x A.T) B; saves x and x A.T, and neither where nobody trains it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:
         y = linear(x, weight, bias)
         ctx.downs = add_lora(layout, x, y)
-        ctx.save_for_backward(x, weight)
+        trained = any(part is not None for part in layout.parts)
+        ctx.save_for_backward(x if trained else None, weight)
         ctx.layout = layout
         return y
 
@@ -137,7 +138,8 @@ class _SegmentLora(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
         dx = linear_backward(dy, weight)  # [tokens, inputs]
-        add_lora_backward(ctx.layout, x, ctx.downs, dy, dx)
+        if x is not None:
+            add_lora_backward(ctx.layout, x, ctx.downs, dy, dx)
         return dx, None, None, None
 
 
