@@ -47,8 +47,9 @@ class PoolMachine(RuleBasedStateMachine):
     def publish(self, data: st.DataObject, tokens: int) -> None:
         sequence = data.draw(st.sampled_from(self.sequences))
         for block, key in zip(sequence, prefix_keys("owner", [tokens] * 2 * len(sequence), 2), strict=True):
+            if self.prefix_of.setdefault(block, key) != key:
+                break  # a full block is never written again, so nobody publishes other tokens of it
             self.pool.publish(block, key)
-            self.prefix_of.setdefault(block, key)
 
     @rule(tokens=st.integers(0, 3), limit=st.integers(0, BLOCKS))
     def find(self, tokens: int, limit: int) -> None:
