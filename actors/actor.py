@@ -145,6 +145,7 @@ class _Actor:
             token_budget=config.token_budget,
             sample_rows=config.sample_rows,
             max_rank=config.max_rank,
+            sample_share=config.sample_share,
         )
         hello = ActorHello(VERSION, config.token, config.actor, config.base_model, capacity, self._facts, os.getpid())
         self._channel.send([encode(hello)])
@@ -182,8 +183,9 @@ class _Actor:
 
     async def heartbeat(self) -> None:
         while True:
-            busy_s = round(self._worker.train_s + self._worker.sample_s, 3)
-            self._channel.send([encode(ActorPing(busy_s, self._worker.swaps))])
+            worker = self._worker
+            ping = ActorPing(round(worker.train_s, 3), round(worker.sample_s, 3), worker.swaps)
+            self._channel.send([encode(ping)])
             await anyio.sleep(self._heartbeat_s)
             if anyio.current_time() - self._heard > 3 * self._heartbeat_s:
                 raise ConnectionLostError("the broker was silent for three heartbeats")

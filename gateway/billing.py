@@ -57,7 +57,7 @@ def _info(event: UsageEvent) -> BillingEventInfo:
     match event.kind:
         case "train":
             return TrainingBillingEvent(token_count=event.tokens)
-        case "prefill":
-            return SamplingPrefillBillingEvent(cached=False, token_count=event.tokens)
+        case "prefill" | "cached_prefill":
+            return SamplingPrefillBillingEvent(cached=event.kind == "cached_prefill", token_count=event.tokens)
         case "sample":
             return SamplingSampleBillingEvent(token_count=event.tokens)

@@ -45,6 +45,16 @@ _Dtype = Annotated[str, typer.Option(help="The base model's: auto (its checkpoin
 _Slots = Annotated[int, typer.Option(min=1, help="Adapters on the device at a time; more are swapped to host memory")]
 _Budget = Annotated[int, typer.Option(min=1, help="Tokens in one pass through the model")]
 _Rows = Annotated[int, typer.Option(min=1, help="Sequences that decode together")]
+_Chunk = Annotated[int, typer.Option(min=1, help="Tokens of prompts that are computed beside a decode step")]
+_KVCache = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="What keys and values may take [default: a tenth of the host's memory, or 2/5 of a GPU's free]"
+    ),
+]
+_Share = Annotated[
+    float, typer.Option(min=0.01, max=0.99, help="Of the device's time, what sampling gets while training waits too")
+]
 _Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each actor [default: torch's own choice]")]
 _Heartbeat = Annotated[float, typer.Option(min=0.05, help="Seconds between signs of life; three missed are a death")]
 _Prices = Annotated[
@@ -77,6 +87,9 @@ def serve(
     slots: _Slots = 16,
     token_budget: _Budget = 8192,
     sample_rows: _Rows = 64,
+    prefill_chunk: _Chunk = 512,
+    kv_cache_bytes: _KVCache = None,
+    sample_share: _Share = 0.5,
     threads: _Threads = None,
     prices: _Prices = None,
     heartbeat_s: _Heartbeat = 5.0,
@@ -96,6 +109,9 @@ def serve(
             slots=slots,
             token_budget=token_budget,
             sample_rows=sample_rows,
+            prefill_chunk=prefill_chunk,
+            kv_cache_bytes=kv_cache_bytes,
+            sample_share=sample_share,
             threads=threads,
             prices=prices,
             heartbeat_s=heartbeat_s,
@@ -160,6 +176,9 @@ def actor(
     slots: _Slots = 16,
     token_budget: _Budget = 8192,
     sample_rows: _Rows = 64,
+    prefill_chunk: _Chunk = 512,
+    kv_cache_bytes: _KVCache = None,
+    sample_share: _Share = 0.5,
     threads: _Threads = None,
     server_key: Annotated[str | None, typer.Option(help="The broker's public key, where it is not on loopback")] = None,
     supervised: _Supervised = False,
@@ -181,6 +200,9 @@ def actor(
         slots=slots,
         token_budget=token_budget,
         sample_rows=sample_rows,
+        prefill_chunk=prefill_chunk,
+        kv_cache_bytes=kv_cache_bytes,
+        sample_share=sample_share,
         threads=threads,
     )
     _run(lambda: run_actor(config, supervised))
@@ -233,7 +255,7 @@ def usage(
     tenant: Annotated[str | None, typer.Option(help="Only this tenant's")] = None,
     data: _Data = None,
 ) -> None:
-    """Print tokens and their cost by tenant, run and kind (prefill, sample, train)."""
+    """Print tokens and their cost by tenant, run and kind (prefill, cached_prefill, sample, train)."""
     from lorry.reports import print_usage
 
     _call(lambda: print_usage(_plain_console(), data or default_data(), tenant))

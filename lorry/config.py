@@ -53,6 +53,9 @@ class ServeConfig:
     slots: int = 16
     token_budget: int = 8192
     sample_rows: int = 64
+    prefill_chunk: int = 512
+    kv_cache_bytes: int | None = None
+    sample_share: float = 0.5
     threads: int | None = None
     prices: Path | None = None
     heartbeat_s: float = 5.0

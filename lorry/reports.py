@@ -28,10 +28,14 @@ def print_status(console: Console, data: Path) -> None:
     actors, runs, queues, tenants = _ask(
         data, lambda store: (store.actors(), store.recent_runs(), store.queues(), store.tenants())
     )
-    table = _table("Actors", "actor", "base model", "state", "device", "dtype", "slots", "swaps", "busy s", "since")
+    columns = ("actor", "base model", "state", "device", "dtype", "slots", "swaps")
+    table = _table("Actors", *columns, "busy s", "sampling", "share", "since")
     for row in actors:
-        names = ("id", "base_model", "state", "device", "dtype", "slots", "swaps", "busy_s")
-        table.add_row(*(_shown(row[name]) for name in names), _ago(row["started_at"]))
+        names = ("id", "base_model", "state", "device", "dtype", "slots", "swaps")
+        busy_s = None if row["train_s"] is None else row["train_s"] + row["sample_s"]
+        sampling = f"{row['sample_s'] / busy_s:.0%}" if busy_s else ""
+        share = "" if row["sample_share"] is None else f"{row['sample_share']:.0%}"
+        table.add_row(*(_shown(row[name]) for name in names), _shown(busy_s), sampling, share, _ago(row["started_at"]))
     console.print(table)
     table = _table("Runs", "run", "tenant", "base model", "rank", "queued", "finished", "last request")
     for row in runs:
@@ -67,6 +71,8 @@ def _table(title: str, *columns: str) -> Table:
         "slots",
         "swaps",
         "busy s",
+        "sampling",
+        "share",
         "rank",
         "queued",
         "finished",

@@ -202,7 +202,11 @@ def _actor_command(config: ServeConfig, name: str, model: str, source: str, conn
         "--slots": str(config.slots),
         "--token-budget": str(config.token_budget),
         "--sample-rows": str(config.sample_rows),
+        "--prefill-chunk": str(config.prefill_chunk),
+        "--sample-share": str(config.sample_share),
     }
+    if config.kv_cache_bytes:
+        options["--kv-cache-bytes"] = str(config.kv_cache_bytes)
     if config.threads:
         options["--threads"] = str(config.threads)
     flat = [part for option in options.items() for part in option]

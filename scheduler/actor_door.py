@@ -86,7 +86,7 @@ class ActorDoor:
                 self._completed(peer, message, payloads)
             case ActorPing():
                 self._send(connection, ActorPong())
-                self._writer.write(lambda store: store.actor_measured(peer.id, message.busy_s, message.swaps), _nothing)
+                self._writer.write(lambda store: store.actor_measured(peer.id, message), _nothing)
 
     def _hello(self, connection: bytes, hello: ActorHello) -> None:
         if hello.version != VERSION:
@@ -110,6 +110,7 @@ class ActorDoor:
             device=hello.facts.device,
             dtype=hello.facts.dtype,
             slots=hello.capacity.slots,
+            sample_share=hello.capacity.sample_share,
             state="ready",
             started_at=self._now(),
         )

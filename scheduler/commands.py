@@ -18,7 +18,6 @@ from ..storage.rows import (
     RunRow,
     SamplerRow,
     UsageEntry,
-    UsageKind,
 )
 from ..storage.store import Store
 from ..storage.writer import Writer
@@ -28,7 +27,7 @@ from ..wire.codec import decode, encode
 from ..wire.commands import SAMPLING_KINDS, CommandKind
 from ..wire.errors import ActorLostError, CommandCancelledError, ErrorInfo, LorryError, NotFoundError
 from ..wire.ids import ActorId, FutureId, LaneId, RunId, SamplerId
-from ..wire.types import LoadWeightsResponse, SaveWeightsForSamplerResponse, SaveWeightsResponse
+from ..wire.types import LoadWeightsResponse, SaveWeightsForSamplerResponse, SaveWeightsResponse, UsageKind
 from .config import BrokerConfig
 from .lanes import Command, Lane
 from .planner import Lost, Planner
@@ -270,7 +269,8 @@ class Commands:
     def _usage(self, row: CommandRow, outcome: Outcome) -> list[UsageEntry]:
         """Sampling from saved weights counts for the run that saved them; from the bare base model, for none."""
         counts: dict[UsageKind, int] = {
-            "prefill": outcome.prefill_tokens,
+            "prefill": outcome.prefill_tokens - outcome.cached_prefill_tokens,
+            "cached_prefill": outcome.cached_prefill_tokens,
             "sample": outcome.sample_tokens,
             "train": outcome.train_tokens,
         }

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from ..storage.rows import UsageKind
 from ..wire.errors import InvalidRequestError
+from ..wire.types import UsageKind
 
 EVERY_OTHER = "*"
 """What the file calls the models that it does not name."""
@@ -21,9 +21,10 @@ _MOST_USD = 1e6
 
 
 class ModelPrices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """USD per million tokens, as in the file."""
+    """USD per million tokens, as in the file. Without one of their own, cached prompts cost what computed ones do."""
 
     prefill: float = 0.0
+    cached_prefill: float | None = None
     sample: float = 0.0
     train: float = 0.0
 
@@ -40,7 +41,8 @@ class Prices:
     def of(self, model: str, kind: UsageKind) -> int:
         """Micro-dollars per million tokens."""
         prices = self.by_model.get(model) or self.by_model.get(EVERY_OTHER, _FREE)
-        return round(getattr(prices, kind) * 1e6)
+        usd = getattr(prices, kind)
+        return round((prices.prefill if usd is None else usd) * 1e6)
 
 
 def cost(tokens: int, price: int) -> int:
@@ -49,7 +51,7 @@ def cost(tokens: int, price: int) -> int:
 
 
 def parse_prices(text: str) -> Prices:
-    """TOML: a table for each model, with `prefill`, `sample` and `train`; `["*"]` for all others.
+    """TOML: a table for each model, with `prefill`, `cached_prefill`, `sample` and `train`; `["*"]` for all others.
 
     Raises InvalidRequestError.
     """
@@ -60,7 +62,7 @@ def parse_prices(text: str) -> Prices:
     for model, prices in by_model.items():
         for kind in ModelPrices.__struct_fields__:
             usd = getattr(prices, kind)
-            if not (math.isfinite(usd) and 0 <= usd <= _MOST_USD):
+            if usd is not None and not (math.isfinite(usd) and 0 <= usd <= _MOST_USD):
                 raise InvalidRequestError.of(
                     f"prices[{model!r}].{kind}", usd, "USD per million tokens, from 0 to 10**6"
                 )

@@ -6,9 +6,8 @@ from typing import Literal, TypeAlias
 from ..wire.client_messages import CommandArguments
 from ..wire.commands import CommandKind
 from ..wire.ids import ActorId, FutureId, LaneId, RunId, SamplerId, TenantId
-from ..wire.types import LoraConfig
+from ..wire.types import LoraConfig, UsageKind
 
-UsageKind: TypeAlias = Literal["prefill", "sample", "train"]
 CheckpointKind: TypeAlias = Literal["training", "sampler", "external"]
 
 
@@ -124,5 +123,6 @@ class ActorRow:
     device: str
     dtype: str
     slots: int
+    sample_share: float
     state: Literal["ready", "lost", "stopped"]
     started_at: float

@@ -153,3 +153,11 @@ def m003_counts_and_prices(db: Database) -> None:
     # Micro-dollars per million tokens when the tokens were used, and what they cost in millionths of a micro-dollar.
     db.table("usage").add_column("price", int, not_null_default=0)
     db.table("usage").add_column("cost", int, not_null_default=0)
+
+
+@migrations()
+def m004_split_of_busy_time(db: Database) -> None:
+    db.table("actors").add_column("train_s", float)
+    db.table("actors").add_column("sample_s", float)
+    db.table("actors").add_column("sample_share", float)
+    db.execute("ALTER TABLE actors DROP COLUMN busy_s")  # the sum of the two

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from sqlite_utils import Database
 
+from ..wire.actor_messages import ActorPing
 from ..wire.client_messages import CommandArguments, Completed
 from ..wire.codec import decode, encode
 from ..wire.ids import ActorId, FutureId, KeyHash, LaneId, RunId, TenantId
@@ -98,8 +99,11 @@ class Store:
     def actor_started(self, actor: ActorRow) -> None:
         self._db.table("actors").insert(_values(actor), replace=True)
 
-    def actor_measured(self, actor: ActorId, busy_s: float, swaps: int) -> None:
-        self._db.execute("UPDATE actors SET busy_s = ?, swaps = ? WHERE id = ?", [busy_s, swaps, actor])
+    def actor_measured(self, actor: ActorId, ping: ActorPing) -> None:
+        self._db.execute(
+            "UPDATE actors SET train_s = ?, sample_s = ?, swaps = ? WHERE id = ?",
+            [ping.train_s, ping.sample_s, ping.swaps, actor],
+        )
 
     def actor_ended(self, actor: ActorId, state: str, now: float) -> None:
         self._db.execute("UPDATE actors SET state = ?, ended_at = ? WHERE id = ?", [state, now, actor])

@@ -14,7 +14,8 @@ VERSION = 1
 
 class Capacity(msgspec.Struct, frozen=True):
     """What one actor takes at a time: `slots` adapters, `token_budget` tokens a micro-batch, `sample_rows` sequences
-    that decode together, adapters of at most `max_rank`.
+    that decode together, adapters of at most `max_rank`. While both training and sampling wait, sampling gets
+    `sample_share` of the device's time.
 
     `credits` token budgets may be with the actor at a time: one runs, and what arrives meanwhile waits there, to be
     run together next, so that the device never idles between two and no early bird runs alone.
@@ -25,6 +26,7 @@ class Capacity(msgspec.Struct, frozen=True):
     sample_rows: int
     max_rank: int
     credits: int = 2
+    sample_share: float = 0.5
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
@@ -71,9 +73,11 @@ class Completion(msgspec.Struct, frozen=True, tag="completion"):
 
 
 class ActorPing(msgspec.Struct, frozen=True, tag="ping"):
-    """`busy_s` is the compute time since the actor started; `swaps` counts adapters moved on or off the device."""
+    """`train_s` and `sample_s` are the compute time since the actor started; `swaps` counts adapters moved on or off
+    the device."""
 
-    busy_s: float = 0.0
+    train_s: float = 0.0
+    sample_s: float = 0.0
     swaps: int = 0
 
 

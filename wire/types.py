@@ -317,6 +317,10 @@ class ClientSession(msgspec.Struct, frozen=True):
     sampler_ids: list[str]
 
 
+UsageKind: TypeAlias = Literal["prefill", "cached_prefill", "sample", "train"]
+"""A prompt's tokens are `prefill` where they were computed, and `cached_prefill` where they were found computed."""
+
+
 class UsageEvent(msgspec.Struct, frozen=True):
     """Tokens of one hour, which starts at `hour` in Unix seconds, at one price."""
 
@@ -324,7 +328,7 @@ class UsageEvent(msgspec.Struct, frozen=True):
     run: str
     session: str | None
     base_model: str
-    kind: Literal["prefill", "sample", "train"]
+    kind: UsageKind
     tokens: int
     usd_per_million: float
     cost_usd: float
@@ -334,6 +338,6 @@ class UsageRow(msgspec.Struct, frozen=True):
     tenant: str
     run: str
     base_model: str
-    kind: Literal["prefill", "sample", "train"]
+    kind: UsageKind
     tokens: int
     cost_usd: float

@@ -57,6 +57,10 @@ def test_tokens_are_billed_by_the_hour(tenant: Tenant) -> None:
     assert line.split()[-2] == f"{0.44 * seen['tokens'] / 1e6:.6f}"
 
 
+def test_prompts_that_were_found_computed_are_billed_as_cached(tenant: Tenant) -> None:
+    assert tenant.run("records.cached_prompts")["prefill"] == [[False, 40 + 8], [True, 32]]
+
+
 def test_a_bill_that_is_recomputed_from_its_rows_is_the_one_that_was_recorded(tenant: Tenant) -> None:
     tenant.run("training.reinforcement")
     with tenant.http() as http:

@@ -38,6 +38,11 @@ def test_a_model_that_is_not_named_has_the_others_price_and_without_any_all_is_f
     assert prices.by_model["a"] == ModelPrices(sample=2.0)
 
 
+def test_a_cached_prompt_costs_what_a_computed_one_does_unless_it_has_a_price() -> None:
+    prices = parse_prices('["a"]\nprefill = 2\n["b"]\nprefill = 2\ncached_prefill = 0')
+    assert [prices.of(model, "cached_prefill") for model in ("a", "b")] == [2_000_000, 0]
+
+
 @pytest.mark.parametrize(
     "text", ["sample = 1", "[a]\nsamples = 1", "[a]\nsample = -1", "[a]\nsample = nan", "[a", '[a]\nsample = "x"']
 )

@@ -182,6 +182,18 @@ async def test_usage_is_the_actors_own_count_once_for_each_command(server: Serve
         assert counts == {"train": 42, "prefill": 7 + 3, "sample": 24}
 
 
+async def test_a_prompt_that_is_found_computed_is_counted_as_that(server: Server, new_key: Key) -> None:
+    async with lorry.connect(server.address, api_key=new_key()) as service:
+        training = await service.create_lora_training_client_async(MODEL, rank=4)
+        sampler = await training.save_weights_and_get_sampling_client_async()
+        prompt = lorry.ModelInput.from_ints(list(range(5, 45)))
+        for _ in range(2):
+            await sampler.sample_async(prompt, 1, lorry.SamplingParams(max_tokens=1, stop=[]))
+        usage = await service.create_rest_client().get_usage_async()
+        # Whole blocks of 16 tokens are found.
+        assert {row.kind: row.tokens for row in usage} == {"prefill": 40 + 8, "cached_prefill": 32, "sample": 2}
+
+
 async def test_cancelling_whoever_awaits_leaves_the_command_alone(server: Server, new_key: Key) -> None:
     async with lorry.connect(server.address, api_key=new_key()) as service:
         training = await service.create_lora_training_client_async(MODEL, rank=4)

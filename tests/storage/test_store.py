@@ -5,10 +5,12 @@ from pathlib import Path
 
 import anyio
 import pytest
+from sqlite_utils import Database
 
 from lorry.storage.checkpoints import delete_folder
 from lorry.storage.rows import CommandRow, ResultRow, RunRow, UsageEntry
-from lorry.storage.store import Store, key_hash
+from lorry.storage.schema import migrations
+from lorry.storage.store import FILE, Store, key_hash
 from lorry.storage.writer import Writer
 from lorry.wire.client_messages import CommandArguments
 from lorry.wire.ids import FutureId, LaneId, RunId, TenantId
@@ -41,6 +43,15 @@ def finish(store: Store, seq: int, error: bytes | None = None) -> None:
 
 def test_a_run_is_read_back_as_it_was_written(store: Store, tmp_path: Path) -> None:
     assert Store(tmp_path).runs() == [RUN]
+
+
+def test_an_older_database_keeps_its_actors(tmp_path: Path) -> None:
+    old = Database(tmp_path / FILE)
+    migrations.apply(old, stop_before="m004_split_of_busy_time")
+    old.table("actors").insert({"id": "base#0", "state": "stopped", "busy_s": 7.0, "swaps": 2, "started_at": 1.0})
+    old.close()
+    (actor,) = Store(tmp_path).actors()
+    assert (actor["id"], actor["swaps"], actor["train_s"]) == ("base#0", 2, None)
 
 
 def test_a_key_is_stored_as_its_hash_alone(store: Store, tmp_path: Path) -> None:

@@ -1,0 +1,31 @@
+"""`lorry status` tells how an actor's time was split, from a real database."""
+
+from io import StringIO
+from pathlib import Path
+
+from rich.console import Console
+
+from lorry.reports import print_status
+from lorry.storage.rows import ActorRow
+from lorry.storage.store import Store
+from lorry.wire.actor_messages import ActorPing
+from lorry.wire.ids import ActorId
+
+ACTOR = ActorId("base#0")
+
+
+def line_of_actor(folder: Path) -> list[str]:
+    output = StringIO()
+    print_status(Console(file=output, width=200), folder)
+    (line,) = [line for line in output.getvalue().splitlines() if ACTOR in line]
+    return [word.strip() for word in line.strip("│").split("│")]
+
+
+def test_the_time_spent_sampling_is_shown_beside_its_share(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.transaction():
+        store.actor_started(ActorRow(ACTOR, "base", 1, "cpu", "float32", 16, 0.25, "ready", 1.0))
+    assert line_of_actor(tmp_path)[6:10] == ["", "", "", "25%"]
+    with store.transaction():
+        store.actor_measured(ACTOR, ActorPing(train_s=30.0, sample_s=20.0, swaps=3))
+    assert line_of_actor(tmp_path)[6:10] == ["3", "50.0", "40%", "25%"]
