@@ -4,7 +4,7 @@ Knows adapters by key, never tenants, order or time: what it is given at once, i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -52,7 +52,11 @@ class _Tally:
 
 
 class Engine:
-    """`token_budget` bounds the tokens of one pass through the model, unless one datum alone is longer."""
+    """`token_budget` bounds the tokens of one pass through the model, unless one datum alone is longer.
+
+    `pass_tokens` bounds it further for the passes that are laid out next. `after_pass` is called with the tokens of
+    each, when nothing of it is in flight any more: then others may use the model.
+    """
 
     def __init__(
         self,
@@ -65,7 +69,8 @@ class Engine:
     ) -> None:
         self.base = base
         self.pool = pool
-        self.token_budget = token_budget
+        self.token_budget = self.pass_tokens = token_budget
+        self.after_pass: Callable[[int], None] = _nothing
         self.head = OutputHead(targets.head, logits_bytes)
 
     def forward_backward(self, jobs: Sequence[ForwardBackwardJob]) -> list[ForwardBackwardOutcome]:
@@ -75,7 +80,7 @@ class Engine:
         """
         refusals = [self._refusal(job) for job in jobs]
         accepted = [job for job, refusal in zip(jobs, refusals, strict=True) if refusal is None]
-        outcomes = iter(self._attempt(accepted, self.token_budget))
+        outcomes = iter(self._attempt(accepted, min(self.pass_tokens, self.token_budget)))
         return [next(outcomes) if refusal is None else refusal for refusal in refusals]
 
     def optim_step(self, steps: Sequence[tuple[str, AdamParams]]) -> list[OptimStepOutcome]:
@@ -146,6 +151,7 @@ class Engine:
                 adapter.mark()
             for rows, backward in passes:
                 spoiled |= self._run(rows, backward, [job.request for job in jobs], tallies)
+                self.after_pass(rows.tokens)
         except BaseException as error:
             for adapter in adapters.values():
                 adapter.rollback()
@@ -262,6 +268,10 @@ def _stepped(norm: float | None) -> OptimStepOutcome:
     if norm is None:
         return NonFiniteError("the optimizer's step is not finite", field="adam_params")
     return OptimStepResponse({"grad_norm": norm})
+
+
+def _nothing(tokens: int) -> None:
+    pass
 
 
 def _unknown(key: str) -> NotFoundError:

@@ -1,4 +1,4 @@
-"""The compute thread of an actor: micro-batches and decode steps take turns on one device.
+"""The compute thread of an actor: passes of training and decode steps take turns on one device.
 
 It reads orders from a queue and posts outcomes; it never touches a socket. Everything that a command brought is checked
 here, and what is wrong with it fails that command alone.
@@ -30,6 +30,7 @@ from .orders import Order, Sample, Stop, Train, runs_of, take_together
 from .residents import Residents
 from .sequences import Usage
 from .training import Trainer
+from .turns import Turns
 
 log = structlog.get_logger("lorry.actor")
 
@@ -53,12 +54,14 @@ class Worker:
         self.train_s = 0.0
         self.sample_s = 0.0
         self._engine, self._decoder, self._residents, self._trainer = engine, decoder, residents, trainer
-        self._post, self._sample_share = post, sample_share
+        self._post, self._turns = post, Turns(sample_share, engine.token_budget)
+        engine.after_pass = self._after_pass
         self._train: deque[Train] = deque()
         self._samples: deque[Sample] = deque()
         self._batches: dict[FutureId, BatchId] = {}
         self._decoding: dict[FutureId, str] = {}
-        self._lead_s = 0.0
+        self._forgotten: list[str] = []
+        self._training_since = 0.0
         self._last_runs = 0
         self._last_pass_s = 0.0
         self._stopped = False
@@ -68,22 +71,10 @@ class Worker:
         while not self._stopped:
             self._take_orders()
             self._admit()
-            sampling_is_due = self._decoder.active and self._lead_s > 0
-            started = time.perf_counter()
-            if self._train and not sampling_is_due:
+            if self._train and not (self._decoder.active and self._turns.sampling_is_due):
                 self._run_micro_batches()
-                self.train_s += (spent := time.perf_counter() - started)
-                self._last_pass_s = spent
-                self._account(spent / (1 - self._sample_share))
             elif self._decoder.active:
-                self._decode()
-                self.sample_s += (spent := time.perf_counter() - started)
-                self._account(-spent / self._sample_share)
-
-    def _account(self, weighted_s: float) -> None:
-        """Who is ahead of its share counts only while both want the device."""
-        contended = bool(self._train) and self._decoder.active
-        self._lead_s = self._lead_s + weighted_s if contended else weighted_s
+                self._decode(contended=bool(self._train))
 
     @property
     def swaps(self) -> int:
@@ -96,6 +87,12 @@ class Worker:
         if not (self._train or self._samples or self._decoder.active):
             self._sort(self.orders.get())
             self._wait_for_company()
+        self._take_orders_there()
+        for key in self._forgotten:
+            self._residents.forget(key)
+        self._forgotten = []
+
+    def _take_orders_there(self) -> None:
         while True:
             try:
                 self._sort(self.orders.get_nowait())
@@ -121,7 +118,7 @@ class Worker:
             case CancelCommand(future):
                 self._cancel(future)
             case Forget(key):
-                self._residents.forget(key)
+                self._forgotten.append(key)  # not now: a pass of training may be under way
             case Stop():
                 self._stopped = True
 
@@ -176,7 +173,8 @@ class Worker:
         del self._decoding[future]
         return self._batches.pop(future)
 
-    def _decode(self) -> None:
+    def _decode(self, contended: bool) -> None:
+        started = time.perf_counter()
         self._residents.pool.acquire(sorted({key for key in self._decoding.values() if key}))
         for key, result, usage in self._step():
             future = cast(FutureId, key)
@@ -189,6 +187,8 @@ class Worker:
                 cached_prefill_tokens=usage.cached_tokens,
             )
             self._post(Completion(self._leave(future), [outcome], done=True), [b"" if failed else encode(result)])
+        self.sample_s += (spent := time.perf_counter() - started)
+        self._turns.sampled(spent, contended)
 
     def _step(self) -> list[Finished]:
         """A step that raises, for want of memory or by a bug, ends all requests that were in it, and only those."""
@@ -211,7 +211,27 @@ class Worker:
         """All that waits and may share a pass runs together."""
         merged = take_together(self._train, self._engine.token_budget)
         self._last_runs = len(runs_of(merged))
+        self._engine.pass_tokens = self._turns.pass_tokens if self._decoder.active else self._engine.token_budget
+        self._training_since, trained_s = time.perf_counter(), self.train_s
         ended = self._trainer.run([pair for t in merged for pair in zip(t.batch.items, t.payloads, strict=True)])
         for train in merged:
             ends = [ended[item.future] for item in train.batch.items]
             self._post(Completion(train.batch.batch, [o for o, _ in ends], done=True), [p for _, p in ends])
+        self._account_training()
+        self._last_pass_s = self.train_s - trained_s
+
+    def _after_pass(self, tokens: int) -> None:
+        """Requests join and leave, and sequences get their tokens, while the rest of a micro-batch waits."""
+        self._turns.measured(tokens, self._account_training())
+        self._take_orders_there()
+        self._admit()
+        while self._decoder.active and self._turns.sampling_is_due:
+            self._decode(contended=True)
+        self._training_since = time.perf_counter()
+
+    def _account_training(self) -> float:
+        """The seconds since training had the device."""
+        spent = time.perf_counter() - self._training_since
+        self.train_s += spent
+        self._turns.trained(spent, self._decoder.active)
+        return spent

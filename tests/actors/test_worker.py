@@ -9,13 +9,14 @@ import pytest
 
 from lorry.actors.adapters import AdapterSpec
 from lorry.actors.decoder import BLOCK_TOKENS, Decoder
-from lorry.actors.orders import Sample, Stop
+from lorry.actors.orders import Sample, Stop, Train
 from lorry.actors.residents import Residents
 from lorry.actors.snapshots import save_sampler_weights
 from lorry.actors.survey import survey
 from lorry.actors.training import Trainer
+from lorry.actors.turns import FIRST_GUESS
 from lorry.actors.worker import Worker
-from lorry.wire.actor_messages import AdapterState, CancelCommand, Completion, Item, Outcome
+from lorry.wire.actor_messages import AdapterState, CancelCommand, Completion, Item, MicroBatch, Outcome
 from lorry.wire.codec import encode
 from lorry.wire.commands import SampleInput
 from lorry.wire.ids import BatchId, FutureId
@@ -23,7 +24,7 @@ from lorry.wire.types import LoraConfig, ModelInput, SamplingParams
 
 from .models import tiny_qwen3
 from .test_decoder import Letters
-from .workshop import Workshop
+from .workshop import Workshop, assert_close, request
 
 PROMPT = [(5 * i + 1) % 90 for i in range(40)]
 
@@ -32,7 +33,8 @@ class Desk:
     """A worker at work, and what it posted."""
 
     def __init__(self, folder: Path) -> None:
-        workshop = Workshop(tiny_qwen3())
+        workshop = Workshop(tiny_qwen3(), token_budget=FIRST_GUESS)
+        self.pool = workshop.pool
         base, targets = workshop.base, workshop.targets
         for name in ("one", "two"):
             adapter = targets.new_adapter(AdapterSpec(rank=4), base.device)
@@ -57,6 +59,13 @@ class Desk:
         payload = encode(SampleInput(ModelInput.from_ints(PROMPT), 1, SamplingParams(max_tokens=new, stop=[])))
         self.worker.orders.put(Sample(BatchId(1), Item(FutureId(future), "sample", state), payload))
 
+    def train(self, future: str, rows: int, run: str = "run") -> None:
+        """One forward_backward of rows that fill several passes, each of FIRST_GUESS tokens at most."""
+        state = AdapterState(run, LoraConfig(rank=4, seed=1))
+        item = Item(FutureId(future), "forward_backward", state)
+        payload = encode(request(7, lengths=[100] * rows))
+        self.worker.orders.put(Train(MicroBatch(BatchId(2), "train", [item], 100 * rows), [payload]))
+
     def next_outcome(self) -> Outcome:
         return self.posted.get(timeout=30).outcomes[0]
 
@@ -77,6 +86,33 @@ def test_a_prefix_is_found_by_the_same_sampler_weights_and_by_no_others(desk: De
         assert (outcome.future, outcome.error, outcome.prefill_tokens) == (future, None, len(PROMPT))
         found.append(outcome.cached_prefill_tokens)
     assert found == [0, 32, 0, 0, 0]
+
+
+def test_sequences_get_their_tokens_between_the_passes_of_a_micro_batch(desk: Desk) -> None:
+    desk.train("train", rows=60)
+    desk.sample("sample", "one")
+    assert [desk.next_outcome().future for _ in range(2)] == ["sample", "train"]
+
+
+def test_a_request_is_cancelled_between_the_passes_of_a_micro_batch(desk: Desk) -> None:
+    desk.train("train", rows=60)
+    desk.sample("sample", "one", new=140)
+    desk.worker.orders.put(CancelCommand(FutureId("sample")))
+    outcomes = [desk.next_outcome() for _ in range(2)]
+    assert [(outcome.future, outcome.error is None) for outcome in outcomes] == [("sample", False), ("train", True)]
+
+
+def test_what_is_trained_does_not_depend_on_who_sampled_meanwhile(desk: Desk) -> None:
+    for run, company in (("alone", False), ("in company", True)):
+        if company:
+            desk.sample("sample", "one", new=140)
+        desk.train("train", rows=20, run=run)
+        while desk.next_outcome().future != "train":
+            pass
+    desk.worker.orders.put(Stop())
+    desk.thread.join()
+    alone, company = (desk.pool.get(run).grad for run in ("alone", "in company"))
+    assert_close(company, alone)
 
 
 def test_a_request_that_outgrows_the_cache_fails_alone(desk: Desk) -> None:
