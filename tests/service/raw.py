@@ -19,10 +19,14 @@ class Raw:
 
     @classmethod
     @contextmanager
-    def connected(cls, address: str) -> Iterator["Raw"]:
+    def connected(cls, address: str, *, small_buffers: bool = False) -> Iterator["Raw"]:
+        """With `small_buffers` what is not read waits at the broker, but for a message and 64 KiB, and what the kernel
+        keeps for the sender."""
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.routing_id = b"raw-" + secrets.token_bytes(8)
             socket.linger = 0
+            if small_buffers:
+                socket.rcvhwm, socket.rcvbuf = 1, 2**16
             socket.connect(address)
             yield cls(socket)
 

@@ -1,0 +1,54 @@
+"""A client that does not read its results holds nobody up, and loses none of them."""
+
+from collections.abc import Callable
+
+import lorry
+from lorry.wire.client_messages import SamplerCreated
+from lorry.wire.codec import decode, encode
+from lorry.wire.commands import SampleInput
+from lorry.wire.types import ModelInput, SamplingParams
+from tests.conftest import MODEL, Server
+from tests.service.raw import Raw
+from tests.service.test_protocol import resolved
+
+REQUESTS = 16
+MORE_THAN_BUFFERS = 12 << 20
+# Its result is large: the likeliest tokens in every place of the prompt.
+LARGE = encode(
+    SampleInput(
+        ModelInput.from_ints([7 + i % 900 for i in range(4000)]),
+        1,
+        SamplingParams(max_tokens=1, stop=[]),
+        topk_prompt_logprobs=20,
+    )
+)
+
+
+async def test_a_client_that_reads_nothing_holds_nobody_up_and_loses_nothing(
+    server: Server, new_key: Callable[[], str]
+) -> None:
+    key = new_key()
+    with (
+        Raw.connected(server.address, small_buffers=True) as slow,
+        Raw.connected(server.address) as quick,
+    ):
+        slow.hello(key)
+        quick.hello(key)
+        quick.send({"type": "create_sampler", "request": 0, "nonce": "n", "base_model": MODEL})
+        sampler = decode(quick.receive()[1], SamplerCreated).sampler
+        for i in range(REQUESTS):
+            slow.send({"type": "submit", "request": i, "lane": sampler, "seq": i, "kind": "sample"}, LARGE)
+        futures = [f"{sampler}:{i}" for i in range(REQUESTS)]
+        seen: dict[str, list[bytes]] = {}
+        for future in futures:
+            slow.send({"type": "ping"})  # alive, but not reading
+            quick.send({"type": "watch", "futures": [future]})
+            seen |= resolved(quick, 1)
+        assert set(seen) == set(futures)
+        assert sum(len(frames[1]) for frames in seen.values()) > MORE_THAN_BUFFERS
+        async with lorry.connect(server.address, api_key=new_key()) as service:
+            other = await service.create_sampling_client_async(base_model=MODEL)
+            response = await other.sample_async(ModelInput.from_ints([5, 6]), 1, SamplingParams(max_tokens=2, stop=[]))
+            assert len(response.sequences[0].tokens) == 2
+        late = resolved(slow, REQUESTS)
+        assert {future: frames[1] for future, frames in late.items()} == {f: frames[1] for f, frames in seen.items()}
