@@ -54,8 +54,8 @@ class _Tally:
 class Engine:
     """`token_budget` bounds the tokens of one pass through the model, unless one datum alone is longer.
 
-    `pass_tokens` bounds it further for the passes that are laid out next. `after_pass` is called with the tokens of
-    each, when nothing of it is in flight any more: then others may use the model.
+    `pass_tokens` is what the passes that are laid out next are held to: the budget, or less. `after_pass` is called
+    with the tokens of each, when nothing of it is in flight any more: then others may use the model.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Engine:
         """
         refusals = [self._refusal(job) for job in jobs]
         accepted = [job for job, refusal in zip(jobs, refusals, strict=True) if refusal is None]
-        outcomes = iter(self._attempt(accepted, min(self.pass_tokens, self.token_budget)))
+        outcomes = iter(self._attempt(accepted, self.pass_tokens))
         return [next(outcomes) if refusal is None else refusal for refusal in refusals]
 
     def optim_step(self, steps: Sequence[tuple[str, AdamParams]]) -> list[OptimStepOutcome]:

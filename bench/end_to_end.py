@@ -22,7 +22,7 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerFast
 
 import lorry
-from bench.engine import RANKS, VOCAB, Lorry, build_model, ratios
+from bench.engine import RANKS, VOCAB, Lorry, build_model, datum, ratios
 from lorry.config import ModelConfig, ServeConfig
 from lorry.serve import serving
 
@@ -43,10 +43,6 @@ def save_model(folder: Path) -> None:
     model = build_model()
     model.save_pretrained(folder)
     PreTrainedTokenizerFast.from_pretrained(BASE_TOKENIZER).save_pretrained(folder)
-
-
-def datum(row: torch.Tensor) -> lorry.Datum:
-    return lorry.Datum(lorry.ModelInput.from_ints(row[:-1].tolist()), {"target_tokens": row[1:]})  # type: ignore[dict-item]
 
 
 async def measure(folder: Path, data: Path, runs: int, lengths: list[int], rounds: int) -> list[Result]:

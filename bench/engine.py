@@ -49,6 +49,11 @@ def build_model() -> PreTrainedModel:
     return Qwen3ForCausalLM(config).eval().requires_grad_(False)
 
 
+def datum(row: Tensor) -> Datum:
+    """row [tokens + 1] int64: each token predicts the next."""
+    return Datum(ModelInput.from_ints(row[:-1].tolist()), {"target_tokens": TensorData.from_torch(row[1:])})
+
+
 class Lorry:
     """(a) One mixed micro-batch."""
 
@@ -61,9 +66,6 @@ class Lorry:
         self.engine = Engine(base, targets, self.pool)
 
     def prepare(self, rows: Tensor) -> Callable[[], object]:
-        def datum(row: Tensor) -> Datum:
-            return Datum(ModelInput.from_ints(row[:-1].tolist()), {"target_tokens": TensorData.from_torch(row[1:])})
-
         jobs = [
             ForwardBackwardJob(str(i), ForwardBackwardInput([datum(row)], "cross_entropy"))
             for i, row in enumerate(rows)

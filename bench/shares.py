@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.engine import VOCAB, build_model
+from bench.engine import VOCAB, build_model, datum
 from bench.sampling import CHUNK, Letters
 from lorry.actors.base_model import BaseModel, wrap_model
 from lorry.actors.decoder import Decoder, Finished
@@ -34,7 +34,7 @@ from lorry.wire.actor_messages import AdapterState, Completion, Item, MicroBatch
 from lorry.wire.codec import encode
 from lorry.wire.commands import ForwardBackwardInput, SampleInput
 from lorry.wire.ids import BatchId, FutureId
-from lorry.wire.types import Datum, LoraConfig, ModelInput, SamplingParams, TensorData
+from lorry.wire.types import LoraConfig, ModelInput, SamplingParams
 
 RUNS, ROWS = 4, 16
 
@@ -66,8 +66,7 @@ class Actor:
         self.trained_tokens = 0
         self._ended: queue.SimpleQueue[FutureId] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
-        tokens = torch.randint(0, VOCAB, (ROWS, row_tokens))
-        data = [_datum(row) for row in tokens]
+        data = [datum(row) for row in torch.randint(0, VOCAB, (ROWS, row_tokens + 1))]
         self._payload, self._row_tokens = encode(ForwardBackwardInput(data, "cross_entropy", {})), row_tokens
 
     def train(self) -> None:
@@ -101,11 +100,6 @@ class Actor:
             self._ended.put(outcome.future)
         elif self.training:
             self._send(outcome.future)
-
-
-def _datum(tokens: torch.Tensor) -> Datum:
-    inputs = {"target_tokens": TensorData.from_torch(tokens), "weights": TensorData.from_torch(torch.ones(len(tokens)))}
-    return Datum(ModelInput.from_ints(tokens.tolist()), inputs)
 
 
 @contextmanager
