@@ -4,7 +4,7 @@ Knows adapters by key, never tenants, order or time: what it is given at once, i
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -22,6 +22,9 @@ from .logprobs import OutputHead, Scores
 from .lora import LoraTargets
 from .packing import Pass, Row, pack
 from .slots import AdapterPool
+
+PASS_TOKENS = 256
+"""Of a pass beside others. Products of fewer rows cost more by the row; those of more would let others wait longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +57,7 @@ class _Tally:
 class Engine:
     """`token_budget` bounds the tokens of one pass through the model, unless one datum alone is longer.
 
-    `pass_tokens` is what the passes that are laid out next are held to: the budget, or less. `after_pass` is called
-    with the tokens of each, when nothing of it is in flight any more: then others may use the model.
+    While others wait for the pauses between the products of a pass, passes are kept short.
     """
 
     def __init__(
@@ -69,9 +71,8 @@ class Engine:
     ) -> None:
         self.base = base
         self.pool = pool
-        self.token_budget = self.pass_tokens = token_budget
-        self.after_pass: Callable[[int], None] = _nothing
-        self.head = OutputHead(targets.head, logits_bytes)
+        self.token_budget = token_budget
+        self.head = OutputHead(targets, logits_bytes)
 
     def forward_backward(self, jobs: Sequence[ForwardBackwardJob]) -> list[ForwardBackwardOutcome]:
         """Runs all jobs mixed; outcomes in their order. A job that fails leaves its adapter as it was before it.
@@ -80,7 +81,8 @@ class Engine:
         """
         refusals = [self._refusal(job) for job in jobs]
         accepted = [job for job, refusal in zip(jobs, refusals, strict=True) if refusal is None]
-        outcomes = iter(self._attempt(accepted, self.pass_tokens))
+        budget = min(self.token_budget, PASS_TOKENS) if self.base.in_flight.beside_others else self.token_budget
+        outcomes = iter(self._attempt(accepted, budget))
         return [next(outcomes) if refusal is None else refusal for refusal in refusals]
 
     def optim_step(self, steps: Sequence[tuple[str, AdamParams]]) -> list[OptimStepOutcome]:
@@ -151,7 +153,7 @@ class Engine:
                 adapter.mark()
             for rows, backward in passes:
                 spoiled |= self._run(rows, backward, [job.request for job in jobs], tallies)
-                self.after_pass(rows.tokens)
+                self.base.in_flight.pause()
         except BaseException as error:
             for adapter in adapters.values():
                 adapter.rollback()
@@ -176,12 +178,13 @@ class Engine:
             Segment(adapter, start, end) for adapter, (_, start, end) in zip(adapters, segments, strict=True)
         ]
         try:
-            hidden = self.base.hidden_states(batch.tokens, batch.positions, grad=backward)  # [tokens, hidden]
-            if batch.ratio_mask is not None:
-                batch = batch.with_sequence_ratios(self.head.logprobs(hidden.detach(), batch.targets).targets)
-            scores = self.head.score(hidden.detach(), batch.targets, batch.evaluate, backward=backward)
-            if scores.d_hidden is not None:
-                hidden.backward(scores.d_hidden)
+            with self.pool.pin([key for key, _, _ in segments]):
+                hidden = self.base.hidden_states(batch.tokens, batch.positions, grad=backward)  # [tokens, hidden]
+                if batch.ratio_mask is not None:
+                    batch = batch.with_sequence_ratios(self.head.logprobs(hidden.detach(), batch.targets).targets)
+                scores = self.head.score(hidden.detach(), batch.targets, batch.evaluate, backward=backward)
+                if scores.d_hidden is not None:
+                    hidden.backward(scores.d_hidden)
         finally:
             in_flight.lengths, in_flight.segments = [], []
         _record(rows, batch.bounds, scores, requests, tallies)
@@ -268,10 +271,6 @@ def _stepped(norm: float | None) -> OptimStepOutcome:
     if norm is None:
         return NonFiniteError("the optimizer's step is not finite", field="adam_params")
     return OptimStepResponse({"grad_norm": norm})
-
-
-def _nothing(tokens: int) -> None:
-    pass
 
 
 def _unknown(key: str) -> NotFoundError:

@@ -1,8 +1,11 @@
 """The batch in flight: what attention and LoRA layers read instead of ten extra arguments.
 
-One object per loaded model, owned by the engine; it is filled before a forward and never read across two batches.
+One object per loaded model, owned by the engine; it is filled before a forward and never read across two batches. A
+batch of training can be set aside between two of its products, for others to run theirs.
 """
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -55,12 +58,30 @@ class Linears(Protocol):
         ...
 
 
+def nothing() -> None:
+    pass
+
+
 @dataclass(slots=True)
 class InFlight:
     """`lengths` are those of the sequences laid end to end in the packed row, in order. Where `stacked` is there, it
-    computes the trainable layers, and `segments` are those of the tokens that it does not cover."""
+    computes the trainable layers, and `segments` are those of the tokens that it does not cover.
+
+    `pause` is called between the products of a training pass, forward and backward: whoever wants the device may use
+    it there, after `set_aside`. `beside_others` says that somebody does, so that products are to be short."""
 
     lengths: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     cache: AttentionCache | None = None
     stacked: Linears | None = None
+    pause: Callable[[], None] = nothing
+    beside_others: bool = False
+
+    @contextmanager
+    def set_aside(self) -> Generator[None]:
+        """Other batches may be in flight inside."""
+        lengths, segments = self.lengths, self.segments
+        try:
+            yield
+        finally:
+            self.lengths, self.segments = lengths, segments

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .lora import Layout, LoraLinear, add_lora, add_lora_backward
+from .lora import Layout, LoraTargets, add_lora, add_lora_backward
 from .products import linear, linear_backward
 
 Evaluate = Callable[[int, int, Tensor], tuple[Tensor, Tensor]]
@@ -60,12 +60,19 @@ class _Chunk:
         return first, last, (targets.rows[first:last] - self.start, targets.tokens[first:last])
 
 
-class OutputHead:
-    """`head` is the model's output embedding; `chunk_bytes` bounds the float32 logits that exist at one time."""
+LEAST_CHUNK = 16
+"""Rows of a product with the head while others wait: fewer take as long, since all of its weights are read."""
 
-    def __init__(self, head: LoraLinear, chunk_bytes: int = 64 << 20) -> None:
-        self.head = head
+
+class OutputHead:
+    """`chunk_bytes` bounds the float32 logits that exist at one time. While others wait for the device, a product with
+    the head is to take about as long as the longest of the layers before it."""
+
+    def __init__(self, targets: LoraTargets, chunk_bytes: int = 64 << 20) -> None:
+        self.head = head = targets.head
         self.chunk_tokens = max(1, chunk_bytes // (4 * head.out_features))
+        body = max(t.inputs * t.outputs for t in targets.modules if t.index != head.index)
+        self._body_over_head = body / head.weight.numel()
 
     @torch.no_grad()
     def logprobs(self, hidden: Tensor, targets: Targets, topk: int = 0) -> Logprobs:
@@ -101,18 +108,24 @@ class OutputHead:
             logprobs[first:last] = found
             losses[first:last], grads = evaluate(first, last, found)
             if d_hidden is not None:
+                self.head.in_flight.pause()
                 self._backward(chunk, places, grads, d_hidden[chunk.start : chunk.end])
             del chunk
         return Scores(logprobs, losses, d_hidden)
 
     def _chunks(self, hidden: Tensor) -> Iterator[_Chunk]:
-        """Of nearly equal size."""
-        tokens = len(hidden)
+        """Of nearly equal size, while nobody begins or ends to wait for the device."""
+        tokens, start = len(hidden), 0
         layout = self.head.layout(tokens)
-        count = -(-tokens // self.chunk_tokens)
-        for i in range(count):
-            start, end = tokens * i // count, tokens * (i + 1) // count
+        while start < tokens:
+            self.head.in_flight.pause()
+            most = self.chunk_tokens
+            if self.head.in_flight.beside_others:
+                most = min(most, max(LEAST_CHUNK, int(tokens * self._body_over_head)))
+            count = -(-(tokens - start) // most)
+            end = start + -(-(tokens - start) // count)
             yield self._chunk(hidden[start:end], start, end, layout.clip(start, end))
+            start = end
 
     def _chunk(self, x: Tensor, start: int, end: int, layout: Layout) -> _Chunk:
         logits = linear(x, self.head.weight, self.head.bias)  # [chunk, vocab]

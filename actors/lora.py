@@ -56,10 +56,11 @@ class LoraLinear(nn.Module):
         """x [..., inputs] with the packed row's tokens in its leading axes -> [..., outputs]."""
         if self.in_flight.stacked is not None:
             return self.in_flight.stacked.linear(self, x)
+        self.in_flight.pause()
         rows = x.view(-1, self.in_features)  # [tokens, inputs]
         layout = self.layout(len(rows))
         if torch.is_grad_enabled():
-            y = _SegmentLora.apply(rows, self.weight, self.bias, layout)
+            y = _SegmentLora.apply(rows, self.weight, self.bias, layout, self.in_flight)
         else:
             y = linear(rows, self.weight, self.bias)
             add_lora(layout, rows, y)
@@ -126,21 +127,24 @@ class _SegmentLora(torch.autograd.Function):
     """y = x W.T + bias, and per stretch y += scale (x A.T) B; saves x and x A.T, and neither where nobody trains it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout, in_flight: InFlight
+    ) -> Tensor:
         y = linear(x, weight, bias)
         ctx.downs = add_lora(layout, x, y)
         trained = any(part is not None for part in layout.parts)
         ctx.save_for_backward(x if trained else None, weight)
-        ctx.layout = layout
+        ctx.layout, ctx.in_flight = layout, in_flight
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.in_flight.pause()
         x, weight = ctx.saved_tensors
         dx = linear_backward(dy, weight)  # [tokens, inputs]
         if x is not None:
             add_lora_backward(ctx.layout, x, ctx.downs, dy, dx)
-        return dx, None, None, None
+        return dx, None, None, None, None
 
 
 @dataclass(frozen=True, slots=True)

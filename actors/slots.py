@@ -1,7 +1,8 @@
 """Which adapters are hot, on the device, and which are warm, in host memory. Knows keys, never whose they are."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Generator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -24,6 +25,7 @@ class AdapterPool:
         self.swaps_out = 0
         self._adapters: dict[str, Adapter] = {}
         self._hot: OrderedDict[str, None] = OrderedDict()  # least recently used first
+        self._pinned: frozenset[str] = frozenset()
 
     def __contains__(self, key: str) -> bool:
         return key in self._adapters
@@ -53,16 +55,20 @@ class AdapterPool:
         return self._adapters.pop(key)
 
     def acquire(self, keys: Sequence[str]) -> list[Adapter]:
-        """The adapters of `keys`, all on the device until the next call. At most `slots` distinct keys.
+        """The adapters of `keys`, all on the device until the next call. At most `slots` distinct keys, with those
+        that are pinned.
 
         Raises KeyError on an unknown key, before anything moves.
         """
         wanted = dict.fromkeys(keys)
-        if len(wanted) > self.slots:
-            raise ValueError(f"{len(wanted)} adapters wanted at once, expected at most {self.slots}, the pool's slots")
+        if not self.has_room(wanted):
+            raise ValueError(
+                f"{len(wanted)} adapters wanted at once, beside {len(self._pinned)} that are pinned, "
+                f"expected at most {self.slots}, the pool's slots"
+            )
         adapters = {key: self._adapters[key] for key in wanted}
         cold = [key for key in wanted if key not in self._hot]
-        idle = (key for key in self.hot if key not in wanted)
+        idle = (key for key in self.hot if key not in wanted and key not in self._pinned)
         for _ in range(len(self._hot) + len(cold) - self.slots):
             self._release(next(idle))
         for key in cold:
@@ -72,6 +78,19 @@ class AdapterPool:
         for key in wanted:
             self._hot.move_to_end(key)
         return [adapters[key] for key in keys]
+
+    def has_room(self, keys: Collection[str]) -> bool:
+        """Whether `acquire` could take them all, distinct or not."""
+        return len(self._pinned.union(keys)) <= self.slots
+
+    @contextmanager
+    def pin(self, keys: Collection[str]) -> Generator[None]:
+        """Inside, adapters that were acquired stay where they are, whoever else is."""
+        self._pinned = frozenset(keys)
+        try:
+            yield
+        finally:
+            self._pinned = frozenset()
 
     def _release(self, key: str) -> None:
         self._adapters[key].to(self.host)

@@ -1,4 +1,4 @@
-"""The compute thread of an actor: passes of training and decode steps take turns on one device.
+"""The compute thread of an actor: the products of training passes and decode steps take turns on one device.
 
 It reads orders from a queue and posts outcomes; it never touches a socket. Everything that a command brought is checked
 here, and what is wrong with it fails that command alone.
@@ -54,8 +54,9 @@ class Worker:
         self.train_s = 0.0
         self.sample_s = 0.0
         self._engine, self._decoder, self._residents, self._trainer = engine, decoder, residents, trainer
-        self._post, self._turns = post, Turns(sample_share, engine.token_budget)
-        engine.after_pass = self._after_pass
+        self._post, self._turns = post, Turns(sample_share)
+        self._in_flight = engine.base.in_flight
+        self._in_flight.pause = self._pause
         self._train: deque[Train] = deque()
         self._samples: deque[Sample] = deque()
         self._batches: dict[FutureId, BatchId] = {}
@@ -142,7 +143,7 @@ class Worker:
         while self._samples:
             sample = self._samples[0]
             state = sample.item.adapter
-            adapters = {key for key in self._decoding.values() if key} | ({state.key} if state else set())
+            adapters = self._sampled_adapters() | ({state.key} if state else set())
             if len(adapters) > self._residents.pool.slots:
                 return
             self._samples.popleft()
@@ -169,13 +170,16 @@ class Worker:
             self._decoder.add_prompt(item.future, prompt, adapter, owner)
         self._batches[item.future], self._decoding[item.future] = sample.batch, key
 
+    def _sampled_adapters(self) -> set[str]:
+        return {key for key in self._decoding.values() if key}
+
     def _leave(self, future: FutureId) -> BatchId:
         del self._decoding[future]
         return self._batches.pop(future)
 
     def _decode(self, contended: bool) -> None:
         started = time.perf_counter()
-        self._residents.pool.acquire(sorted({key for key in self._decoding.values() if key}))
+        self._residents.pool.acquire(sorted(self._sampled_adapters()))
         for key, result, usage in self._step():
             future = cast(FutureId, key)
             failed = isinstance(result, LorryError)
@@ -211,7 +215,7 @@ class Worker:
         """All that waits and may share a pass runs together."""
         merged = take_together(self._train, self._engine.token_budget)
         self._last_runs = len(runs_of(merged))
-        self._engine.pass_tokens = self._turns.pass_tokens if self._decoder.active else self._engine.token_budget
+        self._in_flight.beside_others = self._decoder.active
         self._training_since, trained_s = time.perf_counter(), self.train_s
         ended = self._trainer.run([pair for t in merged for pair in zip(t.batch.items, t.payloads, strict=True)])
         for train in merged:
@@ -220,18 +224,27 @@ class Worker:
         self._account_training()
         self._last_pass_s = self.train_s - trained_s
 
-    def _after_pass(self, tokens: int) -> None:
-        """Requests join and leave, and sequences get their tokens, while the rest of a micro-batch waits."""
-        self._turns.measured(tokens, self._account_training())
-        self._take_orders_there()
+    def _pause(self) -> None:
+        """Requests join and leave, and sequences get their tokens, while the rest of a pass waits."""
+        self._account_training()
+        if not self.orders.empty():
+            self._take_orders_there()
         self._admit()
-        while self._decoder.active and self._turns.sampling_is_due:
-            self._decode(contended=True)
+        if self._decoder.active and self._turns.sampling_is_due:
+            with self._in_flight.set_aside():
+                while self._may_decode() and self._turns.sampling_is_due:
+                    self._decode(contended=True)
+        self._in_flight.beside_others = self._decoder.active
         self._training_since = time.perf_counter()
 
-    def _account_training(self) -> float:
+    def _may_decode(self) -> bool:
+        """Beside the adapters of a pass under way there may be no room for those that decode."""
+        return self._decoder.active and self._residents.pool.has_room(self._sampled_adapters())
+
+    def _account_training(self) -> None:
         """The seconds since training had the device."""
+        if self._decoder.active and self._engine.base.device.type != "cpu":
+            torch.accelerator.synchronize()
         spent = time.perf_counter() - self._training_since
         self.train_s += spent
         self._turns.trained(spent, self._decoder.active)
-        return spent

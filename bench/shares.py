@@ -13,13 +13,15 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Thread
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.engine import VOCAB, build_model, datum
+from bench.engine import VOCAB, build_model, datum, ratios
 from bench.sampling import CHUNK, Letters
 from lorry.actors.base_model import BaseModel, wrap_model
 from lorry.actors.decoder import Decoder, Finished
@@ -37,6 +39,7 @@ from lorry.wire.ids import BatchId, FutureId
 from lorry.wire.types import LoraConfig, ModelInput, SamplingParams
 
 RUNS, ROWS = 4, 16
+ROUNDS_ALONE, FIRST = 2, 16
 
 
 class TimedDecoder(Decoder):
@@ -63,8 +66,9 @@ class Actor:
         trainer = Trainer(engine, residents, targets, "bench")
         self.worker = Worker(engine, self.decoder, residents, trainer, share, self._post)
         self.training = False
-        self.trained_tokens = 0
+        self.trained_tokens = self._under_way = 0
         self._ended: queue.SimpleQueue[FutureId] = queue.SimpleQueue()
+        self._trained: queue.SimpleQueue[FutureId] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
         data = [datum(row) for row in torch.randint(0, VOCAB, (ROWS, row_tokens + 1))]
         self._payload, self._row_tokens = encode(ForwardBackwardInput(data, "cross_entropy", {})), row_tokens
@@ -73,6 +77,22 @@ class Actor:
         self.training = True
         for run in range(RUNS):
             self._send(FutureId(f"run-{run}:0"))
+
+    def train_on(self, rounds: int) -> float:
+        """Tokens per second of training over some rounds."""
+        while not self._trained.empty():
+            self._trained.get()
+        self._trained.get()
+        started, trained = time.perf_counter(), self.trained_tokens
+        for _ in range(rounds * RUNS):
+            self._trained.get()
+        return (self.trained_tokens - trained) / (time.perf_counter() - started)
+
+    def pause(self) -> None:
+        """Returns when no training is under way."""
+        self.training = False
+        while self._under_way:
+            self._trained.get()
 
     def sample(self, tokens: int) -> None:
         """Returns when all have ended."""
@@ -85,6 +105,7 @@ class Actor:
             self._ended.get()
 
     def _send(self, earlier: FutureId) -> None:
+        self._under_way += 1
         run = earlier.partition(":")[0]
         item = Item(
             FutureId(f"{run}:{next(self._numbers)}"), "forward_backward", AdapterState(run, LoraConfig(rank=16))
@@ -98,8 +119,11 @@ class Actor:
         self.trained_tokens += outcome.train_tokens
         if not outcome.train_tokens:
             self._ended.put(outcome.future)
-        elif self.training:
+            return
+        self._under_way -= 1
+        if self.training:
             self._send(outcome.future)
+        self._trained.put(outcome.future)
 
 
 @contextmanager
@@ -109,80 +133,87 @@ def working(actor: Actor) -> Iterator[None]:
     try:
         yield
     finally:
-        actor.training = False
         actor.worker.orders.put(Stop())
         thread.join()
 
 
-def measure(actor: Actor, share: float, new: int) -> dict[str, float]:
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What happened while sequences decoded: gaps between tokens, tokens trained, seconds, sampling's part of them."""
 
-    def sampled() -> tuple[list[float], float, float]:
-        """Gaps between tokens, tokens trained per second meanwhile, and sampling's part of the device's time."""
-        worker = actor.worker
-        actor.decoder.moments.clear()
-        before = time.perf_counter(), actor.trained_tokens, worker.train_s, worker.sample_s
-        actor.sample(new)
-        spent_s = time.perf_counter() - before[0]
-        train_s, sample_s = worker.train_s - before[2], worker.sample_s - before[3]
-        gaps = [end - start for start, end in itertools.pairwise(actor.decoder.moments)]
-        return gaps, (actor.trained_tokens - before[1]) / spent_s, sample_s / (train_s + sample_s)
+    gaps: list[float]
+    trained: int
+    spent_s: float
+    sampling: float
 
+    @property
+    def p95_s(self) -> float:
+        return statistics.quantiles(self.gaps, n=20)[-1]
+
+
+def stretch(actor: Actor, new: int) -> Stretch:
+    """The first tokens are not counted: of a pass that began before there was anybody to wait for it."""
+    worker = actor.worker
+    actor.decoder.moments.clear()
+    started, trained, train_s, sample_s = time.perf_counter(), actor.trained_tokens, worker.train_s, worker.sample_s
+    actor.sample(FIRST + new)
+    spent_s = time.perf_counter() - started
+    train_s, sample_s = worker.train_s - train_s, worker.sample_s - sample_s
+    gaps = [end - start for start, end in itertools.pairwise(actor.decoder.moments[FIRST:])]
+    return Stretch(gaps, actor.trained_tokens - trained, spent_s, sample_s / (train_s + sample_s))
+
+
+def measure(actor: Actor, share: float, new: int, repetitions: int) -> dict[str, Any]:
+    """Medians over repetitions, in which sequences decode alone, then beside training, and training runs alone."""
+    alone, beside, training = list[Stretch](), list[Stretch](), list[float]()
     with working(actor):
-        actor.sample(16)  # warms up
-        alone, _, _ = sampled()
-        actor.train()
-        actor.sample(16)
-        beside, trained, split = sampled()
+        for _ in range(repetitions):
+            alone.append(stretch(actor, new))
+            actor.train()
+            beside.append(stretch(actor, new))
+            training.append(actor.train_on(ROUNDS_ALONE))
+            actor.pause()
+    trained_per_s = sum(s.trained for s in beside) / sum(s.spent_s for s in beside)
     return {
         "share": share,
-        "alone_p50_s": statistics.median(alone),
-        "alone_p95_s": _p95(alone),
-        "beside_p50_s": statistics.median(beside),
-        "beside_p95_s": _p95(beside),
-        "p95_ratio": _p95(beside) / _p95(alone),
-        "median_ratio": statistics.median(beside) / statistics.median(alone),
-        "sampling": split,
-        "trained_tokens_per_s": trained,
+        "alone_p50_s": statistics.median(gap for s in alone for gap in s.gaps),
+        "alone_p95_s": statistics.median(s.p95_s for s in alone),
+        "beside_p50_s": statistics.median(gap for s in beside for gap in s.gaps),
+        "beside_p95_s": statistics.median(s.p95_s for s in beside),
+        "p95_ratio": ratios([s.p95_s for s in beside], [s.p95_s for s in alone]),
+        "sampling": statistics.median(s.sampling for s in beside),
+        "trained_tokens_per_s": trained_per_s,
+        "trained_of_alone": trained_per_s / statistics.median(training),
     }
-
-
-def _p95(values: list[float]) -> float:
-    return statistics.quantiles(values, n=20)[-1]
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.25])
-    parser.add_argument("--row-tokens", type=int, default=16, help="of each datum: a pass holds one at least")
-    parser.add_argument("--sequences", type=int, default=8)
-    parser.add_argument("--new-tokens", type=int, default=200)
+    parser.add_argument("--row-tokens", type=int, default=16, help="of each datum")
+    parser.add_argument("--sequences", type=int, nargs="+", default=[8])
+    parser.add_argument("--new-tokens", type=int, default=60)
+    parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args(arguments)
     base = wrap_model(build_model())
     targets = attach_lora(base)
-    found = [
-        measure(Actor(base, targets, share, options.row_tokens, options.sequences), share, options.new_tokens)
-        for share in options.shares
-    ]
-    title = f"{options.sequences} sequences beside {RUNS} runs of {ROWS} x {options.row_tokens} tokens"
-    columns = (
-        "share",
-        "alone: median, p95",
-        "beside training",
-        "p95 over p95",
-        "at most",
-        "sampling",
-        "trained tokens/s",
-    )
-    table = Table(*columns, title=f"{title}, {torch.get_num_threads()} threads")
-    for one in found:
+    columns = ("sequences", "share", "alone: median, p95", "beside", "p95 over p95", "at most", "sampling", "training")
+    title = f"beside {RUNS} runs of {ROWS} x {options.row_tokens} tokens, {torch.get_num_threads()} threads"
+    table, found = Table(*columns, title=title), list[dict[str, Any]]()
+    for sequences, share in itertools.product(options.sequences, options.shares):
+        actor = Actor(base, targets, share, options.row_tokens, sequences)
+        one = {"sequences": sequences} | measure(actor, share, options.new_tokens, options.repetitions)
+        found.append(one)
+        middle, low, high = one["p95_ratio"]
         table.add_row(
-            f"{one['share']}",
+            f"{sequences}",
+            f"{share}",
             f"{one['alone_p50_s'] * 1e3:.0f}, {one['alone_p95_s'] * 1e3:.0f} ms",
             f"{one['beside_p50_s'] * 1e3:.0f}, {one['beside_p95_s'] * 1e3:.0f} ms",
-            f"{one['p95_ratio']:.2f}",
-            f"{1 / one['share']:.2f}",
+            f"{middle:.2f} ({low:.2f} to {high:.2f})",
+            f"{1 / share:.2f}",
             f"{one['sampling']:.0%}",
-            f"{one['trained_tokens_per_s']:.0f}",
+            f"{one['trained_of_alone']:.0%}",
         )
     Console().print(table)
     print(json.dumps({"bench": "shares", "row_tokens": options.row_tokens, "results": found}))

@@ -345,3 +345,21 @@ def test_a_bfloat16_base_trains_float32_adapters() -> None:
     coarse.engine.optim_step([("0", AdamParams(learning_rate=1e-2))])
     stepped = coarse.pool.get("0")
     torch.testing.assert_close(stepped.compute, stepped.weights.bfloat16())
+
+
+def test_beside_others_there_are_more_pauses_and_the_same_comes_of_it() -> None:
+    pauses: list[int] = []
+    grads: list[torch.Tensor] = []
+    for beside_others in (False, True):
+        workshop = Workshop(tiny_qwen3())
+        adapter = workshop.add("run", AdapterSpec(4, seed=1))
+        pauses.append(0)
+
+        def pause() -> None:
+            pauses[-1] += 1
+
+        workshop.base.in_flight.pause, workshop.base.in_flight.beside_others = pause, beside_others
+        succeeded(workshop.engine.forward_backward([job("run", request(3, lengths=[100] * 6))])[0])
+        grads.append(adapter.grad)
+    assert pauses[1] > pauses[0] > 0
+    assert_close(grads[1], grads[0])

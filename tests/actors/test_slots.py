@@ -55,6 +55,21 @@ def test_an_adapter_that_is_wanted_now_is_never_the_one_to_go() -> None:
     assert set(pool.hot) == {"a", "c"}
 
 
+def test_an_adapter_that_is_pinned_stays_and_takes_up_room() -> None:
+    pool = AdapterPool(2, "meta")
+    for key in "abc":
+        pool.add(key, Recorder(AdapterSpec(2), TARGETS))
+    pool.acquire(["a", "b"])
+    with pool.pin(["a"]):
+        pool.acquire(["b"])
+        pool.acquire(["c"])
+        assert pool.hot == ["a", "c"]
+        assert pool.has_room(["a", "b"]) and not pool.has_room(["b", "c"])
+        with pytest.raises(ValueError, match="beside 1 that are pinned"):
+            pool.acquire(["b", "c"])
+    assert pool.acquire(["b", "c"])
+
+
 def test_what_is_hot_already_is_not_moved_again() -> None:
     pool = pool_of("ab", 2)
     for _ in range(3):

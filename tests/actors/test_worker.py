@@ -14,7 +14,6 @@ from lorry.actors.residents import Residents
 from lorry.actors.snapshots import save_sampler_weights
 from lorry.actors.survey import survey
 from lorry.actors.training import Trainer
-from lorry.actors.turns import FIRST_GUESS
 from lorry.actors.worker import Worker
 from lorry.wire.actor_messages import AdapterState, CancelCommand, Completion, Item, MicroBatch, Outcome
 from lorry.wire.codec import encode
@@ -32,8 +31,8 @@ PROMPT = [(5 * i + 1) % 90 for i in range(40)]
 class Desk:
     """A worker at work, and what it posted."""
 
-    def __init__(self, folder: Path) -> None:
-        workshop = Workshop(tiny_qwen3(), token_budget=FIRST_GUESS)
+    def __init__(self, folder: Path, slots: int = 8) -> None:
+        workshop = Workshop(tiny_qwen3(), slots)
         self.pool = workshop.pool
         base, targets = workshop.base, workshop.targets
         for name in ("one", "two"):
@@ -60,7 +59,7 @@ class Desk:
         self.worker.orders.put(Sample(BatchId(1), Item(FutureId(future), "sample", state), payload))
 
     def train(self, future: str, rows: int, run: str = "run") -> None:
-        """One forward_backward of rows that fill several passes, each of FIRST_GUESS tokens at most."""
+        """One forward_backward of rows of 100 tokens, 81 of which fill a pass where nobody decodes."""
         state = AdapterState(run, LoraConfig(rank=4, seed=1))
         item = Item(FutureId(future), "forward_backward", state)
         payload = encode(request(7, lengths=[100] * rows))
@@ -71,8 +70,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    desk = Desk(tmp_path)
+def desk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Desk]:
+    desk = Desk(tmp_path, getattr(request, "param", 8))
     yield desk
     desk.worker.orders.put(Stop())
     desk.thread.join()
@@ -88,13 +87,21 @@ def test_a_prefix_is_found_by_the_same_sampler_weights_and_by_no_others(desk: De
     assert found == [0, 32, 0, 0, 0]
 
 
-def test_sequences_get_their_tokens_between_the_passes_of_a_micro_batch(desk: Desk) -> None:
+def test_sequences_get_their_tokens_between_the_products_of_a_pass(desk: Desk) -> None:
     desk.train("train", rows=60)
     desk.sample("sample", "one")
     assert [desk.next_outcome().future for _ in range(2)] == ["sample", "train"]
 
 
-def test_a_request_is_cancelled_between_the_passes_of_a_micro_batch(desk: Desk) -> None:
+@pytest.mark.parametrize("desk", [1], indirect=True)
+def test_where_the_slots_are_those_of_the_pass_sequences_wait_for_its_end(desk: Desk) -> None:
+    desk.train("train", rows=60)
+    desk.sample("sample", "one")
+    outcomes = [desk.next_outcome() for _ in range(2)]
+    assert {(outcome.future, outcome.error) for outcome in outcomes} == {("train", None), ("sample", None)}
+
+
+def test_a_request_is_cancelled_between_the_products_of_a_pass(desk: Desk) -> None:
     desk.train("train", rows=60)
     desk.sample("sample", "one", new=140)
     desk.worker.orders.put(CancelCommand(FutureId("sample")))
