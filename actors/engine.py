@@ -170,7 +170,8 @@ class Engine:
     ) -> set[str]:
         """One pass through the model, and back; returns the adapters whose gradient is not finite now."""
         segments = rows.segments()
-        adapters = self.pool.acquire([key for key, _, _ in segments])
+        keys = [key for key, _, _ in segments]
+        adapters = self.pool.acquire(keys)
         batch = lay_out(rows, requests, self.base.device)
         in_flight = self.base.in_flight
         in_flight.lengths = [row.length for row in rows.rows]
@@ -178,7 +179,7 @@ class Engine:
             Segment(adapter, start, end) for adapter, (_, start, end) in zip(adapters, segments, strict=True)
         ]
         try:
-            with self.pool.pin([key for key, _, _ in segments]):
+            with self.pool.pin(keys):
                 hidden = self.base.hidden_states(batch.tokens, batch.positions, grad=backward)  # [tokens, hidden]
                 if batch.ratio_mask is not None:
                     batch = batch.with_sequence_ratios(self.head.logprobs(hidden.detach(), batch.targets).targets)

@@ -58,7 +58,7 @@ class Linears(Protocol):
         ...
 
 
-def nothing() -> None:
+def _nothing() -> None:
     pass
 
 
@@ -74,7 +74,7 @@ class InFlight:
     segments: list[Segment] = field(default_factory=list)
     cache: AttentionCache | None = None
     stacked: Linears | None = None
-    pause: Callable[[], None] = nothing
+    pause: Callable[[], None] = _nothing
     beside_others: bool = False
 
     @contextmanager

@@ -33,7 +33,7 @@ class Turns:
     @property
     def owed_s(self) -> float:
         """How long training may go on until sampling is due."""
-        return max(0.0, min(self._turn_s, -self._lead_s * (1 - self._share)))
+        return max(0.0, min(self._turn_s, self._behind_s))
 
     def trained(self, spent_s: float, contended: bool) -> None:
         """A piece of training had the device for `spent_s`; `contended` says whether sampling wanted it too."""
@@ -47,7 +47,12 @@ class Turns:
         earned_s = spent_s * (1 - self._share) / self._share
         usual_s = earned_s if self._usual_s is None else self._usual_s
         self._usual_s = usual_s + WEIGHT_OF_LATEST * (min(earned_s, 2 * usual_s) - usual_s)
-        self._turn_s = self._usual_s + (-self._lead_s * (1 - self._share) - self._usual_s) / SPREAD
+        self._turn_s = self._usual_s + (self._behind_s - self._usual_s) / SPREAD
+
+    @property
+    def _behind_s(self) -> float:
+        """How long training would have to go on to have its share; below 0 where it had more."""
+        return -self._lead_s * (1 - self._share)
 
     def _add(self, weighted_s: float, contended: bool) -> None:
         """Who is ahead counts only while both want the device."""

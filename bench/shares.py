@@ -66,9 +66,10 @@ class Actor:
         trainer = Trainer(engine, residents, targets, "bench")
         self.worker = Worker(engine, self.decoder, residents, trainer, share, self._post)
         self.training = False
-        self.trained_tokens = self._under_way = 0
+        self.trained_tokens = 0
         self._ended: queue.SimpleQueue[FutureId] = queue.SimpleQueue()
         self._trained: queue.SimpleQueue[FutureId] = queue.SimpleQueue()
+        self._paused: queue.SimpleQueue[FutureId] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
         data = [datum(row) for row in torch.randint(0, VOCAB, (ROWS, row_tokens + 1))]
         self._payload, self._row_tokens = encode(ForwardBackwardInput(data, "cross_entropy", {})), row_tokens
@@ -91,8 +92,8 @@ class Actor:
     def pause(self) -> None:
         """Returns when no training is under way."""
         self.training = False
-        while self._under_way:
-            self._trained.get()
+        for _ in range(RUNS):
+            self._paused.get()
 
     def sample(self, tokens: int) -> None:
         """Returns when all have ended."""
@@ -105,7 +106,6 @@ class Actor:
             self._ended.get()
 
     def _send(self, earlier: FutureId) -> None:
-        self._under_way += 1
         run = earlier.partition(":")[0]
         item = Item(
             FutureId(f"{run}:{next(self._numbers)}"), "forward_backward", AdapterState(run, LoraConfig(rank=16))
@@ -119,11 +119,11 @@ class Actor:
         self.trained_tokens += outcome.train_tokens
         if not outcome.train_tokens:
             self._ended.put(outcome.future)
-            return
-        self._under_way -= 1
-        if self.training:
+        elif self.training:
             self._send(outcome.future)
-        self._trained.put(outcome.future)
+            self._trained.put(outcome.future)
+        else:
+            self._paused.put(outcome.future)
 
 
 @contextmanager
