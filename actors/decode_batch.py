@@ -11,33 +11,28 @@ from torch import Tensor
 
 from .in_flight import Segment
 from .kv_cache import KVCache, Reading
-from .lora_decode import Stacked
+from .lora_decode import Gathered
 from .sampling import SamplingRows
 from .sequences import Request, Row
 
 if TYPE_CHECKING:
     from .adapters import Adapter
 
-MOST_SPREAD = 2
-"""Rows of adapters that have not equally many are filled up to the most: beyond this many times the rows, walking from
-segment to segment costs less."""
-
 
 class DecodeBatch:
     """`rows` in the order of the packed row: those of one adapter side by side, those of the bare base last.
 
-    `stacked` says that `stack` computes the adapters; otherwise `segments` are to be walked.
+    `gathered` says that `gather` computes the adapters; otherwise `segments` are to be walked.
     """
 
-    def __init__(self, rows: Sequence[Row], stack: Stacked, cache: KVCache, device: torch.device) -> None:
+    def __init__(self, rows: Sequence[Row], gather: Gathered, cache: KVCache, device: torch.device) -> None:
         self._cache, self._device = cache, device
         adapters = list(dict.fromkeys(row.request.adapter for row in rows if row.request.adapter is not None))
-        order: list[Adapter | None] = [*stack.hold(adapters), None]
-        self.rows = [row for adapter in order for row in rows if row.request.adapter is adapter]
-        counts = [sum(row.request.adapter is adapter for row in rows) for adapter in order[:-1]]
-        self.stacked = bool(counts) and len(counts) * max(counts) <= MOST_SPREAD * sum(counts)
-        stack.arrange(counts, device)
-        self.segments = [] if self.stacked else segments_of([row.request.adapter for row in self.rows], [1] * len(rows))
+        self.rows = [row for adapter in (*adapters, None) for row in rows if row.request.adapter is adapter]
+        counts = [sum(row.request.adapter is adapter for row in rows) for adapter in adapters]
+        self.gathered = gather.arrange(adapters, counts, device)
+        owners = [row.request.adapter for row in self.rows]
+        self.segments = [] if self.gathered else segments_of(owners, [1] * len(rows))
         self.sampling = sampling_rows(self.rows, device)
         self.tokens = torch.tensor([row.tokens[-1] for row in self.rows], dtype=torch.int64, device=device)  # [rows]
         self.positions = torch.tensor([row.held.computed for row in self.rows], dtype=torch.int64, device=device)

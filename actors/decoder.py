@@ -18,7 +18,7 @@ from .block_pool import BlockPool
 from .decode_batch import DecodeBatch, sampling_rows, segments_of
 from .kv_cache import KVCache, PromptChunk
 from .lineup import Chunk, Lineup, Plan
-from .lora_decode import Segmented, Stacked
+from .lora_decode import Gathered, Segmented
 from .prompt_logprobs import list_top, score_prompt
 from .sampling import MAX_TOP_LOGPROBS, Sampled, SamplingRows, sample, seed_of_sample
 from .sequences import Request, Row, Stem, Usage
@@ -53,7 +53,7 @@ class Decoder:
         self.lineup = Lineup(self.pool, BLOCK_TOKENS, max_rows, prefill_chunk)
         self._cache = KVCache(shape, blocks, BLOCK_TOKENS, base.device)
         self._segmented = Segmented(base.in_flight)
-        self._stack = Stacked(shape.groups, base.in_flight)
+        self._gathered = Gathered(shape.groups, base.in_flight)
         self._requests: dict[Hashable, Request] = {}
         self._arrivals = 0
         self._batch: DecodeBatch | None = None
@@ -127,7 +127,7 @@ class Decoder:
     def _rest(self) -> None:
         if not self._requests:
             self._batch = None
-            self._stack.clear()
+            self._gathered.clear()
 
     # The model -------------------------------------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class Decoder:
         if not rows:
             return None
         if self._batch is None or self._batch_of != self.lineup.changes:
-            self._batch = DecodeBatch(rows, self._stack, self._cache, self._base.device)
+            self._batch = DecodeBatch(rows, self._gathered, self._cache, self._base.device)
             self._batch_of = self.lineup.changes
         self._batch.refresh()
         return self._batch
@@ -209,15 +209,15 @@ class Decoder:
     def _set_adapters(self, batch: DecodeBatch | None, chunks: Sequence[Chunk], lengths: Sequence[int]) -> None:
         in_flight, rows = self._base.in_flight, 0 if batch is None else len(batch.rows)
         in_flight.segments = segments_of([chunk.stem.request.adapter for chunk in chunks], lengths, rows)
-        in_flight.stacked = self._segmented
-        if batch is not None and batch.stacked:
-            in_flight.stacked = self._stack
+        in_flight.linears = self._segmented
+        if batch is not None and batch.gathered:
+            in_flight.linears = self._gathered
         elif batch is not None:
             in_flight.segments = batch.segments + in_flight.segments
 
     def _clear_adapters(self) -> None:
-        self._base.in_flight.segments, self._base.in_flight.stacked = [], None
-        self._stack.forget_input()
+        self._base.in_flight.segments, self._base.in_flight.linears = [], None
+        self._gathered.forget_input()
 
     # What comes of it ------------------------------------------------------------------------------------------------
 
@@ -228,7 +228,7 @@ class Decoder:
         """
         ended: dict[Request, None] = {}
         at = 0
-        self._base.in_flight.stacked = self._segmented
+        self._base.in_flight.linears = self._segmented
         for chunk in chunks:
             request, new = chunk.stem.request, chunk.end - chunk.start
             score_prompt(self._base, hidden[at : at + new], chunk.start, request)

@@ -64,7 +64,7 @@ def _nothing() -> None:
 
 @dataclass(slots=True)
 class InFlight:
-    """`lengths` are those of the sequences laid end to end in the packed row, in order. Where `stacked` is there, it
+    """`lengths` are those of the sequences laid end to end in the packed row, in order. Where `linears` is there, it
     computes the trainable layers, and `segments` are those of the tokens that it does not cover.
 
     `pause` is called between the products of a training pass, forward and backward: whoever wants the device may use
@@ -73,7 +73,7 @@ class InFlight:
     lengths: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     cache: AttentionCache | None = None
-    stacked: Linears | None = None
+    linears: Linears | None = None
     pause: Callable[[], None] = _nothing
     beside_others: bool = False
 

@@ -54,8 +54,8 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., inputs] with the packed row's tokens in its leading axes -> [..., outputs]."""
-        if self.in_flight.stacked is not None:
-            return self.in_flight.stacked.linear(self, x)
+        if self.in_flight.linears is not None:
+            return self.in_flight.linears.linear(self, x)
         self.in_flight.pause()
         rows = x.view(-1, self.in_features)  # [tokens, inputs]
         layout = self.layout(len(rows))

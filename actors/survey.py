@@ -45,13 +45,13 @@ class Survey:
 def survey(base: BaseModel) -> Survey:
     notes = _Notes()
     in_flight = base.in_flight
-    in_flight.cache, in_flight.stacked = notes, notes
+    in_flight.cache, in_flight.linears = notes, notes
     token = torch.zeros(1, dtype=torch.int64, device=base.device)
     try:
         with torch.inference_mode():
             base.logits(base.hidden_states(token, token, grad=False))
     finally:
-        in_flight.cache, in_flight.stacked = None, None
+        in_flight.cache, in_flight.linears = None, None
     return Survey(notes.layers, notes.groups, base.dtype)
 
 

@@ -346,7 +346,7 @@ def test_the_model_trains_after_it_has_sampled() -> None:
     base = wrap_model(tiny_qwen3())
     adapter = attach_lora(base).new_adapter(AdapterSpec(rank=4), "cpu")
     sample(base, request(PROMPTS[2], include_prompt_logprobs=True), adapter)
-    assert (base.in_flight.segments, base.in_flight.cache, base.in_flight.stacked) == ([], None, None)
+    assert (base.in_flight.segments, base.in_flight.cache, base.in_flight.linears) == ([], None, None)
     base.in_flight.lengths = [3]
     hidden = base.hidden_states(torch.tensor([1, 2, 3]), torch.arange(3), grad=True)
     hidden.sum().backward()
