@@ -18,12 +18,11 @@ RANKS = 8
 
 @dataclass(frozen=True, slots=True)
 class GroupWeights:
-    """Of modules that read one tensor, so that one product with A serves all of them."""
+    """Of modules that read one tensor, so that one product with A serves all of them. A module that no adapter has is
+    0 outputs wide."""
 
     a: Tensor  # [blocks, inputs, modules * RANKS]
-    b: list[
-        Tensor
-    ]  # of each module: [blocks * RANKS, outputs], times the adapter's scale; no outputs where none has it
+    b: list[Tensor]  # each module's [blocks * RANKS, outputs], times the adapter's scale
 
 
 class LoraBlocks:
