@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .decode_linears import DecodeLinears
 from .in_flight import Segment
 from .kv_cache import KVCache, Reading
-from .lora_decode import Gathered
 from .sampling import SamplingRows
 from .sequences import Request, Row
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 class DecodeBatch:
     """`rows` in the order of the packed row: those of one adapter side by side, those of the bare base last.
 
-    `gathered` says that `gather` computes the adapters; otherwise `segments` are to be walked.
+    `gathered` says that `linears` gathers what the adapters have; otherwise `segments` are to be walked.
     """
 
-    def __init__(self, rows: Sequence[Row], gather: Gathered, cache: KVCache, device: torch.device) -> None:
+    def __init__(self, rows: Sequence[Row], linears: DecodeLinears, cache: KVCache, device: torch.device) -> None:
         self._cache, self._device = cache, device
         adapters = list(dict.fromkeys(row.request.adapter for row in rows if row.request.adapter is not None))
         self.rows = [row for adapter in (*adapters, None) for row in rows if row.request.adapter is adapter]
         counts = [sum(row.request.adapter is adapter for row in rows) for adapter in adapters]
-        self.gathered = gather.arrange(adapters, counts, device)
+        self.gathered = linears.arrange(adapters, counts, device)
         owners = [row.request.adapter for row in self.rows]
         self.segments = [] if self.gathered else segments_of(owners, [1] * len(rows))
         self.sampling = sampling_rows(self.rows, device)

@@ -16,9 +16,9 @@ from ..wire.types import ModelInput, SampleResponse, TopkLogprobs
 from .base_model import BaseModel
 from .block_pool import BlockPool
 from .decode_batch import DecodeBatch, sampling_rows, segments_of
+from .decode_linears import DecodeLinears
 from .kv_cache import KVCache, PromptChunk
 from .lineup import Chunk, Lineup, Plan
-from .lora_decode import Gathered, Segmented
 from .prompt_logprobs import list_top, score_prompt
 from .sampling import MAX_TOP_LOGPROBS, Sampled, SamplingRows, sample, seed_of_sample
 from .sequences import Request, Row, Stem, Usage
@@ -52,8 +52,7 @@ class Decoder:
         self.pool = BlockPool(blocks)
         self.lineup = Lineup(self.pool, BLOCK_TOKENS, max_rows, prefill_chunk)
         self._cache = KVCache(shape, blocks, BLOCK_TOKENS, base.device)
-        self._segmented = Segmented(base.in_flight)
-        self._gathered = Gathered(shape.groups, base.in_flight)
+        self._linears = DecodeLinears(base, shape.groups)
         self._requests: dict[Hashable, Request] = {}
         self._arrivals = 0
         self._batch: DecodeBatch | None = None
@@ -107,7 +106,8 @@ class Decoder:
         for request in ended:
             del self._requests[request.key]
             self.lineup.remove(request)
-        self._rest()
+        if ended:
+            self._rest()
         return [(request.key, request.result, request.usage) for request in ended]
 
     def _next(self) -> int:
@@ -125,9 +125,11 @@ class Decoder:
         self.lineup.join(Stem(request, request.prompt, deque(rows)))
 
     def _rest(self) -> None:
+        """Requests have left."""
+        adapters = (request.adapter for request in self._requests.values())
+        self._linears.retain({adapter for adapter in adapters if adapter is not None})
         if not self._requests:
             self._batch = None
-            self._gathered.clear()
 
     # The model -------------------------------------------------------------------------------------------------------
 
@@ -153,7 +155,7 @@ class Decoder:
         if not rows:
             return None
         if self._batch is None or self._batch_of != self.lineup.changes:
-            self._batch = DecodeBatch(rows, self._gathered, self._cache, self._base.device)
+            self._batch = DecodeBatch(rows, self._linears, self._cache, self._base.device)
             self._batch_of = self.lineup.changes
         self._batch.refresh()
         return self._batch
@@ -209,15 +211,15 @@ class Decoder:
     def _set_adapters(self, batch: DecodeBatch | None, chunks: Sequence[Chunk], lengths: Sequence[int]) -> None:
         in_flight, rows = self._base.in_flight, 0 if batch is None else len(batch.rows)
         in_flight.segments = segments_of([chunk.stem.request.adapter for chunk in chunks], lengths, rows)
-        in_flight.linears = self._segmented
-        if batch is not None and batch.gathered:
-            in_flight.linears = self._gathered
-        elif batch is not None:
+        in_flight.linears = self._linears
+        self._linears.gathering = batch is not None and batch.gathered
+        if batch is not None:
             in_flight.segments = batch.segments + in_flight.segments
 
     def _clear_adapters(self) -> None:
         self._base.in_flight.segments, self._base.in_flight.linears = [], None
-        self._gathered.forget_input()
+        self._linears.gathering = False
+        self._linears.forget_inputs()
 
     # What comes of it ------------------------------------------------------------------------------------------------
 
@@ -228,7 +230,7 @@ class Decoder:
         """
         ended: dict[Request, None] = {}
         at = 0
-        self._base.in_flight.linears = self._segmented
+        self._base.in_flight.linears = self._linears
         for chunk in chunks:
             request, new = chunk.stem.request, chunk.end - chunk.start
             score_prompt(self._base, hidden[at : at + new], chunk.start, request)

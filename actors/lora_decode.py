@@ -1,6 +1,6 @@
 """LoRA of a decode step: one token of many sequences, through the weights of many adapters.
 
-Where `lora` walks from segment to segment, which costs two small products each, this gathers for every row what its
+Where `lora_walk` goes from segment to segment, which costs two small products each, this gathers for every row what its
 adapter has, as Punica's BGMV does (arXiv:2310.18547), and fills no rank up to another's. It computes no gradient.
 """
 
@@ -12,39 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .adapters import Adapter
-from .in_flight import InFlight, LinearLayer
-from .lora import LoraLinear, add_lora
 from .lora_blocks import RANKS, LoraBlocks, block_count
-from .products import linear
 
 MOST_SPREAD = 2
 """Every block gets as many places as the adapter of the most rows needs: beyond this many times the places that are
 taken, walking from segment to segment costs less."""
 
-LARGE = 2**18
-"""Elements of a weight below which, for a few rows, a call of oneDNN costs more than it gains."""
-
-
-def base_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [..., inputs], weight [outputs, inputs], bias [outputs] -> [..., outputs]."""
-    return (linear if weight.numel() >= LARGE else F.linear)(x, weight, bias)
-
-
-class Segmented:
-    """The base's product for all tokens, and LoRA for those of the segments in flight, one after the other."""
-
-    def __init__(self, in_flight: InFlight) -> None:
-        self._in_flight = in_flight
-
-    def linear(self, module: LinearLayer, x: Tensor) -> Tensor:
-        """x [..., inputs] -> [..., outputs]."""
-        y = base_product(x, module.weight, module.bias)
-        if self._in_flight.segments:
-            assert isinstance(module, LoraLinear)
-            rows = x.view(-1, module.in_features)  # [tokens, inputs]
-            layout = module.layout(len(rows))
-            add_lora(layout, rows, y.view(-1, y.shape[-1]))
-        return y
+MANY_ROWS = 8
+"""Of an adapter, on average: from here on walking costs less, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +33,13 @@ class Routes:
 
 
 class Gathered:
-    """As `Segmented`, but that the packed row begins with rows that `arrange` told of, whose adapters are held.
+    """Of the packed row's first rows, those that `arrange` told of, whose adapters are held.
 
-    `groups` are the indices of modules that read one tensor, in the order in which they do.
+    `groups` are the indices of layers that read one tensor, in the order in which they do.
     """
 
-    def __init__(self, groups: Sequence[tuple[int, ...]], in_flight: InFlight) -> None:
-        self._segmented = Segmented(in_flight)
+    def __init__(self, groups: Sequence[tuple[int, ...]]) -> None:
         self._blocks = LoraBlocks(groups)
-        self._place = {module: (g, i) for g, group in enumerate(groups) for i, module in enumerate(group)}
         self._widths = {len(group) for group in groups}
         self._routes: Routes | None = None
         self._down = torch.empty(0)  # [modules, entries]: the group's input times A
@@ -79,7 +52,7 @@ class Gathered:
         self._routes = None
         blocks = [block_count(adapter) for adapter in adapters]
         taken = sum(own * count for own, count in zip(blocks, counts, strict=True))
-        if not adapters or max(counts) * sum(blocks) > MOST_SPREAD * taken:
+        if sum(counts) >= MANY_ROWS * len(adapters) or max(counts) * sum(blocks) > MOST_SPREAD * taken:
             return False
         self._blocks.hold(adapters)
         self._routes = route([self._blocks.of[adapter] for adapter in adapters], counts, self._widths, device)
@@ -92,21 +65,17 @@ class Gathered:
         """A step is over."""
         self._down = torch.empty(0)
 
-    def linear(self, module: LinearLayer, x: Tensor) -> Tensor:
-        """x [..., inputs] -> [..., outputs]."""
-        y = self._segmented.linear(module, x)
-        group, i = self._place[module.index]
+    def add(self, group: int, i: int, x: Tensor, y: Tensor) -> None:
+        """Adds scale (x A.T) B to y [tokens, outputs] of the group's i-th layer, in place. x [tokens, inputs]."""
         weights, routes = self._blocks.groups[group], self._routes
         if weights is None or routes is None:
-            return y
+            return
         if i == 0:
-            self._down = self._times_a(weights.a[: self._blocks.used], routes, x.view(-1, module.in_features))
+            self._down = self._times_a(weights.a[: self._blocks.used], routes, x)
         if weights.b[i].shape[1]:
-            out = y.view(-1, y.shape[-1])[: len(routes.offsets)]  # [rows, outputs]
-            out += F.embedding_bag(
+            y[: len(routes.offsets)] += F.embedding_bag(
                 routes.index, weights.b[i], routes.offsets, mode="sum", per_sample_weights=self._down[i]
             )
-        return y
 
     def _times_a(self, a: Tensor, routes: Routes, rows: Tensor) -> Tensor:
         """a [blocks, inputs, modules * RANKS], rows [tokens, inputs] -> [modules, entries]."""

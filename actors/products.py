@@ -4,16 +4,23 @@ Torch itself takes oneDNN for low precision alone, and MKL for float32, whose co
 slower. `python -m bench.products` prints by how much. No autograd: callers write their own.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The operator that TorchInductor emits for a linear layer; absent from builds without oneDNN.
+# The operators that TorchInductor emits for a linear layer; absent from builds without oneDNN.
 _onednn_linear: Any = (
     getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 )
+_onednn_pack: Any = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if _onednn_linear is not None else None
+
+_FEW_ROWS = 16
+"""The rows that packed weights are laid out for: decode steps have about so many, and with more the layout is no worse
+than the plain one."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -26,3 +33,31 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def linear_backward(dy: Tensor, weight: Tensor) -> Tensor:
     """dy [rows, outputs], weight [outputs, inputs] -> the gradient of `linear`'s x: dy weight, [rows, inputs]."""
     return linear(dy, weight.T)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Layers that read one tensor, as one product. `weight` is a copy in a layout that only oneDNN can read."""
+
+    weight: Tensor
+    bias: Tensor | None  # [outputs of all]
+
+    def linear(self, x: Tensor) -> Tensor:
+        """x [rows, inputs] -> [rows, outputs of all]."""
+        return _onednn_linear(x, self.weight, self.bias, "none", [], "")
+
+
+def pack(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Packed | None:
+    """weights [outputs, inputs] and biases [outputs] of layers that read one tensor.
+
+    None where packing gains nothing, or cannot be done: only float32 on the CPU is packed.
+    """
+    first = weights[0]
+    if _onednn_pack is None or first.dtype != torch.float32 or first.device.type != "cpu":
+        return None
+    bias = None
+    if any(b is not None for b in biases):
+        known = zip(weights, biases, strict=True)
+        bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in known])
+    together = first.detach() if len(weights) == 1 else torch.cat([w.detach() for w in weights])
+    return Packed(_onednn_pack(together, _FEW_ROWS), bias)

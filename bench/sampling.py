@@ -19,15 +19,16 @@ import torch
 from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bench.engine import RANKS, Peft, build_model, ratios
 from lorry.actors.adapters import Adapter, AdapterSpec
 from lorry.actors.base_model import BaseModel, wrap_model
+from lorry.actors.decode_linears import BaseProducts
 from lorry.actors.decoder import Decoder
-from lorry.actors.lora import LoraTargets, attach_lora
-from lorry.actors.lora_decode import base_product
+from lorry.actors.lora import LoraLinear, LoraTargets, attach_lora
+from lorry.actors.survey import survey
 from lorry.wire.commands import SampleInput
 from lorry.wire.types import ModelInput, SampleResponse, SamplingParams
 
@@ -116,15 +117,18 @@ class Shape:
     base_share: float
 
 
-def matrix_products(model: PreTrainedModel, rows: int) -> Callable[[], None]:
+def matrix_products(base: BaseModel, rows: int) -> Callable[[], None]:
     """What the base model alone multiplies in one decode step."""
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    inputs = {linear: torch.randn(rows, linear.in_features) for linear in linears}
+    groups = survey(base).groups
+    modules = {module.index: module for module in base.model.modules() if isinstance(module, LoraLinear)}
+    products = BaseProducts(list(modules.values()), groups)
+    inputs = [torch.randn(rows, modules[group[0]].in_features) for group in groups]
 
     def run() -> None:
         with torch.inference_mode():
-            for linear in linears:
-                base_product(inputs[linear], linear.weight, None)
+            for g, group in enumerate(groups):
+                for i, index in enumerate(group):
+                    products.product(g, i, modules[index], inputs[g])
 
     return run
 
@@ -141,7 +145,7 @@ def measure(model: PreTrainedModel, repetitions: int) -> tuple[list[Shape], tupl
     prompts = torch.randint(1, model.config.get_text_config().vocab_size, (16, PROMPT))
     ours = {shape: lorry.prepare(prompts, shape[0]) for shape in SHAPES}
     theirs = {shape: peft.prepare(prompts, shape[0]) for shape in SHAPES}
-    products = matrix_products(model, 16)
+    products = matrix_products(lorry.base, 16)
     times: dict[str, dict[tuple[int, int], list[float]]] = {
         name: {shape: [] for shape in SHAPES} for name in ("ours", "theirs", "share")
     }

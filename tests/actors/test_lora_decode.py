@@ -1,19 +1,25 @@
-"""Gathered LoRA against a walk from segment to segment, while adapters of any rank come and go."""
+"""What a decode step computes of the trainable layers, against each layer and each adapter on its own, while adapters
+of any rank come and go."""
+
+from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from lorry.actors.adapters import Adapter, AdapterSpec
 from lorry.actors.base_model import BaseModel, wrap_model
 from lorry.actors.decode_batch import segments_of
+from lorry.actors.decode_linears import DecodeLinears
 from lorry.actors.lora import LoraLinear, LoraTargets, attach_lora
 from lorry.actors.lora_blocks import RANKS, LoraBlocks
-from lorry.actors.lora_decode import Gathered, Segmented
+from lorry.actors.lora_decode import Gathered
 from lorry.actors.survey import Survey, survey
 
 from .models import tiny_qwen3
+from .workshop import assert_close
 
 SPECS = [
     AdapterSpec(rank, seed=rank, train_mlp=mlp, train_unembed=unembed)
@@ -37,39 +43,64 @@ def _adapter(targets: LoraTargets, spec: AdapterSpec) -> Adapter:
     return adapter
 
 
-@pytest.fixture(scope="module")
-def tiny() -> tuple[BaseModel, list[Adapter], Survey]:
-    base = wrap_model(tiny_qwen3())
+Tiny = tuple[BaseModel, list[Adapter], Survey]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["without biases", "with biases"])
+def tiny(request: pytest.FixtureRequest) -> Tiny:
+    base = wrap_model(tiny_qwen3(attention_bias=request.param))
+    for name, parameter in base.model.named_parameters():
+        if name.endswith("bias"):
+            parameter.normal_()
     targets = attach_lora(base)
     return base, [_adapter(targets, spec) for spec in SPECS], survey(base)
 
 
-@given(BATCHES, st.integers(0, 2))
-def test_gathering_equals_walking(
-    tiny: tuple[BaseModel, list[Adapter], Survey], batches: list[dict[int, int]], bare: int
+def _expected(module: LoraLinear, x: torch.Tensor, owners: Sequence[Adapter | None]) -> torch.Tensor:
+    rows = F.linear(x, module.weight, module.bias)
+    for row, (tokens, owner) in enumerate(zip(x, owners, strict=True)):
+        part = owner.part(module.index) if owner else None
+        if part is not None:
+            rows[row] += part.scale * tokens @ part.a_t @ part.b
+    return rows
+
+
+@given(BATCHES, st.integers(0, 2), st.booleans())
+def test_gathered_or_walked_every_row_goes_through_its_own_adapter(
+    tiny: Tiny, batches: list[dict[int, int]], bare: int, walk: bool
 ) -> None:
     base, adapters, shape = tiny
     modules = [module for module in base.model.modules() if isinstance(module, LoraLinear)]
-    gathered, walked = Gathered(shape.groups, base.in_flight), Segmented(base.in_flight)
+    linears = DecodeLinears(base, shape.groups)
     for batch in batches:
-        owners, counts = [adapters[i] for i in batch], list(batch.values())
-        if not gathered.arrange(owners, counts, base.device):
-            continue
-        rows = sum(counts) + bare
+        chosen, counts = [adapters[i] for i in batch], list(batch.values())
+        owners = [adapter for adapter, count in zip(chosen, counts, strict=True) for _ in range(count)]
+        linears.gathering = linears.arrange(chosen, counts, base.device) and not walk
+        base.in_flight.segments = [] if linears.gathering else segments_of(owners, [1] * len(owners))
         for group in shape.groups:
-            x = torch.randn(rows, modules[group[0]].in_features)
-            found = [gathered.linear(modules[module], x) for module in group]
-            base.in_flight.segments = segments_of(owners, counts)
-            expected = [walked.linear(modules[module], x) for module in group]
-            base.in_flight.segments = []
-            for ours, theirs in zip(found, expected, strict=True):
-                torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+            x = torch.randn(len(owners) + bare, modules[group[0]].in_features)
+            found = [linears.linear(modules[module], x[None])[0] for module in group]
+            for module, ours in zip(group, found, strict=True):
+                expected = _expected(modules[module], x, [*owners, *[None] * bare])
+                assert_close(ours, expected)
+        base.in_flight.segments = []
+        linears.forget_inputs()
+        linears.retain(chosen)
+
+
+def test_in_low_precision_the_bases_products_are_torchs_own() -> None:
+    base = wrap_model(tiny_qwen3().bfloat16())
+    attach_lora(base)
+    modules = [module for module in base.model.modules() if isinstance(module, LoraLinear)]
+    linears = DecodeLinears(base, (groups := survey(base).groups))
+    for group in groups:
+        x = torch.randn(3, modules[group[0]].in_features, dtype=torch.bfloat16)
+        for module in group:
+            assert linears.linear(modules[module], x).equal(F.linear(x, modules[module].weight))
 
 
 @given(st.lists(st.sets(st.integers(0, len(SPECS) - 1), min_size=1), min_size=1, max_size=6))
-def test_adapters_held_fill_the_first_blocks(
-    tiny: tuple[BaseModel, list[Adapter], Survey], sets: list[set[int]]
-) -> None:
+def test_adapters_held_fill_the_first_blocks(tiny: Tiny, sets: list[set[int]]) -> None:
     _, adapters, shape = tiny
     blocks = LoraBlocks(shape.groups)
     for chosen in sets:
@@ -79,11 +110,10 @@ def test_adapters_held_fill_the_first_blocks(
         assert all(len(own) == -(-adapter.spec.rank // RANKS) for adapter, own in blocks.of.items())
 
 
-def test_an_adapter_of_many_rows_among_others_of_one_is_walked(
-    tiny: tuple[BaseModel, list[Adapter], Survey],
-) -> None:
+def test_gathering_is_for_many_adapters_of_few_rows_each(tiny: Tiny) -> None:
     base, adapters, shape = tiny
-    gathered = Gathered(shape.groups, base.in_flight)
+    gathered = Gathered(shape.groups)
     assert gathered.arrange(adapters[:2], [3, 3], base.device)
-    assert not gathered.arrange(adapters[:4], [30, 1, 1, 1], base.device)
+    assert not gathered.arrange(adapters[:2], [8, 8], base.device)
+    assert not gathered.arrange(adapters[:4], [20, 1, 1, 1], base.device), "room for twenty rows in every block"
     assert not gathered.arrange([], [], base.device)
