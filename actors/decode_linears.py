@@ -13,40 +13,30 @@ from torch.nn import functional as F
 from .adapters import Adapter
 from .base_model import BaseModel
 from .in_flight import LinearLayer
-from .lora import LoraLinear
+from .lora import layers_of
 from .lora_decode import Gathered
 from .lora_walk import Walked
-from .products import Packed, pack
+from .products import pack
 
 
 class BaseProducts:
-    """`groups` are the indices of `modules` that read one tensor, in the order in which they do.
+    """`groups` are the layers that read one tensor, in the order in which they do.
 
     Where weights can be packed they are, once more beside the plain ones that training reads.
     """
 
-    def __init__(self, modules: Sequence[LinearLayer], groups: Sequence[tuple[int, ...]]) -> None:
-        by_index = {module.index: module for module in modules}
-        self._packed: list[Packed | None] = []
-        self._sizes: list[list[int]] = []
-        for group in groups:
-            members = [by_index[index] for index in group]
-            self._packed.append(pack([m.weight for m in members], [m.bias for m in members]))
-            self._sizes.append([len(m.weight) for m in members])
-        self._outputs: Sequence[Tensor] = ()
+    def __init__(self, groups: Sequence[Sequence[LinearLayer]]) -> None:
+        self._groups = groups
+        self._packed = [pack([m.weight for m in group], [m.bias for m in group]) for group in groups]
+        self._sizes = [[len(m.weight) for m in group] for group in groups]
 
-    def product(self, group: int, i: int, module: LinearLayer, x: Tensor) -> Tensor:
-        """Of the group's i-th module, whose neighbours read the same x [rows, inputs] -> [rows, outputs]."""
-        packed = self._packed[group]
+    def products(self, group: int, x: Tensor) -> Sequence[Tensor]:
+        """Of every layer of the group: x [rows, inputs] -> [rows, outputs], which may be views of one tensor."""
+        packed, sizes = self._packed[group], self._sizes[group]
         if packed is None:
-            return F.linear(x, module.weight, module.bias)
-        if i == 0:
-            y = packed.linear(x)
-            self._outputs = (y,) if len(self._sizes[group]) == 1 else y.split_with_sizes(self._sizes[group], -1)
-        return self._outputs[i]
-
-    def forget(self) -> None:
-        self._outputs = ()
+            return [F.linear(x, module.weight, module.bias) for module in self._groups[group]]
+        y = packed.linear(x)
+        return (y,) if len(sizes) == 1 else y.split_with_sizes(sizes, -1)
 
 
 class DecodeLinears:
@@ -55,9 +45,11 @@ class DecodeLinears:
     def __init__(self, base: BaseModel, groups: Sequence[tuple[int, ...]]) -> None:
         self.gathering = False
         self._in_flight = base.in_flight
-        self._products = BaseProducts([m for m in base.model.modules() if isinstance(m, LoraLinear)], groups)
+        modules = layers_of(base)
+        self._products = BaseProducts([[modules[index] for index in group] for group in groups])
         self._gathered, self._walked = Gathered(groups), Walked(groups)
-        self._place = {module: (g, i) for g, group in enumerate(groups) for i, module in enumerate(group)}
+        self._place = {module: (g, i, len(group)) for g, group in enumerate(groups) for i, module in enumerate(group)}
+        self._computed: dict[int, dict[int, Tensor]] = {}  # by group: what its layers have not been asked for yet
 
     def arrange(self, adapters: Sequence[Adapter], counts: Sequence[int], device: torch.device) -> bool:
         """The packed row will begin with `counts[i]` rows of `adapters[i]`, at least one each, all different.
@@ -72,19 +64,31 @@ class DecodeLinears:
         if not adapters:
             self._gathered.clear()
 
-    def forget_inputs(self) -> None:
-        """A step is over."""
-        self._products.forget()
-        self._gathered.forget_input()
-        self._walked.forget_input()
+    def forget(self) -> None:
+        """A step is over, or was broken off."""
+        self._computed.clear()
 
-    def linear(self, module: LinearLayer, x: Tensor) -> Tensor:
-        """x [..., inputs] with the packed row's tokens in its leading axes -> [..., outputs]."""
-        group, i = self._place[module.index]
-        rows = x.view(-1, module.in_features)  # [tokens, inputs]
-        y = self._products.product(group, i, module, rows)  # [tokens, outputs]
-        if self.gathering:
-            self._gathered.add(group, i, rows, y)
-        if self._in_flight.segments:
-            self._walked.add(group, i, self._in_flight.segments, rows, y)
+    def linear(self, index: int, x: Tensor) -> Tensor:
+        """x [..., inputs] with the packed row's tokens in its leading axes -> [..., outputs].
+
+        Layers of a group may be asked in any order, each once, before the first is asked again.
+        """
+        group, i, size = self._place[index]
+        if size == 1:
+            y = self._compute(group, x)[0]
+        else:
+            if group not in self._computed:
+                self._computed[group] = dict(enumerate(self._compute(group, x)))
+            y = self._computed[group].pop(i)
+            if not self._computed[group]:
+                del self._computed[group]
         return y.view(*x.shape[:-1], y.shape[-1])
+
+    def _compute(self, group: int, x: Tensor) -> Sequence[Tensor]:
+        rows = x.view(-1, x.shape[-1])  # [tokens, inputs]
+        outputs = self._products.products(group, rows)  # [tokens, outputs] each
+        if self.gathering:
+            self._gathered.add(group, rows, outputs)
+        if self._in_flight.segments:
+            self._walked.add(group, self._in_flight.segments, rows, outputs)
+        return outputs

@@ -219,7 +219,7 @@ class Decoder:
     def _clear_adapters(self) -> None:
         self._base.in_flight.segments, self._base.in_flight.linears = [], None
         self._linears.gathering = False
-        self._linears.forget_inputs()
+        self._linears.forget()
 
     # What comes of it ------------------------------------------------------------------------------------------------
 

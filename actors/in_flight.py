@@ -53,8 +53,9 @@ class LinearLayer(Protocol):
 class Linears(Protocol):
     """Takes the trainable linear layers over, in inference."""
 
-    def linear(self, module: LinearLayer, x: "torch.Tensor") -> "torch.Tensor":
-        """x [..., inputs] with the packed row's tokens in its leading axes -> [..., outputs], adapters included."""
+    def linear(self, index: int, x: "torch.Tensor") -> "torch.Tensor":
+        """Of the layer of that index, adapters included: x [..., inputs], the packed row's tokens in its leading axes,
+        -> [..., outputs]."""
         ...
 
 

@@ -55,7 +55,7 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., inputs] with the packed row's tokens in its leading axes -> [..., outputs]."""
         if self.in_flight.linears is not None:
-            return self.in_flight.linears.linear(self, x)
+            return self.in_flight.linears.linear(self.index, x)
         self.in_flight.pause()
         rows = x.view(-1, self.in_features)  # [tokens, inputs]
         layout = self.layout(len(rows))
@@ -208,6 +208,11 @@ def attach_lora(base: BaseModel) -> LoraTargets:
     wrapped_head = model.get_output_embeddings()
     assert isinstance(wrapped_head, LoraLinear)
     return LoraTargets(tuple(targets), wrapped_head, has_experts, base.dtype, all_names)
+
+
+def layers_of(base: BaseModel) -> dict[int, LoraLinear]:
+    """The layers that `attach_lora` put in, by index."""
+    return {module.index: module for module in base.model.modules() if isinstance(module, LoraLinear)}
 
 
 def _group(name: str) -> Group | None:

@@ -42,7 +42,6 @@ class Gathered:
         self._blocks = LoraBlocks(groups)
         self._widths = {len(group) for group in groups}
         self._routes: Routes | None = None
-        self._down = torch.empty(0)  # [modules, entries]: the group's input times A
 
     def arrange(self, adapters: Sequence[Adapter], counts: Sequence[int], device: torch.device) -> bool:
         """The packed row begins with `counts[i]` rows of `adapters[i]`, at least one each, all different.
@@ -61,21 +60,20 @@ class Gathered:
     def clear(self) -> None:
         self._blocks.clear()
 
-    def forget_input(self) -> None:
-        """A step is over."""
-        self._down = torch.empty(0)
+    def add(self, group: int, x: Tensor, outputs: Sequence[Tensor]) -> None:
+        """Adds scale (x A.T) B to the outputs of the group's layers, [tokens, outputs] each, in place.
 
-    def add(self, group: int, i: int, x: Tensor, y: Tensor) -> None:
-        """Adds scale (x A.T) B to y [tokens, outputs] of the group's i-th layer, in place. x [tokens, inputs]."""
+        x [tokens, inputs].
+        """
         weights, routes = self._blocks.groups[group], self._routes
         if weights is None or routes is None:
             return
-        if i == 0:
-            self._down = self._times_a(weights.a[: self._blocks.used], routes, x)
-        if weights.b[i].shape[1]:
-            y[: len(routes.offsets)] += F.embedding_bag(
-                routes.index, weights.b[i], routes.offsets, mode="sum", per_sample_weights=self._down[i]
-            )
+        downs = self._times_a(weights.a[: self._blocks.used], routes, x)  # [modules, entries]
+        for y, b, down in zip(outputs, weights.b, downs, strict=True):
+            if b.shape[1]:
+                y[: len(routes.offsets)] += F.embedding_bag(
+                    routes.index, b, routes.offsets, mode="sum", per_sample_weights=down
+                )
 
     def _times_a(self, a: Tensor, routes: Routes, rows: Tensor) -> Tensor:
         """a [blocks, inputs, modules * RANKS], rows [tokens, inputs] -> [modules, entries]."""

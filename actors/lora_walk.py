@@ -27,31 +27,28 @@ class Walked:
     def __init__(self, groups: Sequence[tuple[int, ...]]) -> None:
         self._groups = groups
         self._stacks: dict[Adapter, dict[int, Stack | None]] = {}
-        self._downs: list[tuple[Tensor, Stack] | None] = []  # of each segment: its [rows, layers * rank]
 
     def retain(self, adapters: Collection[Adapter]) -> None:
         """Drops what was made for any others."""
         for adapter in [adapter for adapter in self._stacks if adapter not in adapters]:
             del self._stacks[adapter]
 
-    def forget_input(self) -> None:
-        self._downs = []
+    def add(self, group: int, segments: Sequence[Segment], x: Tensor, outputs: Sequence[Tensor]) -> None:
+        """Adds scale (x A.T) B to the outputs of the group's layers, [tokens, outputs] each, in place.
 
-    def add(self, group: int, i: int, segments: Sequence[Segment], x: Tensor, y: Tensor) -> None:
-        """Adds scale (x A.T) B to y [tokens, outputs] of the group's i-th layer, in place. x [tokens, inputs]."""
-        if i == 0:
-            self._downs = [self._down(segment, group, x) for segment in segments]
-        index = self._groups[group][i]
-        for segment, known in zip(segments, self._downs, strict=True):
-            part = segment.adapter.part(index)
-            if known is None or part is None:
+        x [tokens, inputs].
+        """
+        indices = self._groups[group]
+        for segment in segments:
+            adapter = segment.adapter
+            stack = self._stack(adapter, group)
+            if stack is None:
                 continue
-            down, stack = known
-            y[segment.start : segment.end].addmm_(down[:, stack.columns[i]], part.b, alpha=part.scale)
-
-    def _down(self, segment: Segment, group: int, x: Tensor) -> tuple[Tensor, Stack] | None:
-        stack = self._stack(segment.adapter, group)
-        return None if stack is None else (torch.mm(x[segment.start : segment.end], stack.a), stack)
+            down = torch.mm(x[segment.start : segment.end], stack.a)  # [rows, layers * rank]
+            for i, columns in stack.columns.items():
+                part = adapter.part(indices[i])
+                assert part is not None, "it has columns"
+                outputs[i][segment.start : segment.end].addmm_(down[:, columns], part.b, alpha=part.scale)
 
     def _stack(self, adapter: Adapter, group: int) -> Stack | None:
         stacks = self._stacks.setdefault(adapter, {})

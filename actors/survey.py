@@ -3,6 +3,7 @@
 It runs before anything else does, and keeps nothing of what it computed.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from .attention import attend_sequences
 from .base_model import BaseModel
 from .in_flight import LinearLayer
+from .lora import layers_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Survey:
 
 
 def survey(base: BaseModel) -> Survey:
-    notes = _Notes()
+    notes = _Notes(layers_of(base))
     in_flight = base.in_flight
     in_flight.cache, in_flight.linears = notes, notes
     token = torch.zeros(1, dtype=torch.int64, device=base.device)
@@ -59,6 +61,7 @@ def survey(base: BaseModel) -> Survey:
 class _Notes:
     """Stands where the cache and the adapters would. It holds every input, so that no two have one identity."""
 
+    modules: Mapping[int, LinearLayer]
     layers: dict[int, LayerShape] = field(default_factory=dict[int, LayerShape])
     inputs: list[tuple[Tensor, list[int]]] = field(default_factory=list[tuple[Tensor, list[int]]])
 
@@ -79,11 +82,11 @@ class _Notes:
         self.layers[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
         return attend_sequences(query, key, value, [query.shape[2]], scaling, sliding_window, sinks).transpose(1, 2)
 
-    def linear(self, module: LinearLayer, x: Tensor) -> Tensor:
+    def linear(self, index: int, x: Tensor) -> Tensor:
         if not self.inputs or self.inputs[-1][0] is not x:
             self.inputs.append((x, []))
-        self.inputs[-1][1].append(module.index)
-        return F.linear(x, module.weight, module.bias)
+        self.inputs[-1][1].append(index)
+        return F.linear(x, self.modules[index].weight, self.modules[index].bias)
 
 
 def block_count(memory_bytes: int, token_bytes: int, block_tokens: int) -> int:

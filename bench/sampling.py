@@ -27,7 +27,7 @@ from lorry.actors.adapters import Adapter, AdapterSpec
 from lorry.actors.base_model import BaseModel, wrap_model
 from lorry.actors.decode_linears import BaseProducts
 from lorry.actors.decoder import Decoder
-from lorry.actors.lora import LoraLinear, LoraTargets, attach_lora
+from lorry.actors.lora import LoraTargets, attach_lora, layers_of
 from lorry.actors.survey import survey
 from lorry.wire.commands import SampleInput
 from lorry.wire.types import ModelInput, SampleResponse, SamplingParams
@@ -119,16 +119,15 @@ class Shape:
 
 def matrix_products(base: BaseModel, rows: int) -> Callable[[], None]:
     """What the base model alone multiplies in one decode step."""
-    groups = survey(base).groups
-    modules = {module.index: module for module in base.model.modules() if isinstance(module, LoraLinear)}
-    products = BaseProducts(list(modules.values()), groups)
-    inputs = [torch.randn(rows, modules[group[0]].in_features) for group in groups]
+    layers = layers_of(base)
+    groups = [[layers[index] for index in group] for group in survey(base).groups]
+    products = BaseProducts(groups)
+    inputs = [torch.randn(rows, group[0].in_features) for group in groups]
 
     def run() -> None:
         with torch.inference_mode():
-            for g, group in enumerate(groups):
-                for i, index in enumerate(group):
-                    products.product(g, i, modules[index], inputs[g])
+            for g, x in enumerate(inputs):
+                products.products(g, x)
 
     return run
 

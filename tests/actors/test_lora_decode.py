@@ -13,7 +13,7 @@ from lorry.actors.adapters import Adapter, AdapterSpec
 from lorry.actors.base_model import BaseModel, wrap_model
 from lorry.actors.decode_batch import segments_of
 from lorry.actors.decode_linears import DecodeLinears
-from lorry.actors.lora import LoraLinear, LoraTargets, attach_lora
+from lorry.actors.lora import LoraLinear, LoraTargets, attach_lora, layers_of
 from lorry.actors.lora_blocks import RANKS, LoraBlocks
 from lorry.actors.lora_decode import Gathered
 from lorry.actors.survey import Survey, survey
@@ -70,7 +70,7 @@ def test_gathered_or_walked_every_row_goes_through_its_own_adapter(
     tiny: Tiny, batches: list[dict[int, int]], bare: int, walk: bool
 ) -> None:
     base, adapters, shape = tiny
-    modules = [module for module in base.model.modules() if isinstance(module, LoraLinear)]
+    modules = layers_of(base)
     linears = DecodeLinears(base, shape.groups)
     for batch in batches:
         chosen, counts = [adapters[i] for i in batch], list(batch.values())
@@ -79,24 +79,23 @@ def test_gathered_or_walked_every_row_goes_through_its_own_adapter(
         base.in_flight.segments = [] if linears.gathering else segments_of(owners, [1] * len(owners))
         for group in shape.groups:
             x = torch.randn(len(owners) + bare, modules[group[0]].in_features)
-            found = [linears.linear(modules[module], x[None])[0] for module in group]
+            found = [linears.linear(module, x[None])[0] for module in group]
             for module, ours in zip(group, found, strict=True):
                 expected = _expected(modules[module], x, [*owners, *[None] * bare])
                 assert_close(ours, expected)
         base.in_flight.segments = []
-        linears.forget_inputs()
         linears.retain(chosen)
 
 
 def test_in_low_precision_the_bases_products_are_torchs_own() -> None:
     base = wrap_model(tiny_qwen3().bfloat16())
     attach_lora(base)
-    modules = [module for module in base.model.modules() if isinstance(module, LoraLinear)]
+    modules = layers_of(base)
     linears = DecodeLinears(base, (groups := survey(base).groups))
     for group in groups:
         x = torch.randn(3, modules[group[0]].in_features, dtype=torch.bfloat16)
         for module in group:
-            assert linears.linear(modules[module], x).equal(F.linear(x, modules[module].weight))
+            assert linears.linear(module, x).equal(F.linear(x, modules[module].weight))
 
 
 @given(st.lists(st.sets(st.integers(0, len(SPECS) - 1), min_size=1), min_size=1, max_size=6))
