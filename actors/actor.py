@@ -79,6 +79,7 @@ def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None])
     from transformers.utils import logging
 
     from .base_model import load_base_model
+    from .compiled import CompiledModel
     from .decoder import Decoder
     from .engine import Engine
     from .lora import attach_lora
@@ -98,7 +99,8 @@ def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None])
     pool = AdapterPool(config.slots, base.device)
     engine = Engine(base, targets, pool, token_budget=config.token_budget)
     memory = config.kv_cache_bytes or _kv_cache_bytes(base.device)
-    decoder = Decoder(base, tokenizer, config.sample_rows, config.prefill_chunk, memory)
+    compiled = CompiledModel(base) if config.compile else None
+    decoder = Decoder(base, tokenizer, config.sample_rows, config.prefill_chunk, memory, compiled)
     residents = Residents(targets, pool, config.kept_samplers)
     trainer = Trainer(engine, residents, targets, config.base_model)
     worker = Worker(engine, decoder, residents, trainer, config.sample_share, post)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ..wire.errors import UnsupportedModelError
+from . import operators
 from .in_flight import InFlight
 
 PACKED = "lorry"
@@ -53,13 +54,16 @@ def attend_packed(
     if attention_mask is not None and (attention_mask.item() or None) != (sliding_window or None):
         raise UnsupportedModelError("a layer's mask has a sliding window that its attention call does not name")
     in_flight: InFlight = module.in_flight  # pyright: ignore[reportAssignmentType]
+    layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
+    window = sliding_window or None
     if scaling is None:
         scaling = 1 / math.sqrt(query.shape[-1])
+    if torch.compiler.is_compiling():
+        return operators.attend(query, key, value, in_flight, layer, scaling, window, s_aux), None
     if in_flight.cache is not None:
-        layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
-        output = in_flight.cache.attend(layer, query, key, value, scaling, sliding_window or None, s_aux)
+        output = in_flight.cache.attend(layer, query, key, value, scaling, window, s_aux)
         return output.transpose(1, 2), None  # [1, tokens, heads, value_dim]
-    return attend_sequences(query, key, value, in_flight.lengths, scaling, sliding_window or None, s_aux), None
+    return attend_sequences(query, key, value, in_flight.lengths, scaling, window, s_aux), None
 
 
 def attend_sequences(

@@ -38,12 +38,19 @@ class BaseModel:
         are detached. Fill `in_flight` first.
         """
         with torch.set_grad_enabled(grad):
+            if not grad:
+                return self.run_decoder(tokens, positions)
             embeddings: Tensor = self.model.get_input_embeddings()(tokens.unsqueeze(0))  # [1, tokens, hidden]
-            if grad:
-                embeddings = embeddings.detach().requires_grad_()
-            decoder = self.model.get_decoder()
-            output = decoder(inputs_embeds=embeddings, position_ids=positions.unsqueeze(0), use_cache=False)
-            return output.last_hidden_state.squeeze(0)
+            return self._decode(embeddings.detach().requires_grad_(), positions)
+
+    def run_decoder(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """As `hidden_states`, in whatever mode of autograd the caller is."""
+        return self._decode(self.model.get_input_embeddings()(tokens.unsqueeze(0)), positions)
+
+    def _decode(self, embeddings: Tensor, positions: Tensor) -> Tensor:
+        decoder = self.model.get_decoder()
+        output = decoder(inputs_embeds=embeddings, position_ids=positions.unsqueeze(0), use_cache=False)
+        return output.last_hidden_state.squeeze(0)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output head: hidden [rows, hidden] -> [rows, vocab]. `in_flight.segments` must describe these rows."""

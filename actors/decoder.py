@@ -15,6 +15,7 @@ from ..wire.errors import InvalidRequestError, LorryError
 from ..wire.types import ModelInput, SampleResponse, TopkLogprobs
 from .base_model import BaseModel
 from .block_pool import BlockPool
+from .compiled import CompiledModel
 from .decode_batch import DecodeBatch, sampling_rows, segments_of
 from .decode_linears import DecodeLinears
 from .kv_cache import KVCache, PromptChunk
@@ -35,18 +36,24 @@ BLOCK_TOKENS = 16
 
 class Decoder:
     """At most `max_rows` sequences decode together; beside them a step computes at most `prefill_chunk` tokens of
-    prompts. Keys and values take at most `kv_cache_bytes`.
+    prompts. Keys and values take at most `kv_cache_bytes`. Where the base is `compiled`, that runs instead.
 
     Adapters must not change while one of their requests is here. `prompts_computed` counts the prompts that went
     through the model, `tokens_computed` the tokens, of prompts and samples.
     """
 
     def __init__(
-        self, base: BaseModel, tokenizer: Detokenizer, max_rows: int, prefill_chunk: int, kv_cache_bytes: int
+        self,
+        base: BaseModel,
+        tokenizer: Detokenizer,
+        max_rows: int,
+        prefill_chunk: int,
+        kv_cache_bytes: int,
+        compiled: CompiledModel | None = None,
     ) -> None:
         self.prompts_computed = 0
         self.tokens_computed = 0
-        self._base, self._tokenizer = base, tokenizer
+        self._base, self._tokenizer, self._compiled = base, tokenizer, compiled
         shape = survey(base)
         blocks = _useful_blocks(shape, kv_cache_bytes, max_rows, base.max_context)
         self.pool = BlockPool(blocks)
@@ -183,6 +190,8 @@ class Decoder:
             self._cache.begin(batch.readings, positions[:rows], batch.slots, prompts)
         in_flight.cache = self._cache
         try:
+            if self._compiled is not None:
+                return self._compiled.hidden_states(tokens, positions)
             return self._base.hidden_states(tokens, positions, grad=False)
         finally:
             in_flight.cache = None

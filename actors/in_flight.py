@@ -4,6 +4,7 @@ One object per loaded model, owned by the engine; it is filled before a forward 
 batch of training can be set aside between two of its products, for others to run theirs.
 """
 
+import itertools
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -63,13 +64,17 @@ def _nothing() -> None:
     pass
 
 
-@dataclass(slots=True)
+_numbers = itertools.count()
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class InFlight:
     """`lengths` are those of the sequences laid end to end in the packed row, in order. Where `linears` is there, it
     computes the trainable layers, and `segments` are those of the tokens that it does not cover.
 
     `pause` is called between the products of a training pass, forward and backward: whoever wants the device may use
-    it there, after `set_aside`. `beside_others` says that somebody does, so that products are to be short."""
+    it there, after `set_aside`. `beside_others` says that somebody does, so that products are to be short. `number` is
+    the model's, unlike any other's in the process."""
 
     lengths: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
@@ -77,6 +82,7 @@ class InFlight:
     linears: Linears | None = None
     pause: Callable[[], None] = _nothing
     beside_others: bool = False
+    number: int = field(default_factory=lambda: next(_numbers))
 
     @contextmanager
     def set_aside(self) -> Generator[None]:

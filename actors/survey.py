@@ -3,7 +3,8 @@
 It runs before anything else does, and keeps nothing of what it computed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -45,20 +46,25 @@ class Survey:
 
 
 def survey(base: BaseModel) -> Survey:
-    notes = _Notes(layers_of(base))
-    in_flight = base.in_flight
-    in_flight.cache, in_flight.linears = notes, notes
     token = torch.zeros(1, dtype=torch.int64, device=base.device)
-    try:
-        with torch.inference_mode():
-            base.logits(base.hidden_states(token, token, grad=False))
-    finally:
-        in_flight.cache, in_flight.linears = None, None
+    with torch.inference_mode(), standing_in(base) as notes:
+        base.logits(base.hidden_states(token, token, grad=False))
     return Survey(notes.layers, notes.groups, base.dtype)
 
 
+@contextmanager
+def standing_in(base: BaseModel) -> Generator["Notes"]:
+    """Inside, the model may run on one sequence without a cache or adapters."""
+    in_flight, notes = base.in_flight, Notes(layers_of(base))
+    in_flight.cache, in_flight.linears = notes, notes
+    try:
+        yield notes
+    finally:
+        in_flight.cache, in_flight.linears = None, None
+
+
 @dataclass(slots=True)
-class _Notes:
+class Notes:
     """Stands where the cache and the adapters would. It holds every input, so that no two have one identity."""
 
     modules: Mapping[int, LinearLayer]

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from bench.engine import RANKS, Peft, build_model, ratios
 from lorry.actors.adapters import Adapter, AdapterSpec
 from lorry.actors.base_model import BaseModel, wrap_model
+from lorry.actors.compiled import CompiledModel
 from lorry.actors.decode_linears import BaseProducts
 from lorry.actors.decoder import Decoder
 from lorry.actors.lora import LoraTargets, attach_lora, layers_of
@@ -52,11 +53,12 @@ class Letters:
 class Lorry:
     """`step_s` are the seconds of every step that decoded alone, without a prompt."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, compile_steps: bool) -> None:
         self.base: BaseModel = wrap_model(model)
         self.targets: LoraTargets = attach_lora(self.base)
         self.adapters: list[Adapter] = [self._adapter(i) for i in range(16)]
-        self.decoder = Decoder(self.base, Letters(), max_rows=64, prefill_chunk=CHUNK, kv_cache_bytes=2**30)
+        compiled = CompiledModel(self.base) if compile_steps else None
+        self.decoder = Decoder(self.base, Letters(), 64, CHUNK, 2**30, compiled)
         self.step_s: list[float] = []
 
     def prepare(self, prompts: Tensor, adapters: int) -> Callable[[], None]:
@@ -138,9 +140,11 @@ def timed(run: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
-def measure(model: PreTrainedModel, repetitions: int) -> tuple[list[Shape], tuple[float, float, float]]:
+def measure(
+    model: PreTrainedModel, repetitions: int, compile_steps: bool
+) -> tuple[list[Shape], tuple[float, float, float]]:
     """Every shape, and what 16 adapters of one sequence cost over one adapter of 16."""
-    lorry, peft = Lorry(copy.deepcopy(model)), PeftGenerate(copy.deepcopy(model))
+    lorry, peft = Lorry(copy.deepcopy(model), compile_steps), PeftGenerate(copy.deepcopy(model))
     prompts = torch.randint(1, model.config.get_text_config().vocab_size, (16, PROMPT))
     ours = {shape: lorry.prepare(prompts, shape[0]) for shape in SHAPES}
     theirs = {shape: peft.prepare(prompts, shape[0]) for shape in SHAPES}
@@ -174,6 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", choices=("demo", "large"), default=["demo", "large"])
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--threads", type=int, help="of torch, for both sides [default: an actor's, torch's choice]")
+    parser.add_argument("--compile", action="store_true", help="as an actor with --compile")
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", module="peft")
     if options.threads:
@@ -181,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
     results: list[dict[str, object]] = []
     for name in options.models:
         model = build_model() if name == "large" else AutoModelForCausalLM.from_pretrained(DEMO_MODEL)
-        shapes, cost = measure(model.eval().requires_grad_(False), options.repetitions)
+        shapes, cost = measure(model.eval().requires_grad_(False), options.repetitions, options.compile)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         title = f"{parameters / 1e6:.1f} M parameters, {PROMPT} + {NEW} tokens, {torch.get_num_threads()} threads"
         table = Table(

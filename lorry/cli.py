@@ -55,6 +55,10 @@ _KVCache = Annotated[
 _Share = Annotated[
     float, typer.Option(min=0.01, max=0.99, help="Of the device's time, what sampling gets while training waits too")
 ]
+_Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Sample faster, by torch.compile; actors take up to a minute to start"),
+]
 _Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each actor [default: torch's own choice]")]
 _Heartbeat = Annotated[float, typer.Option(min=0.05, help="Seconds between signs of life; three missed are a death")]
 _Prices = Annotated[
@@ -90,6 +94,7 @@ def serve(
     prefill_chunk: _Chunk = 512,
     kv_cache_bytes: _KVCache = None,
     sample_share: _Share = 0.5,
+    compile_: _Compile = False,
     threads: _Threads = None,
     prices: _Prices = None,
     heartbeat_s: _Heartbeat = 5.0,
@@ -112,6 +117,7 @@ def serve(
             prefill_chunk=prefill_chunk,
             kv_cache_bytes=kv_cache_bytes,
             sample_share=sample_share,
+            compile=compile_,
             threads=threads,
             prices=prices,
             heartbeat_s=heartbeat_s,
@@ -179,6 +185,7 @@ def actor(
     prefill_chunk: _Chunk = 512,
     kv_cache_bytes: _KVCache = None,
     sample_share: _Share = 0.5,
+    compile_: _Compile = False,
     threads: _Threads = None,
     server_key: Annotated[str | None, typer.Option(help="The broker's public key, where it is not on loopback")] = None,
     supervised: _Supervised = False,
@@ -203,6 +210,7 @@ def actor(
         prefill_chunk=prefill_chunk,
         kv_cache_bytes=kv_cache_bytes,
         sample_share=sample_share,
+        compile=compile_,
         threads=threads,
     )
     _run(lambda: run_actor(config, supervised))

@@ -56,6 +56,7 @@ class ServeConfig:
     prefill_chunk: int = 512
     kv_cache_bytes: int | None = None
     sample_share: float = 0.5
+    compile: bool = False
     threads: int | None = None
     prices: Path | None = None
     heartbeat_s: float = 5.0

@@ -210,4 +210,6 @@ def _actor_command(config: ServeConfig, name: str, model: str, source: str, conn
     if config.threads:
         options["--threads"] = str(config.threads)
     flat = [part for option in options.items() for part in option]
+    if config.compile:
+        flat.append("--compile")
     return ["--log-level", config.log_level, "actor", *flat, "--supervised"]

@@ -1,11 +1,12 @@
 """Sampling through client, broker and actor: from the base, from adapters, and what the logprobs mean."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import lorry
-from tests.conftest import MODEL, Server
+from tests.conftest import MODEL, Server, start_server
 from tests.service.test_training import datum
 
 Key = Callable[[], str]
@@ -87,3 +88,20 @@ async def test_a_cancelled_sample_is_gone_and_others_go_on(server: Server, new_k
         await long.cancel()
         with pytest.raises(lorry.CommandCancelledError):
             await long.result_async(timeout=20)
+
+
+async def test_an_actor_whose_steps_are_compiled_samples_the_same_tokens(
+    server: Server, new_key: Key, tmp_path: Path
+) -> None:
+    compiled = start_server(tmp_path, "--compile")
+    try:
+        found: list[list[int]] = []
+        for address, key in ((server.address, new_key()), (compiled.address, compiled.new_key("alice"))):
+            async with lorry.connect(address, api_key=key) as service:
+                base = await service.create_sampling_client_async(base_model=MODEL)
+                params = lorry.SamplingParams(max_tokens=16, stop=[], temperature=0)
+                found += [sequence.tokens for sequence in (await base.sample_async(PROMPT, 2, params)).sequences]
+        assert len(found) == 4
+        assert all(tokens == found[0] for tokens in found)
+    finally:
+        compiled.stop()

@@ -1,0 +1,80 @@
+"""Attention and the trainable layers as operators of their own: what `torch.compile` calls and does not look into.
+
+So one compiled graph serves steps of any rows, prompts and adapters. Each operator finds its model's batch in flight by
+number, since tensors and numbers are all that may be handed to it.
+"""
+
+from typing import Any, cast
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from .in_flight import InFlight
+
+_models: "WeakValueDictionary[int, InFlight]" = WeakValueDictionary()
+_library = torch.library.Library("lorry", "DEF")
+_library.define(
+    "attend(Tensor query, Tensor key, Tensor value, int model, int layer, float scaling, int? sliding_window, "
+    "Tensor? sinks) -> Tensor"
+)
+_library.define("linear(Tensor x, int model, int index, int outputs) -> Tensor")
+
+
+def register(in_flight: InFlight) -> None:
+    """From now on the operators find it by its `number`, as long as somebody else holds it."""
+    _models[in_flight.number] = in_flight
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    in_flight: InFlight,
+    layer: int,
+    scaling: float,
+    sliding_window: int | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """As `AttentionCache.attend`, but [1, tokens, heads, value_dim] comes back."""
+    operator = cast(Any, torch.ops.lorry.attend)
+    return operator(query, key, value, in_flight.number, layer, scaling, sliding_window, sinks)
+
+
+def linear(x: Tensor, in_flight: InFlight, index: int, outputs: int) -> Tensor:
+    """As `Linears.linear`."""
+    return cast(Any, torch.ops.lorry.linear)(x, in_flight.number, index, outputs)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    model: int,
+    layer: int,
+    scaling: float,
+    sliding_window: int | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    cache = _models[model].cache
+    assert cache is not None, "only steps of the decode loop are compiled"
+    return cache.attend(layer, query, key, value, scaling, sliding_window, sinks).transpose(1, 2).contiguous()
+
+
+def _shape_of_attend(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
+    return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+
+
+def _linear(x: Tensor, model: int, index: int, outputs: int) -> Tensor:
+    linears = _models[model].linears
+    assert linears is not None, "only steps of the decode loop are compiled"
+    return linears.linear(index, x).contiguous()  # no view: the graph may use its memory again
+
+
+def _shape_of_linear(x: Tensor, model: int, index: int, outputs: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], outputs)
+
+
+for _name, _function, _shape in (("attend", _attend, _shape_of_attend), ("linear", _linear, _shape_of_linear)):
+    _library.impl(_name, _function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"lorry::{_name}", _shape, lib=_library)

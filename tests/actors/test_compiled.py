@@ -1,0 +1,83 @@
+"""Compiled decode steps compute what the model computes, in one graph for whatever is in a step."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from transformers import PreTrainedModel
+
+from lorry.actors.adapters import Adapter, AdapterSpec
+from lorry.actors.base_model import BaseModel, wrap_model
+from lorry.actors.compiled import CompiledModel
+from lorry.actors.decoder import Decoder
+from lorry.actors.lora import attach_lora
+from lorry.wire.errors import UnsupportedModelError
+from lorry.wire.types import SampleResponse
+
+from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_qwen3
+from .test_decoder import PROMPTS, Letters, request, run, tokens_of
+
+
+def _with_adapters(model: PreTrainedModel) -> tuple[BaseModel, list[Adapter | None]]:
+    base = wrap_model(model)
+    targets = attach_lora(base)
+    mlp = not targets.has_experts
+    specs = [AdapterSpec(rank, seed=rank, train_mlp=mlp) for rank in (3, 8, 16)]
+    adapters = [targets.new_adapter(spec, "cpu", trainable=False) for spec in specs]
+    for adapter in adapters:
+        adapter.weights.normal_(0, 0.1, generator=torch.Generator().manual_seed(adapter.spec.rank))
+        adapter.refresh()
+    return base, [None, *adapters]
+
+
+def _sample(base: BaseModel, adapters: list[Adapter | None], compiled: CompiledModel | None) -> list[SampleResponse]:
+    """First one sequence alone, then many of every adapter, so that they are gathered, then many of one, then one's
+    prompt while others decode."""
+    decoder = Decoder(base, Letters(), 24, 16, 2**22, compiled)
+    found = {}
+    decoder.add("alone", request(PROMPTS[0], temperature=0), None, 0)
+    found |= run(decoder)
+    for i, prompt in enumerate(PROMPTS):
+        decoder.add(i, request(prompt, 2, max_tokens=5 + i), adapters[i % len(adapters)], i, owner=str(i % 4))
+    found |= run(decoder)
+    decoder.add("many", request(PROMPTS[1], 20), adapters[2], 0)
+    for _ in range(3):
+        found |= {key: result for key, result, _ in decoder.step()}
+    decoder.add("late", request(PROMPTS[2], include_prompt_logprobs=True), adapters[1], 0)
+    found |= run(decoder)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("family", [tiny_qwen3, tiny_gpt_oss, tiny_deepseek_v3])
+def test_a_compiled_decoder_samples_what_the_model_does(family: Callable[[], PreTrainedModel]) -> None:
+    base, adapters = _with_adapters(family())
+    expected = _sample(base, adapters, None)
+    compiled = CompiledModel(base)
+    graphs = counters["stats"]["unique_graphs"]
+    found = _sample(base, adapters, compiled)
+    assert counters["stats"]["unique_graphs"] == graphs > 0, "nothing is compiled while somebody waits for a token"
+    assert len(found) == len(expected) == 8
+    for ours, theirs in zip(found, expected, strict=True):
+        assert tokens_of(ours) == tokens_of(theirs)
+        for mine, other in zip(ours.sequences, theirs.sequences, strict=True):
+            assert mine.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+        assert ours.prompt_logprobs == pytest.approx(theirs.prompt_logprobs, abs=1e-4)
+
+
+def test_without_a_compiler_there_is_an_error_that_says_so() -> None:
+    base = wrap_model(tiny_qwen3())
+    attach_lora(base)
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("/nowhere/c++",), "fx_graph_cache": False}),
+        pytest.raises(UnsupportedModelError, match=r"cannot be compiled.*No working C\+\+ compiler"),
+    ):
+        CompiledModel(base)
+
+
+def test_a_graph_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = wrap_model(tiny_qwen3())
+    attach_lora(base)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *inputs: function(*inputs) + 1)
+    with pytest.raises(UnsupportedModelError, match="computes something else"):
+        CompiledModel(base)
