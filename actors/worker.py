@@ -157,9 +157,8 @@ class Worker:
         key = "" if item.adapter is None else self._residents.sampler(item.adapter, set(self._decoding.values()))
         adapter = self._residents.get(key) if key else None
         seed = crc32(item.future.encode())  # the same when the command is executed again elsewhere
-        # Sampler weights are fixed, and their folder, the key, is never used twice. What is computed with the bare base
-        # is shared with nobody: how much of a prompt was found would tell a tenant what another one asked.
-        owner = key or None
+        # Sampler weights are fixed, and their folder, the key, is never used twice. It is a path, which no scope is.
+        owner = key or (f"scope {item.scope}" if item.scope else None)
         if item.kind == "sample":
             request = decode(sample.payload, SampleInput)
             check_sample(request, base.vocab_size, base.max_context)

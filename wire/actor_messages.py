@@ -100,13 +100,17 @@ class AdapterState(msgspec.Struct, frozen=True):
 
 
 class Item(msgspec.Struct, frozen=True):
-    """`folder` is what a save writes and a load reads; `optimizer` is load_state's."""
+    """`folder` is what a save writes and a load reads; `optimizer` is load_state's.
+
+    Without an adapter, prompts whose `scope` is the same may share what is computed of equal beginnings.
+    """
 
     future: FutureId
     kind: CommandKind
     adapter: AdapterState | None
     folder: str | None = None
     optimizer: bool = False
+    scope: str | None = None
 
 
 class MicroBatch(msgspec.Struct, frozen=True, tag="micro_batch"):

@@ -49,14 +49,14 @@ class Desk:
         self.thread = Thread(target=self.worker.run)
         self.thread.start()
 
-    def sample(self, future: str, adapter: str | None, new: int = 5) -> None:
+    def sample(self, future: str, adapter: str | None, new: int = 5, scope: str | None = None) -> None:
         state = (
             AdapterState(str(self.folder / adapter), LoraConfig(rank=4), str(self.folder / adapter))
             if adapter
             else None
         )
         payload = encode(SampleInput(ModelInput.from_ints(PROMPT), 1, SamplingParams(max_tokens=new, stop=[])))
-        self.worker.orders.put(Sample(BatchId(1), Item(FutureId(future), "sample", state), payload))
+        self.worker.orders.put(Sample(BatchId(1), Item(FutureId(future), "sample", state, scope=scope), payload))
 
     def train(self, future: str, rows: int, run: str = "run") -> None:
         """One forward_backward of rows of 100 tokens, 81 of which fill a pass where nobody decodes."""
@@ -85,6 +85,14 @@ def test_a_prefix_is_found_by_the_same_sampler_weights_and_by_no_others(desk: De
         assert (outcome.future, outcome.error, outcome.prefill_tokens) == (future, None, len(PROMPT))
         found.append(outcome.cached_prefill_tokens)
     assert found == [0, 32, 0, 0, 0]
+
+
+def test_of_the_bare_base_a_prefix_is_found_within_its_scope_alone(desk: Desk) -> None:
+    found = []
+    for future, scope in (("a", "alice"), ("b", "alice"), ("c", "bob"), ("d", None), ("e", "bob")):
+        desk.sample(future, None, scope=scope)
+        found.append(desk.next_outcome().cached_prefill_tokens)
+    assert found == [0, 32, 0, 0, 32]
 
 
 def test_sequences_get_their_tokens_between_the_products_of_a_pass(desk: Desk) -> None:

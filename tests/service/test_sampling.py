@@ -63,6 +63,20 @@ async def test_prompt_logprobs_and_the_likeliest_tokens_come_on_request(server: 
             assert top[0] == (token, pytest.approx(logprob, abs=1e-5)), "greedy takes the likeliest"
 
 
+async def test_a_prompt_of_the_bare_base_is_found_computed_by_its_own_tenant_alone(
+    server: Server, new_key: Key
+) -> None:
+    prompt = lorry.ModelInput.from_ints(list(range(700, 740)))
+    hits: list[int] = []
+    for key in (new_key(), new_key()):
+        async with lorry.connect(server.address, api_key=key) as service:
+            base = await service.create_sampling_client_async(base_model=MODEL)
+            for _ in range(2):
+                response = await base.sample_async(prompt, 1, lorry.SamplingParams(max_tokens=1, stop=[]))
+                hits.append(response.prompt_cache_hit_tokens)
+    assert hits == [0, 32, 0, 32]
+
+
 async def test_a_stop_string_ends_a_sequence(server: Server, new_key: Key) -> None:
     async with lorry.connect(server.address, api_key=new_key()) as service:
         base = await service.create_sampling_client_async(base_model=MODEL)
