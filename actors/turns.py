@@ -1,9 +1,9 @@
 """Who has the device next, training or sampling, and how long. Pure: it is told what everything took.
 
-While both want the device, sampling gets `sample_share` of its time. A step of decoding that takes d seconds earns
-training d (1 - share) / share seconds. A pass of training stops between its products when these are spent: so two
-tokens of a sequence are d / share apart. What a step earns that took longer than most, as one with a prompt does, is
-spread over many turns.
+While both want the device, sampling gets `sample_share` of its time, or a little more. A step of decoding that takes d
+seconds earns training d (1 - share) / share seconds. A pass of training stops between its products when what is left of
+these is less than the latest product took: so two tokens of a sequence are d / share apart at most, and what is left is
+forgotten. What a step earns that took longer than most, as one with a prompt does, is spread over many turns.
 """
 
 SPREAD = 16
@@ -25,10 +25,8 @@ class Turns:
 
     @property
     def sampling_is_due(self) -> bool:
-        """While both want the device. After a piece, training goes on only if another one is nearer to its share."""
-        if self._lead_s > 0:
-            return True
-        return self._trained_s > 0 and self.owed_s < self._trained_s / 2
+        """While both want the device. After a piece, training goes on only if there is time for another one."""
+        return self._lead_s > 0 or self.owed_s < self._trained_s
 
     @property
     def owed_s(self) -> float:
@@ -42,6 +40,8 @@ class Turns:
         self._add(spent_s / (1 - self._share), contended)
 
     def sampled(self, spent_s: float, contended: bool) -> None:
+        if self.owed_s < self._trained_s:
+            self._lead_s += self.owed_s / (1 - self._share)
         self._trained_s = 0.0
         self._add(-spent_s / self._share, contended)
         earned_s = spent_s * (1 - self._share) / self._share
