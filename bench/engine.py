@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from bench.goals import at_least, at_most, settle
 from lorry.actors.adapters import AdapterSpec
 from lorry.actors.base_model import wrap_model
 from lorry.actors.engine import Engine, ForwardBackwardJob
@@ -31,6 +32,8 @@ from lorry.wire.types import Datum, ForwardBackwardOutput, ModelInput, TensorDat
 
 RANKS = (8, 16, 32)
 VOCAB = 32_000
+GOALS = {32: (2.4, 1.35), 128: (1.4, 1.2)}
+"""By tokens per row: over PEFT at least, of the frozen base's time at most."""
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 
 
@@ -149,7 +152,8 @@ def ratios(above: list[float], below: list[float]) -> tuple[float, float, float]
     return middle, low, high
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> list[str]:
+    """Returns the goals that were missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=8)
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128], help="tokens per row")
@@ -165,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     title = f"{parameters / 1e6:.1f} M parameters, {options.runs} runs of one row, {torch.get_num_threads()} threads"
     table = Table("tokens per row", "lorry ms", "PEFT ms", "base ms", "PEFT / lorry", "lorry / base", title=title)
-    results: list[dict[str, object]] = []
+    results, missed = list[dict[str, object]](), list[str]()
     for length in options.lengths:
         rows = torch.randint(0, VOCAB, (options.runs, length + 1))
         times = measure(ways, rows, options.repetitions)
@@ -174,9 +178,13 @@ def main(arguments: list[str] | None = None) -> None:
         shown = [f"{m:.2f} ({low:.2f} to {high:.2f})" for m, low, high in (speedup, cost)]
         table.add_row(str(length), *(f"{medians[name]:.1f}" for name in ways), *shown)
         results.append({"tokens": length, "ms": medians, "peft_over_lorry": speedup, "lorry_over_base": cost})
+        if length in GOALS:
+            missed += at_least(f"engine over PEFT at {length} tokens a row", speedup[0], GOALS[length][0])
+            missed += at_most(f"engine over the frozen base at {length} tokens a row", cost[0], GOALS[length][1])
     Console().print(table)
     print(json.dumps({"bench": "engine", "parameters": parameters, "runs": options.runs, "results": results}))
+    return missed
 
 
 if __name__ == "__main__":
-    main()
+    settle(main())
