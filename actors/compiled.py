@@ -14,6 +14,7 @@ from torch._dynamo.exc import TorchDynamoException
 from ..wire.errors import UnsupportedModelError
 from . import operators
 from .base_model import BaseModel
+from .lora_native import build_kernel
 from .survey import standing_in
 
 _SEVERAL = 3
@@ -22,7 +23,9 @@ own to a compiler."""
 
 
 class CompiledModel:
-    """Takes from seconds to a minute to make. Raises UnsupportedModelError where the model cannot be compiled, no
+    """`native` says that the kernel for LoRA was built too, which is for float32 on the CPU.
+
+    Takes from seconds to a minute to make. Raises UnsupportedModelError where the model cannot be compiled, no
     compiler is found, or the graph computes something else than the model."""
 
     def __init__(self, base: BaseModel) -> None:
@@ -32,6 +35,9 @@ class CompiledModel:
         self._run = torch.compile(self._decode, fullgraph=True, options=options)
         self._name = f"{type(base.model).__name__} {base.in_flight.number}"
         self._check(torch.arange(_SEVERAL, device=base.device))
+        self.native = base.device.type == "cpu" and base.dtype == torch.float32
+        if self.native:
+            self._build_kernel()
 
     def hidden_states(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """As `BaseModel.hidden_states` without a gradient; cache and linears must be in flight."""
@@ -42,6 +48,13 @@ class CompiledModel:
     def _decode(self, name: str, tokens: Tensor, positions: Tensor) -> Tensor:
         assert name == self._name, "graphs of several models are told apart by it"
         return self._base.run_decoder(tokens, positions)
+
+    def _build_kernel(self) -> None:
+        try:
+            build_kernel()
+        except (RuntimeError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UnsupportedModelError(f"the kernel for LoRA cannot be built, run without: {reason}") from error
 
     @torch.inference_mode()
     def _check(self, tokens: Tensor) -> None:

@@ -5,6 +5,7 @@ them is called. It knows no sequences; whose row is whose is told before a step.
 """
 
 from collections.abc import Collection, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from .base_model import BaseModel
 from .in_flight import LinearLayer
 from .lora import layers_of
 from .lora_decode import Gathered
+from .lora_native import NativeRows, NativeWalked
 from .lora_walk import Walked
 from .products import pack
 
@@ -39,15 +41,39 @@ class BaseProducts:
         return (y,) if len(sizes) == 1 else y.split_with_sizes(sizes, -1)
 
 
-class DecodeLinears:
-    """Where rows are gathered, the packed row begins with them. What else has an adapter is in `in_flight.segments`."""
+class RowAdapters(Protocol):
+    """Adds what the adapters have to the packed row's first rows: `Gathered` does, and `NativeRows`."""
 
-    def __init__(self, base: BaseModel, groups: Sequence[tuple[int, ...]]) -> None:
+    def arrange(self, adapters: Sequence[Adapter], counts: Sequence[int], device: torch.device) -> bool:
+        """The packed row will begin with `counts[i]` rows of `adapters[i]`, at least one each, all different.
+
+        Returns whether it is worth it. If so they are held, and must not change until `clear` or another `arrange`.
+        """
+        ...
+
+    def add(self, group: int, x: Tensor, outputs: Sequence[Tensor]) -> None:
+        """Adds scale (x A.T) B to the outputs of the group's layers, [tokens, outputs] each, in place.
+
+        x [tokens, inputs].
+        """
+        ...
+
+    def clear(self) -> None: ...
+
+
+class DecodeLinears:
+    """Where rows are gathered, the packed row begins with them. What else has an adapter is in `in_flight.segments`.
+
+    `native`: by the kernel that `lora_native.build_kernel` built.
+    """
+
+    def __init__(self, base: BaseModel, groups: Sequence[tuple[int, ...]], *, native: bool) -> None:
         self.gathering = False
         self._in_flight = base.in_flight
         modules = layers_of(base)
         self._products = BaseProducts([[modules[index] for index in group] for group in groups])
-        self._gathered, self._walked = Gathered(groups), Walked(groups)
+        self._rows: RowAdapters = NativeRows(groups) if native else Gathered(groups)
+        self._walked = NativeWalked(groups) if native else Walked(groups)
         self._place = {module: (g, i, len(group)) for g, group in enumerate(groups) for i, module in enumerate(group)}
         self._computed: dict[int, dict[int, Tensor]] = {}  # by group: what its layers have not been asked for yet
 
@@ -56,13 +82,13 @@ class DecodeLinears:
 
         Returns whether gathering is worth it: `gathering` may be set then. Where it is not, they are segments too.
         """
-        return self._gathered.arrange(adapters, counts, device)
+        return self._rows.arrange(adapters, counts, device)
 
     def retain(self, adapters: Collection[Adapter]) -> None:
         """No others will come in the next step; what was copied of them goes."""
         self._walked.retain(adapters)
         if not adapters:
-            self._gathered.clear()
+            self._rows.clear()
 
     def forget(self) -> None:
         """A step is over, or was broken off."""
@@ -88,7 +114,7 @@ class DecodeLinears:
         rows = x.view(-1, x.shape[-1])  # [tokens, inputs]
         outputs = self._products.products(group, rows)  # [tokens, outputs] each
         if self.gathering:
-            self._gathered.add(group, rows, outputs)
+            self._rows.add(group, rows, outputs)
         if self._in_flight.segments:
             self._walked.add(group, self._in_flight.segments, rows, outputs)
         return outputs

@@ -59,7 +59,8 @@ class Decoder:
         self.pool = BlockPool(blocks)
         self.lineup = Lineup(self.pool, BLOCK_TOKENS, max_rows, prefill_chunk)
         self._cache = KVCache(shape, blocks, BLOCK_TOKENS, base.device)
-        self._linears = DecodeLinears(base, shape.groups)
+        native = compiled is not None and compiled.native
+        self._linears = DecodeLinears(base, shape.groups, native=native)
         self._requests: dict[Hashable, Request] = {}
         self._arrivals = 0
         self._batch: DecodeBatch | None = None

@@ -16,6 +16,7 @@ from lorry.actors.decode_linears import DecodeLinears
 from lorry.actors.lora import LoraLinear, LoraTargets, attach_lora, layers_of
 from lorry.actors.lora_blocks import RANKS, LoraBlocks
 from lorry.actors.lora_decode import Gathered
+from lorry.actors.lora_native import SHORT, build_kernel
 from lorry.actors.survey import Survey, survey
 
 from .models import tiny_qwen3
@@ -65,13 +66,14 @@ def _expected(module: LoraLinear, x: torch.Tensor, owners: Sequence[Adapter | No
     return rows
 
 
-@given(BATCHES, st.integers(0, 2), st.booleans())
+@given(BATCHES, st.integers(0, 2), st.booleans(), st.booleans())
 def test_gathered_or_walked_every_row_goes_through_its_own_adapter(
-    tiny: Tiny, batches: list[dict[int, int]], bare: int, walk: bool
+    tiny: Tiny, batches: list[dict[int, int]], bare: int, walk: bool, native: bool
 ) -> None:
     base, adapters, shape = tiny
+    build_kernel()
     modules = layers_of(base)
-    linears = DecodeLinears(base, shape.groups)
+    linears = DecodeLinears(base, shape.groups, native=native)
     for batch in batches:
         chosen, counts = [adapters[i] for i in batch], list(batch.values())
         owners = [adapter for adapter, count in zip(chosen, counts, strict=True) for _ in range(count)]
@@ -91,7 +93,7 @@ def test_in_low_precision_the_bases_products_are_torchs_own() -> None:
     base = wrap_model(tiny_qwen3().bfloat16())
     attach_lora(base)
     modules = layers_of(base)
-    linears = DecodeLinears(base, (groups := survey(base).groups))
+    linears = DecodeLinears(base, (groups := survey(base).groups), native=False)
     for group in groups:
         x = torch.randn(3, modules[group[0]].in_features, dtype=torch.bfloat16)
         for module in group:
@@ -107,6 +109,34 @@ def test_adapters_held_fill_the_first_blocks(tiny: Tiny, sets: list[set[int]]) -
         assert set(blocks.of) == {adapters[i] for i in chosen}
         assert sorted(block for own in blocks.of.values() for block in own) == list(range(blocks.used))
         assert all(len(own) == -(-adapter.spec.rank // RANKS) for adapter, own in blocks.of.items())
+
+
+def test_the_kernel_computes_short_prompts_and_leaves_long_ones(tiny: Tiny) -> None:
+    base, adapters, shape = tiny
+    build_kernel()
+    layers, linears = layers_of(base), DecodeLinears(base, shape.groups, native=True)
+    lengths = [SHORT, SHORT + 1, 3]
+    owners = [owner for owner, n in zip(adapters, lengths, strict=False) for _ in range(n)]
+    base.in_flight.segments = segments_of(adapters[:3], lengths)
+    for group in shape.groups:
+        x = torch.randn(sum(lengths), layers[group[0]].in_features)
+        for index in group:
+            assert_close(linears.linear(index, x[None])[0], _expected(layers[index], x, owners))
+    base.in_flight.segments = []
+
+
+def test_a_row_that_is_not_finite_leaves_its_neighbours_alone(tiny: Tiny) -> None:
+    base, adapters, shape = tiny
+    build_kernel()
+    layers, linears = layers_of(base), DecodeLinears(base, shape.groups, native=True)
+    linears.gathering = linears.arrange(adapters[:2], [2, 1], base.device)
+    index = shape.groups[0][0]
+    x = torch.randn(3, layers[index].in_features)
+    x[1] = torch.nan
+    found = linears.linear(index, x)
+    assert found[1].isnan().all()
+    owners = [adapters[0], adapters[1]]
+    assert_close(found[[0, 2]], _expected(layers[index], x[[0, 2]], owners))
 
 
 def test_gathering_is_for_many_adapters_of_few_rows_each(tiny: Tiny) -> None:
