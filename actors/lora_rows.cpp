@@ -11,6 +11,9 @@ namespace {
 
 constexpr int64_t kColumns = 1024;  // of an output at a time: they stay in the first cache while all ranks are added
 constexpr int64_t kGrain = 16384;   // multiplications for which another thread is worth waking
+constexpr int64_t kRowsAhead = 12;  // of A, to be fetched: the last step was long ago, so no cache has them
+constexpr int64_t kPiecesAhead = 1; // of B
+constexpr int64_t kLine = 64 / sizeof(float);
 
 // What one segment has of one layer: rows `start` to `end`, A [rank, inputs], B [rank, outputs].
 struct Part {
@@ -47,10 +50,18 @@ void add(float* __restrict__ y, const float* d, const float* __restrict__ b, int
   }
 }
 
-template <typename Work>
-void in_parallel(const std::vector<Piece>& pieces, int64_t cost, const Work& work) {
+void fetch(const float* row, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(row + i, 0, 2);
+}
+
+// `come` is called for a piece some time before `work` is.
+template <typename Work, typename Come>
+void in_parallel(const std::vector<Piece>& pieces, int64_t cost, int64_t ahead, const Work& work, const Come& come) {
   at::parallel_for(0, pieces.size(), std::max<int64_t>(1, kGrain / cost), [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) work(*pieces[p].part, pieces[p].begin);
+    for (int64_t p = begin; p < end; ++p) {
+      if (p + ahead < end) come(*pieces[p + ahead].part, pieces[p + ahead].begin);
+      work(*pieces[p].part, pieces[p].begin);
+    }
   });
 }
 
@@ -78,17 +89,23 @@ void add_lora(const at::Tensor& x, at::TensorList outputs, const at::Tensor& bou
     for (int64_t c = 0; c < outputs[part.layer].size(1); c += kColumns) columns.push_back({&part, c});
   }
   std::vector<float> downs(size);
-  in_parallel(ranks, inputs, [&](const Part& part, int64_t k) {
+  const auto times_a = [&](const Part& part, int64_t k) {
     float* down = downs.data() + part.first + k;
     for (int64_t row = part.start; row < part.end; ++row, down += part.rank)
       *down = part.scale * dot(from + row * inputs, part.a + k * inputs, inputs);
-  });
-  in_parallel(columns, 8 * kColumns, [&](const Part& part, int64_t c) {
+  };
+  const auto times_b = [&](const Part& part, int64_t c) {
     const at::Tensor& output = outputs[part.layer];
     const int64_t width = output.size(1), n = std::min(kColumns, width - c);
     const float* down = downs.data() + part.first;
     for (int64_t row = part.start; row < part.end; ++row, down += part.rank)
       add(output.data_ptr<float>() + row * output.stride(0) + c, down, part.b + c, part.rank, width, n);
+  };
+  in_parallel(ranks, inputs, kRowsAhead, times_a,
+              [&](const Part& part, int64_t k) { fetch(part.a + k * inputs, inputs); });
+  in_parallel(columns, 8 * kColumns, kPiecesAhead, times_b, [&](const Part& part, int64_t c) {
+    const int64_t width = outputs[part.layer].size(1), n = std::min(kColumns, width - c);
+    for (int64_t k = 0; k < part.rank; ++k) fetch(part.b + k * width + c, n);
   });
 }
 
