@@ -11,8 +11,9 @@ namespace {
 
 constexpr int64_t kColumns = 1024;  // of an output at a time: they stay in the first cache while all ranks are added
 constexpr int64_t kGrain = 16384;   // multiplications for which another thread is worth waking
-constexpr int64_t kRowsAhead = 12;  // of A, to be fetched: the last step was long ago, so no cache has them
-constexpr int64_t kPiecesAhead = 1; // of B
+constexpr int64_t kRowsAhead = 12;   // of A, to be fetched: the last step was long ago, so no cache has them
+constexpr int64_t kPiecesAhead = 1;  // of B, all of it
+constexpr int64_t kFirst = 256;      // columns of B that are fetched with A's rows
 constexpr int64_t kLine = 64 / sizeof(float);
 
 // What one segment has of one layer: rows `start` to `end`, A [rank, inputs], B [rank, outputs].
@@ -28,11 +29,15 @@ struct Piece {
   int64_t begin;  // a rank, or a column
 };
 
-float dot(const float* __restrict__ x, const float* __restrict__ a, int64_t n) {
-  float sum = 0;
+// d[row * pitch] = scale * (x[row] . a) of `R` rows of x, `stride` apart.
+template <int64_t R>
+void dot(const float* __restrict__ x, int64_t stride, const float* __restrict__ a, int64_t n, float scale, float* d,
+         int64_t pitch) {
+  float sums[R] = {};
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) sum += x[i] * a[i];
-  return sum;
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t row = 0; row < R; ++row) sums[row] += x[row * stride + i] * a[i];
+  for (int64_t row = 0; row < R; ++row) d[row * pitch] = scale * sums[row];
 }
 
 // y [n] += d[0] b[0] + d[1] b[1] + ..., of `rank` rows of b, `stride` apart.
@@ -90,9 +95,13 @@ void add_lora(const at::Tensor& x, at::TensorList outputs, const at::Tensor& bou
   }
   std::vector<float> downs(size);
   const auto times_a = [&](const Part& part, int64_t k) {
+    const float* a = part.a + k * inputs;
     float* down = downs.data() + part.first + k;
-    for (int64_t row = part.start; row < part.end; ++row, down += part.rank)
-      *down = part.scale * dot(from + row * inputs, part.a + k * inputs, inputs);
+    int64_t row = part.start;
+    for (; row + 4 <= part.end; row += 4, down += 4 * part.rank)
+      dot<4>(from + row * inputs, inputs, a, inputs, part.scale, down, part.rank);
+    for (; row < part.end; ++row, down += part.rank)
+      dot<1>(from + row * inputs, inputs, a, inputs, part.scale, down, part.rank);
   };
   const auto times_b = [&](const Part& part, int64_t c) {
     const at::Tensor& output = outputs[part.layer];
@@ -102,7 +111,11 @@ void add_lora(const at::Tensor& x, at::TensorList outputs, const at::Tensor& bou
       add(output.data_ptr<float>() + row * output.stride(0) + c, down, part.b + c, part.rank, width, n);
   };
   in_parallel(ranks, inputs, kRowsAhead, times_a,
-              [&](const Part& part, int64_t k) { fetch(part.a + k * inputs, inputs); });
+              [&](const Part& part, int64_t k) {
+    const int64_t width = outputs[part.layer].size(1);
+    fetch(part.a + k * inputs, inputs);
+    fetch(part.b + k * width, std::min(width, kFirst));
+  });
   in_parallel(columns, 8 * kColumns, kPiecesAhead, times_b, [&](const Part& part, int64_t c) {
     const int64_t width = outputs[part.layer].size(1), n = std::min(kColumns, width - c);
     for (int64_t k = 0; k < part.rank; ++k) fetch(part.b + k * width + c, n);
