@@ -166,7 +166,6 @@ class Commands:
             return Item(command.future, command.kind, adapter, folder, row.arguments.optimizer)
         sampler = self._registry.sampler_of(command.lane)
         if sampler is None or sampler.model_path is None:
-            # How much of a prompt was found computed tells what was asked before: nobody learns that of another tenant.
             return Item(command.future, command.kind, None, scope=command.tenant)
         checkpoint = self._registry.readable(sampler.tenant, sampler.model_path, "sampler")
         run = self._registry.run(checkpoint.tenant, checkpoint.run)
