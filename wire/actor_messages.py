@@ -102,8 +102,8 @@ class AdapterState(msgspec.Struct, frozen=True):
 class Item(msgspec.Struct, frozen=True):
     """`folder` is what a save writes and a load reads; `optimizer` is load_state's.
 
-    Without an adapter, prompts whose `scope` is the same may share what is computed of equal beginnings: the tenant's, for
-    how much was found computed tells what was asked before.
+    Without an adapter, prompts whose `scope` is the same may share what is computed of equal beginnings. It is the
+    tenant's, for how much was found computed tells what was asked before.
     """
 
     future: FutureId
