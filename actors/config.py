@@ -10,11 +10,11 @@ class ActorConfig:
     """`model` is a local folder or a hub id, served under the public name `base_model`.
 
     `server_key` is the broker's public CURVE key, where its actors' address is beyond loopback. `sample_share` is the
-    part of the device's time that decoding gets while training waits too. `compile` has decode steps compiled when the
-    actor starts, which takes up to a minute. `sample_rows` sequences decode together, and
-    a step computes at most `prefill_chunk` tokens of prompts beside them. `kv_cache_bytes` is what keys and values may
-    take; None is a tenth of the host's memory, or on an accelerator two fifths of what the model leaves free.
-    `kept_samplers` are sampler weights held in memory after use; more are loaded again from their folders.
+    least part of the device's time that decoding gets while training waits too. `sample_rows` sequences decode
+    together, and a step computes at most `prefill_chunk` tokens of prompts beside them. `compile` has steps compiled
+    when the actor starts, which takes up to a minute. `kv_cache_bytes` is what keys and values may take; None is a
+    tenth of the host's memory, or on an accelerator two fifths of what the model leaves free. `kept_samplers` are
+    sampler weights held in memory after use; more are loaded again from their folders.
     """
 
     actor: ActorId

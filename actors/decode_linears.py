@@ -78,10 +78,7 @@ class DecodeLinears:
         self._computed: dict[int, dict[int, Tensor]] = {}  # by group: what its layers have not been asked for yet
 
     def arrange(self, adapters: Sequence[Adapter], counts: Sequence[int], device: torch.device) -> bool:
-        """The packed row will begin with `counts[i]` rows of `adapters[i]`, at least one each, all different.
-
-        Returns whether gathering is worth it: `gathering` may be set then. Where it is not, they are segments too.
-        """
+        """As `RowAdapters.arrange`: `gathering` may be set if it says so, and otherwise the rows are segments too."""
         return self._rows.arrange(adapters, counts, device)
 
     def retain(self, adapters: Collection[Adapter]) -> None:

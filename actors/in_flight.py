@@ -43,20 +43,18 @@ class AttentionCache(Protocol):
 
 
 class LinearLayer(Protocol):
-    """One trainable linear layer of the base model; `index` is its place in model order."""
+    """One trainable linear layer of the base model."""
 
     weight: "torch.Tensor"
     bias: "torch.Tensor | None"
-    index: int
-    in_features: int
 
 
 class Linears(Protocol):
     """Takes the trainable linear layers over, in inference."""
 
     def linear(self, index: int, x: "torch.Tensor") -> "torch.Tensor":
-        """Of the layer of that index, adapters included: x [..., inputs], the packed row's tokens in its leading axes,
-        -> [..., outputs]."""
+        """Of the layer at that place in model order, adapters included: x [..., inputs] with the packed row's tokens in
+        its leading axes -> [..., outputs]."""
         ...
 
 

@@ -9,12 +9,12 @@
 
 namespace {
 
-constexpr int64_t kColumns = 1024;  // of an output at a time: they stay in the first cache while all ranks are added
-constexpr int64_t kGrain = 16384;   // multiplications for which another thread is worth waking
+constexpr int64_t kColumns = 1024;   // of an output at a time: they stay in the first cache while all ranks are added
+constexpr int64_t kGrain = 16384;    // multiplications for which another thread is worth waking
 constexpr int64_t kRowsAhead = 12;   // of A, to be fetched: the last step was long ago, so no cache has them
 constexpr int64_t kPiecesAhead = 1;  // of B, all of it
 constexpr int64_t kFirst = 256;      // columns of B that are fetched with A's rows
-constexpr int64_t kLine = 64 / sizeof(float);
+constexpr int64_t kLine = 64 / sizeof(float);  // of a cache
 
 // What one segment has of one layer: rows `start` to `end`, A [rank, inputs], B [rank, outputs].
 struct Part {
@@ -110,8 +110,7 @@ void add_lora(const at::Tensor& x, at::TensorList outputs, const at::Tensor& bou
     for (int64_t row = part.start; row < part.end; ++row, down += part.rank)
       add(output.data_ptr<float>() + row * output.stride(0) + c, down, part.b + c, part.rank, width, n);
   };
-  in_parallel(ranks, inputs, kRowsAhead, times_a,
-              [&](const Part& part, int64_t k) {
+  in_parallel(ranks, inputs, kRowsAhead, times_a, [&](const Part& part, int64_t k) {
     const int64_t width = outputs[part.layer].size(1);
     fetch(part.a + k * inputs, inputs);
     fetch(part.b + k * width, std::min(width, kFirst));

@@ -23,15 +23,13 @@ from lorry.wire.commands import SampleInput
 from lorry.wire.types import ModelInput, SamplingParams
 
 LONG = 2000
+GOAL = 1.15
+"""A chunk, and what the times vary by."""
 
 
 def request(tokens: int, new: int) -> SampleInput:
     prompt = torch.randint(0, VOCAB, (tokens,)).tolist()
     return SampleInput(ModelInput.from_ints(prompt), 1, SamplingParams(max_tokens=new, stop=[]))
-
-
-GOAL = 1.15
-"""A chunk, and what the times vary by."""
 
 
 def step_s(decoder: Decoder) -> float:
