@@ -40,9 +40,9 @@ format: $(INSTALLED)  ## format, and fix what lint can fix
 	$(BIN)/ruff check --fix .
 
 types: $(INSTALLED)  ## check types (pyright, strict)
-	@mkdir -p build/typing/lorry
+	@rm -rf build/typing && mkdir -p build/typing/lorry
 	@for package in actors client gateway scheduler storage wire; do ln -sfn "$(CURDIR)/$$package" build/typing/lorry/$$package; done
-	@for module in lorry/*.py; do ln -sf "$(CURDIR)/$$module" build/typing/lorry/; done
+	@for module in face/*.py; do ln -sf "$(CURDIR)/$$module" build/typing/lorry/; done
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(INSTALLED)  ## speed of the engine against PEFT and the frozen base, end to end, and over HTTP

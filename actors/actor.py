@@ -78,14 +78,14 @@ def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None])
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    from .base_model import load_base_model
-    from .compiled import CompiledModel
-    from .decoder import Decoder
-    from .engine import Engine
-    from .lora import attach_lora
-    from .residents import Residents
-    from .slots import AdapterPool
-    from .training import Trainer
+    from .adapters.residents import Residents
+    from .adapters.slots import AdapterPool
+    from .model.base_model import load_base_model
+    from .model.lora import attach_lora
+    from .sampling.compiled import CompiledModel
+    from .sampling.decoder import Decoder
+    from .training.engine import Engine
+    from .training.trainer import Trainer
     from .worker import Worker
 
     if not sys.stderr.isatty():

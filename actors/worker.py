@@ -24,12 +24,12 @@ from ..wire.commands import (
 )
 from ..wire.errors import CommandCancelledError, InternalError, LorryError, OutOfMemoryError
 from ..wire.ids import BatchId, FutureId
-from .decoder import Decoder, Finished
-from .engine import Engine
+from .adapters.residents import Residents
 from .orders import Order, Sample, Stop, Train, runs_of, take_together
-from .residents import Residents
-from .sequences import Usage
-from .training import Trainer
+from .sampling.decoder import Decoder, Finished
+from .sampling.sequences import Usage
+from .training.engine import Engine
+from .training.trainer import Trainer
 from .turns import Turns
 
 log = structlog.get_logger("lorry.actor")

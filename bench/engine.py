@@ -22,11 +22,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from bench.goals import at_least, at_most, settle
-from lorry.actors.adapters import AdapterSpec
-from lorry.actors.base_model import wrap_model
-from lorry.actors.engine import Engine, ForwardBackwardJob
-from lorry.actors.lora import attach_lora
-from lorry.actors.slots import AdapterPool
+from lorry.actors.adapters.slots import AdapterPool
+from lorry.actors.model.adapter import AdapterSpec
+from lorry.actors.model.base_model import wrap_model
+from lorry.actors.model.lora import attach_lora
+from lorry.actors.training.engine import Engine, ForwardBackwardJob
 from lorry.wire.commands import ForwardBackwardInput
 from lorry.wire.types import Datum, ForwardBackwardOutput, ModelInput, TensorData
 

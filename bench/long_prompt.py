@@ -16,9 +16,9 @@ from rich.table import Table
 from bench.engine import VOCAB, build_model
 from bench.goals import at_most, settle
 from bench.sampling import CHUNK, Letters
-from lorry.actors.base_model import wrap_model
-from lorry.actors.decoder import Decoder
-from lorry.actors.lora import attach_lora
+from lorry.actors.model.base_model import wrap_model
+from lorry.actors.model.lora import attach_lora
+from lorry.actors.sampling.decoder import Decoder
 from lorry.wire.commands import SampleInput
 from lorry.wire.types import ModelInput, SamplingParams
 

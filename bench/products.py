@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from bench.engine import VOCAB, ratios
-from lorry.actors.products import linear, linear_backward
+from lorry.actors.model.products import linear, linear_backward
 
 SHAPES = {"attention": (512, 512), "up": (512, 1536), "down": (1536, 512), "output head": (512, VOCAB)}
 """(inputs, outputs) of the layers of `bench.engine.build_model`."""

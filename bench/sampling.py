@@ -24,13 +24,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bench.engine import RANKS, Peft, build_model, ratios
 from bench.goals import at_least, at_most, settle
-from lorry.actors.adapters import Adapter, AdapterSpec
-from lorry.actors.base_model import BaseModel, wrap_model
-from lorry.actors.compiled import CompiledModel
-from lorry.actors.decode_linears import BaseProducts
-from lorry.actors.decoder import Decoder
-from lorry.actors.lora import LoraTargets, attach_lora, layers_of
-from lorry.actors.survey import survey
+from lorry.actors.model.adapter import Adapter, AdapterSpec
+from lorry.actors.model.base_model import BaseModel, wrap_model
+from lorry.actors.model.lora import LoraTargets, attach_lora, layers_of
+from lorry.actors.model.survey import survey
+from lorry.actors.sampling.compiled import CompiledModel
+from lorry.actors.sampling.decode_linears import BaseProducts
+from lorry.actors.sampling.decoder import Decoder
 from lorry.wire.commands import SampleInput
 from lorry.wire.types import ModelInput, SampleResponse, SamplingParams
 

@@ -24,14 +24,14 @@ from rich.table import Table
 from bench.engine import VOCAB, build_model, datum, ratios
 from bench.goals import at_most, settle
 from bench.sampling import CHUNK, Letters
-from lorry.actors.base_model import BaseModel, wrap_model
-from lorry.actors.decoder import Decoder, Finished
-from lorry.actors.engine import Engine
-from lorry.actors.lora import LoraTargets, attach_lora
+from lorry.actors.adapters.residents import Residents
+from lorry.actors.adapters.slots import AdapterPool
+from lorry.actors.model.base_model import BaseModel, wrap_model
+from lorry.actors.model.lora import LoraTargets, attach_lora
 from lorry.actors.orders import Sample, Stop, Train
-from lorry.actors.residents import Residents
-from lorry.actors.slots import AdapterPool
-from lorry.actors.training import Trainer
+from lorry.actors.sampling.decoder import Decoder, Finished
+from lorry.actors.training.engine import Engine
+from lorry.actors.training.trainer import Trainer
 from lorry.actors.worker import Worker
 from lorry.wire.actor_messages import AdapterState, Completion, Item, MicroBatch
 from lorry.wire.codec import encode

@@ -12,12 +12,15 @@ from fastapi import FastAPI
 
 from ..wire.errors import InvalidRequestError
 from ..wire.tasks import background_tasks
-from . import (
+from . import errors
+from .bodies import BodyBudget
+from .config import GatewayConfig
+from .connections import Connections
+from .tinker import (
     auth,
     billing,
     checkpoints,
     downloads,
-    errors,
     futures,
     models,
     runs,
@@ -28,9 +31,6 @@ from . import (
     unsupported,
     weights,
 )
-from .bodies import BodyBudget
-from .config import GatewayConfig
-from .connections import Connections
 
 _WORK = (training, futures, sampling, weights, models, service, auth)
 _RECORDS = (sessions, runs, downloads, checkpoints, billing, unsupported)

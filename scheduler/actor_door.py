@@ -32,7 +32,7 @@ from ..wire.ids import ActorId, FutureId
 from ..wire.sockets import Channel
 from .commands import Commands
 from .config import BrokerConfig
-from .planner import Plan, Planner
+from .planning.planner import Plan, Planner
 from .registry import Registry
 
 log = structlog.get_logger("lorry.broker")

@@ -28,7 +28,7 @@ from .actor_door import ActorDoor
 from .client_door import ClientDoor
 from .commands import Commands
 from .config import BrokerConfig
-from .planner import Planner
+from .planning.planner import Planner
 from .registry import Registry
 
 log = structlog.get_logger("lorry.broker")

@@ -29,9 +29,9 @@ from ..wire.errors import ActorLostError, CommandCancelledError, ErrorInfo, Lorr
 from ..wire.ids import ActorId, FutureId, LaneId, RunId, SamplerId
 from ..wire.types import LoadWeightsResponse, SaveWeightsForSamplerResponse, SaveWeightsResponse, UsageKind
 from .config import BrokerConfig
-from .lanes import Command, Lane
-from .planner import Lost, Planner
-from .prices import cost
+from .planning.lanes import Command, Lane
+from .planning.planner import Lost, Planner
+from .planning.prices import cost
 from .registry import Registry, checkpoint_path, ephemeral_path, run_of_path, sampler_in_slot
 from .waiters import Waiters
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..wire.codec import MAX_PAYLOAD_BYTES
 from ..wire.sockets import CurveKeys
-from .prices import Prices
+from .planning.prices import Prices
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lorry.actors.adapters import Adapter
+from lorry.actors.model.adapter import Adapter
 from lorry.wire.commands import ForwardBackwardInput
 from lorry.wire.types import AdamParams, Datum
 

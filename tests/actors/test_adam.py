@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from lorry.actors import adam
-from lorry.actors.adam import adam_step
-from lorry.actors.adapters import Adapter, AdapterSpec, Target
+from lorry.actors.model.adapter import Adapter, AdapterSpec, Target
+from lorry.actors.training import adam
+from lorry.actors.training.adam import adam_step
 from lorry.wire.types import AdamParams
 
 TARGETS = [Target(0, "q_proj", 6, 8, "attn"), Target(1, "up_proj", 6, 10, "mlp")]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, Llama4TextConfig, MambaConfig, PreTrainedModel
 
-from lorry.actors.base_model import BaseModel, wrap_model
+from lorry.actors.model.base_model import BaseModel, wrap_model
 from lorry.wire.errors import UnsupportedModelError
 
 from .models import SHAPE, build, tiny_deepseek_v3, tiny_gpt_oss, tiny_llama, tiny_qwen3, tiny_qwen3_moe

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorry.actors.base_model import load_base_model, wrap_model
+from lorry.actors.model.base_model import load_base_model, wrap_model
 from lorry.wire.errors import UnsupportedModelError
 
 from .models import tiny_llama, tiny_qwen3

@@ -3,7 +3,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lorry.actors.block_pool import BlockPool, PrefixKey, prefix_keys
+from lorry.actors.sampling.block_pool import BlockPool, PrefixKey, prefix_keys
 
 BLOCKS = 6
 

@@ -7,11 +7,11 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 
-from lorry.actors.adapters import Adapter, AdapterSpec
-from lorry.actors.base_model import BaseModel, wrap_model
-from lorry.actors.compiled import CompiledModel
-from lorry.actors.decoder import Decoder
-from lorry.actors.lora import attach_lora
+from lorry.actors.model.adapter import Adapter, AdapterSpec
+from lorry.actors.model.base_model import BaseModel, wrap_model
+from lorry.actors.model.lora import attach_lora
+from lorry.actors.sampling.compiled import CompiledModel
+from lorry.actors.sampling.decoder import Decoder
 from lorry.wire.errors import UnsupportedModelError
 from lorry.wire.types import SampleResponse
 

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from lorry.actors.adapters import Adapter, AdapterSpec
-from lorry.actors.base_model import BaseModel, wrap_model
-from lorry.actors.decoder import BLOCK_TOKENS, Decoder
-from lorry.actors.lora import attach_lora
-from lorry.actors.survey import survey
+from lorry.actors.model.adapter import Adapter, AdapterSpec
+from lorry.actors.model.base_model import BaseModel, wrap_model
+from lorry.actors.model.lora import attach_lora
+from lorry.actors.model.survey import survey
+from lorry.actors.sampling.decoder import BLOCK_TOKENS, Decoder
 from lorry.wire.commands import SampleInput
 from lorry.wire.errors import NonFiniteError
 from lorry.wire.types import ModelInput, SampleResponse, SamplingParams

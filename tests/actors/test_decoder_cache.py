@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from lorry.actors.adapters import AdapterSpec
-from lorry.actors.base_model import BaseModel, load_base_model, wrap_model
-from lorry.actors.decoder import BLOCK_TOKENS, Decoder
-from lorry.actors.engine import Engine, ForwardBackwardJob
-from lorry.actors.lora import attach_lora
-from lorry.actors.slots import AdapterPool
+from lorry.actors.adapters.slots import AdapterPool
+from lorry.actors.model.adapter import AdapterSpec
+from lorry.actors.model.base_model import BaseModel, load_base_model, wrap_model
+from lorry.actors.model.lora import attach_lora
+from lorry.actors.sampling.decoder import BLOCK_TOKENS, Decoder
+from lorry.actors.training.engine import Engine, ForwardBackwardJob
 from lorry.wire.commands import ForwardBackwardInput
 from lorry.wire.errors import InvalidRequestError
 from lorry.wire.types import Datum, ForwardBackwardOutput, ModelInput, TensorData

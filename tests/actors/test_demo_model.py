@@ -3,8 +3,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from lorry.actors.base_model import load_base_model
-from lorry.actors.decoder import Decoder
+from lorry.actors.model.base_model import load_base_model
+from lorry.actors.sampling.decoder import Decoder
 from lorry.wire.commands import SampleInput
 from lorry.wire.types import ModelInput, SampleResponse, SamplingParams
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorry.actors.adapters import AdapterSpec
-from lorry.actors.logprobs import OutputHead
+from lorry.actors.model.adapter import AdapterSpec
+from lorry.actors.training.logprobs import OutputHead
 from lorry.wire.errors import InvalidRequestError, LorryError, NonFiniteError, NotFoundError, OutOfMemoryError
 from lorry.wire.types import AdamParams, Datum, ModelInput
 

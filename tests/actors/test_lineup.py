@@ -5,10 +5,10 @@ from collections import deque
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorry.actors.block_pool import BlockPool
-from lorry.actors.lineup import Lineup
-from lorry.actors.sequences import Request, Row, Stem
-from lorry.actors.stopping import StopRule
+from lorry.actors.sampling.block_pool import BlockPool
+from lorry.actors.sampling.lineup import Lineup
+from lorry.actors.sampling.sequences import Request, Row, Stem
+from lorry.actors.sampling.stopping import StopRule
 from lorry.wire.types import SamplingParams
 
 BLOCK = 4

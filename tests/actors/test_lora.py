@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from lorry.actors.adapters import AdapterSpec
-from lorry.actors.base_model import wrap_model
-from lorry.actors.in_flight import Segment
-from lorry.actors.lora import LoraLinear, attach_lora
+from lorry.actors.model.adapter import AdapterSpec
+from lorry.actors.model.base_model import wrap_model
+from lorry.actors.model.in_flight import Segment
+from lorry.actors.model.lora import LoraLinear, attach_lora
 from lorry.wire.errors import InvalidRequestError
 
 from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_llama, tiny_qwen3, tiny_qwen3_moe

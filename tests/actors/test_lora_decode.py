@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from lorry.actors.adapters import Adapter, AdapterSpec
-from lorry.actors.base_model import BaseModel, wrap_model
-from lorry.actors.decode_batch import segments_of
-from lorry.actors.decode_linears import DecodeLinears
-from lorry.actors.lora import LoraLinear, LoraTargets, attach_lora, layers_of
-from lorry.actors.lora_blocks import RANKS, LoraBlocks
-from lorry.actors.lora_decode import Gathered
-from lorry.actors.lora_native import SHORT, build_kernel
-from lorry.actors.survey import Survey, survey
+from lorry.actors.model.adapter import Adapter, AdapterSpec
+from lorry.actors.model.base_model import BaseModel, wrap_model
+from lorry.actors.model.lora import LoraLinear, LoraTargets, attach_lora, layers_of
+from lorry.actors.model.survey import Survey, survey
+from lorry.actors.sampling.decode_batch import segments_of
+from lorry.actors.sampling.decode_linears import DecodeLinears
+from lorry.actors.sampling.lora.blocks import RANKS, LoraBlocks
+from lorry.actors.sampling.lora.gathered import Gathered
+from lorry.actors.sampling.lora.native import SHORT, build_kernel
 
 from .models import tiny_qwen3
 from .workshop import assert_close

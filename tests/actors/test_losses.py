@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorry.actors.losses import LossInputs, evaluate, sequence_ratios
+from lorry.actors.training.losses import LossInputs, evaluate, sequence_ratios
 from lorry.wire.commands import LOSSES
 
 from .reference import plain_loss

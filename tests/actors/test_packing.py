@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorry.actors.packing import Row, pack
+from lorry.actors.training.packing import Row, pack
 
 ROWS = st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 20)), max_size=30).map(
     lambda chosen: [Row(0, i, adapter, length) for i, (adapter, length) in enumerate(chosen)]

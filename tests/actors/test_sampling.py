@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lorry.actors.sampling import Sampled, SamplingRows, keep_likeliest, sample, split_mix, uniforms
+from lorry.actors.sampling.tokens import Sampled, SamplingRows, keep_likeliest, sample, split_mix, uniforms
 from lorry.wire.types import SamplingParams
 
 LOGITS = torch.tensor([1.5, -0.3, 0.8, 0.8, 2.0, -1.0, 0.1, -2.0])

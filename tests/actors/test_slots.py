@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from lorry.actors.adapters import Adapter, AdapterSpec, Target
-from lorry.actors.slots import AdapterPool
+from lorry.actors.adapters.slots import AdapterPool
+from lorry.actors.model.adapter import Adapter, AdapterSpec, Target
 
 TARGETS = [Target(0, "q_proj", 3, 5, "attn")]
 

@@ -7,9 +7,9 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from lorry.actors import snapshots
-from lorry.actors.adapters import Adapter, AdapterSpec
-from lorry.actors.snapshots import load_sampler_weights, load_state, save_sampler_weights, save_state
+from lorry.actors.adapters import snapshots
+from lorry.actors.adapters.snapshots import load_sampler_weights, load_state, save_sampler_weights, save_state
+from lorry.actors.model.adapter import Adapter, AdapterSpec
 from lorry.wire.errors import CheckpointError
 from lorry.wire.types import AdamParams
 

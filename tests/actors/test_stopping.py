@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lorry.actors.stopping import StopRule
+from lorry.actors.sampling.stopping import StopRule
 from lorry.wire.types import SamplingParams
 
 

@@ -7,13 +7,13 @@ from threading import Thread
 
 import pytest
 
-from lorry.actors.adapters import AdapterSpec
-from lorry.actors.decoder import BLOCK_TOKENS, Decoder
+from lorry.actors.adapters.residents import Residents
+from lorry.actors.adapters.snapshots import save_sampler_weights
+from lorry.actors.model.adapter import AdapterSpec
+from lorry.actors.model.survey import survey
 from lorry.actors.orders import Sample, Stop, Train
-from lorry.actors.residents import Residents
-from lorry.actors.snapshots import save_sampler_weights
-from lorry.actors.survey import survey
-from lorry.actors.training import Trainer
+from lorry.actors.sampling.decoder import BLOCK_TOKENS, Decoder
+from lorry.actors.training.trainer import Trainer
 from lorry.actors.worker import Worker
 from lorry.wire.actor_messages import AdapterState, CancelCommand, Completion, Item, MicroBatch, Outcome
 from lorry.wire.codec import encode

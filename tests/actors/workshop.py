@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from lorry.actors.adapters import Adapter, AdapterSpec
-from lorry.actors.base_model import wrap_model
-from lorry.actors.engine import Engine, ForwardBackwardJob, ForwardBackwardOutcome
-from lorry.actors.lora import LoraTargets, attach_lora
-from lorry.actors.slots import AdapterPool
+from lorry.actors.adapters.slots import AdapterPool
+from lorry.actors.model.adapter import Adapter, AdapterSpec
+from lorry.actors.model.base_model import wrap_model
+from lorry.actors.model.lora import LoraTargets, attach_lora
+from lorry.actors.training.engine import Engine, ForwardBackwardJob, ForwardBackwardOutcome
 from lorry.wire.commands import ForwardBackwardInput
 from lorry.wire.types import Datum, ForwardBackwardOutput, ModelInput, TensorData
 

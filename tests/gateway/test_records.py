@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load
 from sqlite_utils import Database
 
-from lorry.scheduler.prices import cost
+from lorry.scheduler.planning.prices import cost
 from lorry.storage.store import FILE, Store
 from lorry.wire.ids import TenantId
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorry.scheduler.fairness import Shares
-from lorry.scheduler.lanes import Command, Lane
-from lorry.scheduler.planner import Planner
+from lorry.scheduler.planning.fairness import Shares
+from lorry.scheduler.planning.lanes import Command, Lane
+from lorry.scheduler.planning.planner import Planner
 from lorry.wire.actor_messages import Capacity
 from lorry.wire.ids import ActorId, LaneId, TenantId, future_id
 

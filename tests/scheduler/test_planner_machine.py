@@ -6,8 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
-from lorry.scheduler.lanes import Command, Lane
-from lorry.scheduler.planner import MAX_ATTEMPTS, Plan, Planner
+from lorry.scheduler.planning.lanes import Command, Lane
+from lorry.scheduler.planning.planner import MAX_ATTEMPTS, Plan, Planner
 from lorry.wire.actor_messages import Capacity
 from lorry.wire.commands import PHASES, CommandKind
 from lorry.wire.ids import ActorId, LaneId, TenantId, future_id

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorry.scheduler.prices import ModelPrices, Prices, cost, parse_prices
+from lorry.scheduler.planning.prices import ModelPrices, Prices, cost, parse_prices
 from lorry.wire.errors import InvalidRequestError
 
 micro_dollars = st.integers(0, 10**12)

@@ -1,0 +1,98 @@
+"""Which adapters are hot, on the device, and which are warm, in host memory. Knows keys, never whose they are."""
+
+from collections import OrderedDict
+from collections.abc import Collection, Generator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from ..model.adapter import Adapter
+
+
+class AdapterPool:
+    """At most `slots` adapters on `device`, the rest in host memory; the least recently used makes room first.
+
+    `swaps_in` and `swaps_out` count moves to and from the device.
+    """
+
+    def __init__(self, slots: int, device: torch.device | str, host: torch.device | str = "cpu") -> None:
+        if slots < 1:
+            raise ValueError(f"slots is {slots}, expected at least 1")
+        self.slots = slots
+        self.device = torch.device(device)
+        self.host = torch.device(host)
+        self.swaps_in = 0
+        self.swaps_out = 0
+        self._adapters: dict[str, Adapter] = {}
+        self._hot: OrderedDict[str, None] = OrderedDict()  # least recently used first
+        self._pinned: frozenset[str] = frozenset()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._adapters
+
+    def __len__(self) -> int:
+        return len(self._adapters)
+
+    @property
+    def hot(self) -> list[str]:
+        """The keys on the device, least recently used first."""
+        return list(self._hot)
+
+    def add(self, key: str, adapter: Adapter) -> None:
+        """Takes charge of `adapter`; it stays in host memory until acquired. Raises ValueError on a known key."""
+        if key in self._adapters:
+            raise ValueError(f"adapter {key!r} is in the pool already")
+        adapter.to(self.host)
+        self._adapters[key] = adapter
+
+    def get(self, key: str) -> Adapter:
+        """The adapter wherever it is, without counting as a use. Raises KeyError on an unknown key."""
+        return self._adapters[key]
+
+    def remove(self, key: str) -> Adapter:
+        """Raises KeyError on an unknown key."""
+        self._hot.pop(key, None)
+        return self._adapters.pop(key)
+
+    def acquire(self, keys: Sequence[str]) -> list[Adapter]:
+        """The adapters of `keys`, all on the device until the next call. At most `slots` distinct keys, with those
+        that are pinned.
+
+        Raises KeyError on an unknown key, before anything moves.
+        """
+        wanted = dict.fromkeys(keys)
+        if not self.has_room(wanted):
+            raise ValueError(
+                f"{len(wanted)} adapters wanted at once, beside {len(self._pinned)} that are pinned, "
+                f"expected at most {self.slots}, the pool's slots"
+            )
+        adapters = {key: self._adapters[key] for key in wanted}
+        cold = [key for key in wanted if key not in self._hot]
+        idle = (key for key in self.hot if key not in wanted and key not in self._pinned)
+        for _ in range(len(self._hot) + len(cold) - self.slots):
+            self._release(next(idle))
+        for key in cold:
+            adapters[key].to(self.device)
+            self.swaps_in += 1
+            self._hot[key] = None
+        for key in wanted:
+            self._hot.move_to_end(key)
+        return [adapters[key] for key in keys]
+
+    def has_room(self, keys: Collection[str]) -> bool:
+        """Whether `acquire` could take them all, distinct or not."""
+        return len(self._pinned.union(keys)) <= self.slots
+
+    @contextmanager
+    def pin(self, keys: Collection[str]) -> Generator[None]:
+        """Inside, adapters that were acquired stay where they are, whoever else is."""
+        self._pinned = frozenset(keys)
+        try:
+            yield
+        finally:
+            self._pinned = frozenset()
+
+    def _release(self, key: str) -> None:
+        self._adapters[key].to(self.host)
+        del self._hot[key]
+        self.swaps_out += 1

@@ -1,0 +1,1 @@
+"""The frozen base, and what is attached to it for many adapters. Knows no run, request or folder of an adapter."""

@@ -1,0 +1,151 @@
+"""Loads the frozen base model that all adapters share, and refuses one that packed execution would get wrong.
+
+It knows nothing of adapters, batches or caches.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from ...wire.errors import UnsupportedModelError
+from .attention import PACKED, PROBED, attend_sequences, set_attention
+from .in_flight import InFlight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """`model` is frozen, in eval mode, and attends within the sequences that `in_flight.lengths` names."""
+
+    model: "PreTrainedModel"
+    in_flight: InFlight
+    vocab_size: int
+    max_context: int
+    end_tokens: tuple[int, ...]
+    device: torch.device
+    dtype: torch.dtype
+
+    def hidden_states(self, tokens: Tensor, positions: Tensor, *, grad: bool) -> Tensor:
+        """tokens, positions [tokens] int64 -> [tokens, hidden], after the final norm: what the output head takes.
+
+        With `grad` the autograd graph spans the whole decoder, from the input embeddings on; the embeddings themselves
+        are detached. Fill `in_flight` first.
+        """
+        with torch.set_grad_enabled(grad):
+            if not grad:
+                return self.run_decoder(tokens, positions)
+            embeddings: Tensor = self.model.get_input_embeddings()(tokens.unsqueeze(0))  # [1, tokens, hidden]
+            return self._decode(embeddings.detach().requires_grad_(), positions)
+
+    def run_decoder(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """As `hidden_states`, in whatever mode of autograd the caller is."""
+        return self._decode(self.model.get_input_embeddings()(tokens.unsqueeze(0)), positions)
+
+    def _decode(self, embeddings: Tensor, positions: Tensor) -> Tensor:
+        decoder = self.model.get_decoder()
+        output = decoder(inputs_embeds=embeddings, position_ids=positions.unsqueeze(0), use_cache=False)
+        return output.last_hidden_state.squeeze(0)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The output head: hidden [rows, hidden] -> [rows, vocab]. `in_flight.segments` must describe these rows."""
+        head = self.model.get_output_embeddings()  # looked up, because LoRA may have replaced it
+        assert head is not None, "wrap_model refuses a model without one"
+        return head(hidden)
+
+
+def load_base_model(path: str | Path, device: str = "cpu", dtype: str = "auto") -> BaseModel:
+    """Loads any decoder that AutoModelForCausalLM knows, from a local folder or a hub id.
+
+    `dtype` "auto" is the checkpoint's own; otherwise the name of a torch dtype, such as "float32" or "bfloat16".
+    Raises UnsupportedModelError where there is no such model, or none that runs packed.
+    """
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise UnsupportedModelError(f"dtype is {dtype!r}, expected 'auto', 'float32', 'bfloat16' or 'float16'")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UnsupportedModelError(f"cannot load a base model from {str(path)!r}: {reason}") from error
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    return wrap_model(model)
+
+
+def wrap_model(model: "PreTrainedModel") -> BaseModel:
+    """Freezes `model` in place, gives it packed attention and tries both once, on a few tokens.
+
+    Raises UnsupportedModelError where the model would compute something else packed than it does alone.
+    """
+    name, config, head = type(model).__name__, model.config.get_text_config(), model.get_output_embeddings()
+    if getattr(model, "_is_stateful", False) or not hasattr(config, "max_position_embeddings"):
+        raise UnsupportedModelError(f"{name} is not a decoder of attention layers and positions alone")
+    if not isinstance(head, nn.Linear):
+        raise UnsupportedModelError(f"{name} has a {type(head).__name__} for an output head, not a Linear")
+    model.requires_grad_(False).eval()
+    in_flight = InFlight()
+    set_attention(model, in_flight)
+    base = BaseModel(
+        model,
+        in_flight,
+        vocab_size=min(head.out_features, config.vocab_size),
+        max_context=config.max_position_embeddings,
+        end_tokens=_end_tokens(model),
+        device=model.device,
+        dtype=model.dtype,
+    )
+    _probe(base)
+    return base
+
+
+def _end_tokens(model: "PreTrainedModel") -> tuple[int, ...]:
+    generation = getattr(model.generation_config, "eos_token_id", None)
+    ends = model.config.get_text_config().eos_token_id if generation is None else generation
+    return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+
+
+class _AttentionProbe:
+    """Notes which layers call attention; stands where a cache of keys and values would."""
+
+    def __init__(self) -> None:
+        self.layers: set[int] = set()
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        sliding_window: int | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        self.layers.add(layer)
+        output = attend_sequences(query, key, value, [query.shape[2]], scaling, sliding_window, sinks)
+        return output.transpose(1, 2)  # [1, heads, tokens, value_dim]
+
+
+def _probe(base: BaseModel) -> None:
+    """Runs two tokens and leaves the model PACKED.
+
+    Every layer must attend, and keep nothing else of a sequence; the logits must be the head's own.
+    """
+    model, name, probe = base.model, type(base.model).__name__, _AttentionProbe()
+    model.set_attn_implementation(PROBED)
+    base.in_flight.cache = probe
+    tokens = torch.arange(2, device=base.device)
+    with torch.no_grad():
+        # An explicit mask keeps transformers from looking for packed sequences in the positions.
+        expected = model(tokens[None], attention_mask=torch.ones_like(tokens)[None], use_cache=False).logits[0]
+        model.set_attn_implementation(PACKED)
+        logits = base.logits(base.hidden_states(tokens, tokens, grad=False))  # [2, vocab]
+    base.in_flight.cache = None
+    layers = model.config.get_text_config().num_hidden_layers
+    if probe.layers != set(range(layers)):
+        raise UnsupportedModelError(f"{len(probe.layers)} of the {layers} layers of {name} call packed attention")
+    if not torch.allclose(expected.float(), logits.float(), rtol=1e-3, atol=1e-3):
+        raise UnsupportedModelError(f"{name} changes its logits after the output head, by a softcap or a scale")

@@ -1,0 +1,92 @@
+"""The batch in flight: what attention and LoRA layers read instead of ten extra arguments.
+
+One object per loaded model, owned by the engine; it is filled before a forward and never read across two batches. A
+batch of training can be set aside between two of its products, for others to run theirs.
+"""
+
+import itertools
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from .adapter import Adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens `start` to `end` of the packed row belong to `adapter`. Tokens in no segment see the bare base model."""
+
+    adapter: "Adapter"
+    start: int
+    end: int
+
+
+class AttentionCache(Protocol):
+    """Keys and values of sequences that are being decoded; attention hands it what is new and gets its output."""
+
+    def attend(
+        self,
+        layer: int,
+        query: "torch.Tensor",
+        key: "torch.Tensor",
+        value: "torch.Tensor",
+        scaling: float,
+        sliding_window: int | None,
+        sinks: "torch.Tensor | None",
+    ) -> "torch.Tensor":
+        """query [1, heads, tokens, dim], key and value [1, kv_heads, tokens, dim] -> [1, heads, tokens, dim]."""
+        ...
+
+
+class LinearLayer(Protocol):
+    """One trainable linear layer of the base model."""
+
+    weight: "torch.Tensor"
+    bias: "torch.Tensor | None"
+
+
+class Linears(Protocol):
+    """Takes the trainable linear layers over, in inference."""
+
+    def linear(self, index: int, x: "torch.Tensor") -> "torch.Tensor":
+        """Of the layer at that place in model order, adapters included: x [..., inputs] with the packed row's tokens in
+        its leading axes -> [..., outputs]."""
+        ...
+
+
+def _nothing() -> None:
+    pass
+
+
+_numbers = itertools.count()
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class InFlight:
+    """`lengths` are those of the sequences laid end to end in the packed row, in order. Where `linears` is there, it
+    computes the trainable layers, and `segments` are those of the tokens that it does not cover.
+
+    `pause` is called between the products of a training pass, forward and backward: whoever wants the device may use
+    it there, after `set_aside`. `beside_others` says that somebody does, so that products are to be short. `number` is
+    the model's, unlike any other's in the process."""
+
+    lengths: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    cache: AttentionCache | None = None
+    linears: Linears | None = None
+    pause: Callable[[], None] = _nothing
+    beside_others: bool = False
+    number: int = field(default_factory=lambda: next(_numbers))
+
+    @contextmanager
+    def set_aside(self) -> Generator[None]:
+        """Other batches may be in flight inside."""
+        lengths, segments = self.lengths, self.segments
+        try:
+            yield
+        finally:
+            self.lengths, self.segments = lengths, segments

@@ -1,0 +1,226 @@
+"""LoRA over a packed row: every adapter's contiguous segment through its own A and B, on one frozen base.
+
+The backward is written by hand: it computes no gradient for the base and adds the adapters' in place. Knows no loss.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...wire.errors import InvalidRequestError, UnsupportedModelError
+from . import operators
+from .adapter import Adapter, AdapterSpec, Group, Part, Target
+from .base_model import BaseModel
+from .in_flight import InFlight
+from .products import linear, linear_backward
+
+_ATTENTION = frozenset(("self_attn", "attn", "attention", "self_attention"))
+_MLP = frozenset(("mlp", "feed_forward", "ffn"))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a packed row divides for one module: `sizes[i]` tokens go through `parts[i]`, or None, the bare base."""
+
+    sizes: list[int]
+    parts: list[Part | None]
+
+    def clip(self, start: int, end: int) -> "Layout":
+        """The same of tokens `start` to `end` alone."""
+        clipped = Layout([], [])
+        first = 0
+        for size, part in zip(self.sizes, self.parts, strict=True):
+            last = first + size
+            if first < end and last > start:
+                clipped.sizes.append(min(last, end) - max(first, start))
+                clipped.parts.append(part)
+            first = last
+        return clipped
+
+
+class LoraLinear(nn.Module):
+    """Takes the place of one `nn.Linear`, shares its weight and bias, and adds what the segments in flight ask for."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear, index: int, in_flight: InFlight) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.index = index
+        self.in_flight = in_flight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., inputs] with the packed row's tokens in its leading axes -> [..., outputs]."""
+        if torch.compiler.is_compiling():
+            return operators.linear(x, self.in_flight, self.index, self.out_features)
+        if self.in_flight.linears is not None:
+            return self.in_flight.linears.linear(self.index, x)
+        self.in_flight.pause()
+        rows = x.view(-1, self.in_features)  # [tokens, inputs]
+        layout = self.layout(len(rows))
+        if torch.is_grad_enabled():
+            y = _SegmentLora.apply(rows, self.weight, self.bias, layout, self.in_flight)
+        else:
+            y = linear(rows, self.weight, self.bias)
+            add_lora(layout, rows, y)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def layout(self, tokens: int) -> Layout:
+        """How the segments in flight divide a row of `tokens`."""
+        layout, end = Layout([], []), 0
+        for segment in self.in_flight.segments:
+            part = segment.adapter.part(self.index)
+            if part is None:
+                continue
+            if segment.start > end:
+                layout.sizes.append(segment.start - end)
+                layout.parts.append(None)
+            layout.sizes.append(segment.end - segment.start)
+            layout.parts.append(part)
+            end = segment.end
+        if end < tokens:
+            layout.sizes.append(tokens - end)
+            layout.parts.append(None)
+        return layout
+
+
+def add_lora(layout: Layout, x: Tensor, y: Tensor) -> list[Tensor | None]:
+    """Adds scale (x A.T) B to `y` [tokens, outputs] in place, each stretch with its own A and B.
+
+    x [tokens, inputs]. Returns every stretch's x A.T [stretch, rank], which the backward wants.
+    """
+    downs: list[Tensor | None] = []
+    pieces = zip(layout.parts, x.split_with_sizes(layout.sizes), y.split_with_sizes(layout.sizes), strict=True)
+    for part, x_piece, y_piece in pieces:
+        if part is None:
+            downs.append(None)
+            continue
+        down = torch.mm(x_piece, part.a_t)  # [stretch, rank]
+        y_piece.addmm_(down, part.b, alpha=part.scale)
+        downs.append(down)
+    return downs
+
+
+def add_lora_backward(layout: Layout, x: Tensor, downs: list[Tensor | None], dy: Tensor, dx: Tensor) -> None:
+    """Adds LoRA's share to `dx` [tokens, inputs] and to the adapters' gradients, all in place.
+
+    x [tokens, inputs], downs as `add_lora` returned them, dy [tokens, outputs].
+    """
+    split = (tensor.split_with_sizes(layout.sizes) for tensor in (x, dy, dx))
+    for part, down, x_piece, dy_piece, dx_piece in zip(layout.parts, downs, *split, strict=True):
+        if part is None or down is None:
+            continue
+        grad_a, grad_b = part.grad_a, part.grad_b
+        assert grad_a is not None and grad_b is not None, "a sampler's adapter has no gradients"
+        d_down = torch.mm(dy_piece, part.b_t)  # [stretch, rank]
+        if x.dtype == grad_a.dtype:
+            grad_a.addmm_(d_down.t(), x_piece, alpha=part.scale)
+            grad_b.addmm_(down.t(), dy_piece, alpha=part.scale)
+        else:  # low-precision products, which sum in float32 inside, accumulated in float32
+            grad_a.add_(torch.mm(d_down.t(), x_piece), alpha=part.scale)
+            grad_b.add_(torch.mm(down.t(), dy_piece), alpha=part.scale)
+        dx_piece.addmm_(d_down, part.a, alpha=part.scale)
+
+
+class _SegmentLora(torch.autograd.Function):
+    """y = x W.T + bias, and per stretch y += scale (x A.T) B; saves x and x A.T, and neither where nobody trains it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout, in_flight: InFlight
+    ) -> Tensor:
+        y = linear(x, weight, bias)
+        ctx.downs = add_lora(layout, x, y)
+        trained = any(part is not None for part in layout.parts)
+        ctx.save_for_backward(x if trained else None, weight)
+        ctx.layout, ctx.in_flight = layout, in_flight
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.in_flight.pause()
+        x, weight = ctx.saved_tensors
+        dx = linear_backward(dy, weight)  # [tokens, inputs]
+        if x is not None:
+            add_lora_backward(ctx.layout, x, ctx.downs, dy, dx)
+        return dx, None, None, None, None
+
+
+@dataclass(frozen=True, slots=True)
+class LoraTargets:
+    """What of a base model adapters may train. `modules` in model order; `head` is the output embedding."""
+
+    modules: tuple[Target, ...]
+    head: LoraLinear
+    has_experts: bool
+    dtype: torch.dtype
+    all_names: frozenset[str]
+
+    def select(self, spec: AdapterSpec) -> list[Target]:
+        """The modules that an adapter of `spec` trains. Raises InvalidRequestError where the model has none such."""
+        if spec.train_mlp and self.has_experts:
+            raise InvalidRequestError.of(
+                "train_mlp", True, "train_mlp=False: this base model's MLPs are mixtures of experts, which stay frozen"
+            )
+        present: set[Group] = {target.group for target in self.modules}
+        for group in sorted(spec.groups - present):
+            raise InvalidRequestError.of(
+                f"train_{group}", True, f"train_{group}=False: the base model has no such layer"
+            )
+        return [target for target in self.modules if target.group in spec.groups]
+
+    def new_adapter(self, spec: AdapterSpec, device: torch.device | str, *, trainable: bool = True) -> Adapter:
+        """A fresh adapter on the modules that `spec` selects; raises as `select` does."""
+        return Adapter(spec, self.select(spec), dtype=self.dtype, device=device, trainable=trainable)
+
+    def peft_names(self, targets: tuple[Target, ...]) -> list[str]:
+        """PEFT's `target_modules` for these: leaf names where they match exactly these modules, else full names."""
+        chosen = {target.name for target in targets}
+        leaves = {name.rpartition(".")[2] for name in chosen}
+        matched = {name for name in self.all_names if name.rpartition(".")[2] in leaves}
+        return sorted(leaves if matched == chosen else chosen)
+
+
+def attach_lora(base: BaseModel) -> LoraTargets:
+    """Replaces the base's trainable linears by LoraLinear, in place.
+
+    Raises UnsupportedModelError where its attention projections or output head are not `nn.Linear`.
+    """
+    model = base.model
+    all_names = frozenset(name for name, _ in model.named_modules())
+    has_experts = any("experts" in name.split(".") for name in all_names)
+    head = model.get_output_embeddings()
+    chosen: list[tuple[str, nn.Linear, Group]] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            group = "unembed" if module is head else _group(name)
+            if group is not None and not (group == "mlp" and has_experts):
+                chosen.append((name, module, group))
+    if not {"attn", "unembed"} <= {group for _, _, group in chosen}:
+        raise UnsupportedModelError(f"{type(model).__name__} has no nn.Linear attention projections and output head")
+    targets = [
+        Target(index, name, module.in_features, module.out_features, group)
+        for index, (name, module, group) in enumerate(chosen)
+    ]
+    for index, (name, module, _) in enumerate(chosen):
+        model.set_submodule(name, LoraLinear(module, index, base.in_flight))
+    wrapped_head = model.get_output_embeddings()
+    assert isinstance(wrapped_head, LoraLinear)
+    return LoraTargets(tuple(targets), wrapped_head, has_experts, base.dtype, all_names)
+
+
+def layers_of(base: BaseModel) -> dict[int, LoraLinear]:
+    """The layers that `attach_lora` put in, by index."""
+    return {module.index: module for module in base.model.modules() if isinstance(module, LoraLinear)}
+
+
+def _group(name: str) -> Group | None:
+    """By the module's path: layers.3.self_attn.q_proj is attention, layers.3.mlp.up_proj is MLP."""
+    path = set(name.split(".")[:-1])
+    if path & _ATTENTION:
+        return "attn"
+    return "mlp" if path & _MLP else None

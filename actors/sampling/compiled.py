@@ -1,0 +1,78 @@
+"""The decoder of a base model through `torch.compile`, for steps of the decode loop: one graph, made at the start.
+
+It knows no rows and no adapters: those are behind the operators that the graph calls.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo.decorators import mark_dynamic
+from torch._dynamo.exc import TorchDynamoException
+
+from ...wire.errors import UnsupportedModelError
+from ..model import operators
+from ..model.base_model import BaseModel
+from ..model.survey import standing_in
+from .lora.native import build_kernel
+
+_SEVERAL = 3
+"""Tokens of the run that the graph is made in. The graph is for any number from 2 on: a shape of one is a case of its
+own to a compiler."""
+
+
+class CompiledModel:
+    """`native` says that the kernel for LoRA was built too, which is for float32 on the CPU.
+
+    Takes from seconds to a minute to make. Raises UnsupportedModelError where the model cannot be compiled, no
+    compiler is found, or the graph computes something else than the model."""
+
+    def __init__(self, base: BaseModel) -> None:
+        self._base = base
+        operators.register(base.in_flight)
+        options: dict[str, Any] = {"guard_filter_fn": _keep_the_models_name, "compile_threads": 1}
+        self._run = torch.compile(self._decode, fullgraph=True, options=options)
+        self._name = f"{type(base.model).__name__} {base.in_flight.number}"
+        self._check(torch.arange(_SEVERAL, device=base.device))
+        self.native = base.device.type == "cpu" and base.dtype == torch.float32
+        if self.native:
+            self._build_kernel()
+
+    def hidden_states(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """As `BaseModel.hidden_states` without a gradient; cache and linears must be in flight."""
+        if len(tokens) < 2:
+            return self._base.hidden_states(tokens, positions, grad=False)
+        return self._run(self._name, tokens, positions)
+
+    def _decode(self, name: str, tokens: Tensor, positions: Tensor) -> Tensor:
+        assert name == self._name, "graphs of several models are told apart by it"
+        return self._base.run_decoder(tokens, positions)
+
+    def _build_kernel(self) -> None:
+        try:
+            build_kernel()
+        except (RuntimeError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UnsupportedModelError(f"the kernel for LoRA cannot be built, run without: {reason}") from error
+
+    @torch.inference_mode()
+    def _check(self, tokens: Tensor) -> None:
+        name = type(self._base.model).__name__
+        inputs = tokens, tokens.clone()
+        with standing_in(self._base):
+            expected = self._base.hidden_states(*inputs, grad=False)
+            for tensor in inputs:
+                mark_dynamic(tensor, 0)
+            try:
+                found = self._run(self._name, *inputs)
+            except TorchDynamoException as error:
+                reason = str(error).strip().splitlines()[0]
+                raise UnsupportedModelError(f"{name} cannot be compiled, run it without: {reason}") from error
+        if not torch.allclose(expected.float(), found.float(), rtol=1e-2, atol=1e-2):
+            raise UnsupportedModelError(f"{name} computes something else when it is compiled, run it without")
+
+
+def _keep_the_models_name(guards: Sequence[Any]) -> list[bool]:
+    """A graph is made once, for one model run in one way, and nothing else that a guard would look at can change."""
+    return [guard.name == "name" for guard in guards]

@@ -1,0 +1,117 @@
+"""The trainable layers in inference: the base's products and what the adapters of a step add to them.
+
+Layers that read one tensor, as the projections to queries, keys and values do, are computed together when the first of
+them is called. It knows no sequences; whose row is whose is told before a step.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..model.adapter import Adapter
+from ..model.base_model import BaseModel
+from ..model.in_flight import LinearLayer
+from ..model.lora import layers_of
+from ..model.products import pack
+from .lora.gathered import Gathered
+from .lora.native import NativeRows, NativeWalked
+from .lora.walked import Walked
+
+
+class BaseProducts:
+    """`groups` are the layers that read one tensor, in the order in which they do.
+
+    Where weights can be packed they are, once more beside the plain ones that training reads.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[LinearLayer]]) -> None:
+        self._groups = groups
+        self._packed = [pack([m.weight for m in group], [m.bias for m in group]) for group in groups]
+        self._sizes = [[len(m.weight) for m in group] for group in groups]
+
+    def products(self, group: int, x: Tensor) -> Sequence[Tensor]:
+        """Of every layer of the group: x [rows, inputs] -> [rows, outputs], which may be views of one tensor."""
+        packed, sizes = self._packed[group], self._sizes[group]
+        if packed is None:
+            return [F.linear(x, module.weight, module.bias) for module in self._groups[group]]
+        y = packed.linear(x)
+        return (y,) if len(sizes) == 1 else y.split_with_sizes(sizes, -1)
+
+
+class RowAdapters(Protocol):
+    """Adds what the adapters have to the packed row's first rows: `Gathered` does, and `NativeRows`."""
+
+    def arrange(self, adapters: Sequence[Adapter], counts: Sequence[int], device: torch.device) -> bool:
+        """The packed row will begin with `counts[i]` rows of `adapters[i]`, at least one each, all different.
+
+        Returns whether it is worth it. If so they are held, and must not change until `clear` or another `arrange`.
+        """
+        ...
+
+    def add(self, group: int, x: Tensor, outputs: Sequence[Tensor]) -> None:
+        """Adds scale (x A.T) B to the outputs of the group's layers, [tokens, outputs] each, in place.
+
+        x [tokens, inputs].
+        """
+        ...
+
+    def clear(self) -> None: ...
+
+
+class DecodeLinears:
+    """Where rows are gathered, the packed row begins with them. What else has an adapter is in `in_flight.segments`.
+
+    `native`: by the kernel that `lora_native.build_kernel` built.
+    """
+
+    def __init__(self, base: BaseModel, groups: Sequence[tuple[int, ...]], *, native: bool) -> None:
+        self.gathering = False
+        self._in_flight = base.in_flight
+        modules = layers_of(base)
+        self._products = BaseProducts([[modules[index] for index in group] for group in groups])
+        self._rows: RowAdapters = NativeRows(groups) if native else Gathered(groups)
+        self._walked = NativeWalked(groups) if native else Walked(groups)
+        self._place = {module: (g, i, len(group)) for g, group in enumerate(groups) for i, module in enumerate(group)}
+        self._computed: dict[int, dict[int, Tensor]] = {}  # by group: what its layers have not been asked for yet
+
+    def arrange(self, adapters: Sequence[Adapter], counts: Sequence[int], device: torch.device) -> bool:
+        """As `RowAdapters.arrange`: `gathering` may be set if it says so, and otherwise the rows are segments too."""
+        return self._rows.arrange(adapters, counts, device)
+
+    def retain(self, adapters: Collection[Adapter]) -> None:
+        """No others will come in the next step; what was copied of them goes."""
+        self._walked.retain(adapters)
+        if not adapters:
+            self._rows.clear()
+
+    def forget(self) -> None:
+        """A step is over, or was broken off."""
+        self._computed.clear()
+
+    def linear(self, index: int, x: Tensor) -> Tensor:
+        """x [..., inputs] with the packed row's tokens in its leading axes -> [..., outputs].
+
+        Layers of a group may be asked in any order, each once, before the first is asked again.
+        """
+        group, i, size = self._place[index]
+        if size == 1:
+            y = self._compute(group, x)[0]
+        else:
+            if group not in self._computed:
+                self._computed[group] = dict(enumerate(self._compute(group, x)))
+            y = self._computed[group].pop(i)
+            if not self._computed[group]:
+                del self._computed[group]
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    def _compute(self, group: int, x: Tensor) -> Sequence[Tensor]:
+        rows = x.view(-1, x.shape[-1])  # [tokens, inputs]
+        outputs = self._products.products(group, rows)  # [tokens, outputs] each
+        if self.gathering:
+            self._rows.add(group, rows, outputs)
+        if self._in_flight.segments:
+            self._walked.add(group, self._in_flight.segments, rows, outputs)
+        return outputs

@@ -1,0 +1,98 @@
+"""Adam with decoupled weight decay for many runs at once, each with its own hyperparameters. Knows no model or run."""
+
+# torch.optim itself is written in these foreach functions, and there are no public ones.
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ...wire.types import AdamParams
+from ..model.adapter import Adapter
+
+_ELEMENTS_AT_ONCE = 1 << 25
+"""Adapters are stepped together up to this many elements (128 MiB for each of three temporaries); beyond it they gain
+nothing from company."""
+
+
+def adam_step(adapters: Sequence[Adapter], params: Sequence[AdamParams]) -> list[float | None]:
+    """One step of torch.optim.AdamW's rule for each adapter; returns the gradients' norms before clipping.
+
+    The gradient is zeroed and no longer pending. None, and nothing changed at all, for an adapter whose gradient or
+    new state would not be finite. Adapters must be distinct and have a pending gradient.
+    """
+    norms: list[float | None] = []
+    for chosen in _groups(adapters):
+        norms += _step_together(adapters[chosen], params[chosen])
+    return norms
+
+
+def _groups(adapters: Sequence[Adapter]) -> Iterator[slice]:
+    start = elements = 0
+    for i, adapter in enumerate(adapters):
+        if i > start and elements + adapter.size > _ELEMENTS_AT_ONCE:
+            yield slice(start, i)
+            start, elements = i, 0
+        elements += adapter.size
+    yield slice(start, len(adapters))
+
+
+def _step_together(adapters: Sequence[Adapter], params: Sequence[AdamParams]) -> list[float | None]:
+    norms: list[float] = torch.stack(torch._foreach_norm([adapter.grad for adapter in adapters])).tolist()
+    updates = _updates(adapters, params, norms)
+    finite = [all(checks) for checks in zip(map(math.isfinite, norms), *map(all_finite, updates), strict=True)]
+    good = [i for i, ok in enumerate(finite) if ok]
+    if good:
+        stepped = [adapters[i] for i in good]
+        for name, new in zip(("weights", "exp_avg", "exp_avg_sq"), updates, strict=True):
+            torch._foreach_copy_([getattr(adapter, name) for adapter in stepped], [new[i] for i in good])
+        torch._foreach_zero_([adapter.grad for adapter in stepped])
+        for adapter in stepped:
+            adapter.step += 1
+            adapter.pending = False
+            adapter.refresh()
+    return [norm if ok else None for norm, ok in zip(norms, finite, strict=True)]
+
+
+def _updates(
+    adapters: Sequence[Adapter], params: Sequence[AdamParams], norms: Sequence[float]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """New weights, exp_avg and exp_avg_sq, [P] each, beside the old ones."""
+    grads = [adapter.grad for adapter in adapters]
+    clips = [_clip_factor(p.grad_clip_norm, norm) for p, norm in zip(params, norms, strict=True)]
+    if any(clip != 1.0 for clip in clips):
+        grads = list(torch._foreach_mul(grads, clips))
+    exp_avg = list(torch._foreach_mul([adapter.exp_avg for adapter in adapters], [p.beta1 for p in params]))
+    torch._foreach_add_(exp_avg, torch._foreach_mul(grads, [1 - p.beta1 for p in params]))
+    exp_avg_sq = list(torch._foreach_mul([adapter.exp_avg_sq for adapter in adapters], [p.beta2 for p in params]))
+    torch._foreach_addcmul_(exp_avg_sq, grads, grads, [1 - p.beta2 for p in params])
+    first = [1 - p.beta1 ** (adapter.step + 1) for adapter, p in zip(adapters, params, strict=True)]
+    second = [1 - p.beta2 ** (adapter.step + 1) for adapter, p in zip(adapters, params, strict=True)]
+    denominators = torch._foreach_sqrt(exp_avg_sq)
+    torch._foreach_div_(denominators, [math.sqrt(correction) for correction in second])
+    torch._foreach_add_(denominators, [_float32(p.eps) for p in params])
+    decays = [_float32(1 - p.learning_rate * p.weight_decay) for p in params]
+    weights = list(torch._foreach_mul([adapter.weights for adapter in adapters], decays))
+    sizes = [_float32(-p.learning_rate / correction) for p, correction in zip(params, first, strict=True)]
+    torch._foreach_addcdiv_(weights, exp_avg, denominators, sizes)
+    return weights, exp_avg, exp_avg_sq
+
+
+def _float32(value: float) -> float:
+    """Infinity where float32 ends: torch refuses the number itself, and then nobody would step."""
+    return value if abs(value) <= torch.finfo(torch.float32).max else math.copysign(math.inf, value)
+
+
+def _clip_factor(limit: float, norm: float) -> float:
+    """As torch.nn.utils.clip_grad_norm_; 0 is no limit."""
+    return min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
+
+
+def all_finite(tensors: Sequence[Tensor]) -> list[bool]:
+    """Whether each tensor's elements are all finite; also False where their sum overflows, far beyond any use.
+
+    A sum is the cheapest reduction that infinities and NaN survive.
+    """
+    return torch.stack([tensor.sum() for tensor in tensors]).isfinite().tolist()

@@ -1,0 +1,283 @@
+"""Executes the training commands of many runs together on one frozen base model. A fault stays in its own command.
+
+Knows adapters by key, never tenants, order or time: what it is given at once, it may run in any order.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from ...wire.commands import ForwardBackwardInput, check_adam_params, check_forward_backward
+from ...wire.errors import InvalidRequestError, LorryError, NonFiniteError, NotFoundError, OutOfMemoryError
+from ...wire.types import AdamParams, ForwardBackwardOutput, LossFnOutput, OptimStepResponse, TensorData
+from ..adapters.slots import AdapterPool
+from ..model.base_model import BaseModel
+from ..model.in_flight import Segment
+from ..model.lora import LoraTargets
+from .adam import adam_step, all_finite
+from .batch import lay_out
+from .logprobs import OutputHead, Scores
+from .packing import Pass, Row, pack
+
+PASS_TOKENS = 256
+"""Of a pass beside others. Products of fewer rows cost more by the row; those of more would let others wait longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBackwardJob:
+    """One `forward` (`backward` False) or `forward_backward` command of the adapter that the pool knows by this key."""
+
+    adapter: str
+    request: ForwardBackwardInput
+    backward: bool = True
+
+
+ForwardBackwardOutcome: TypeAlias = ForwardBackwardOutput | LorryError
+OptimStepOutcome: TypeAlias = OptimStepResponse | LorryError
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What the passes have found for one job so far; `problem` is what is not finite about it."""
+
+    outputs: list[LossFnOutput]
+    loss: float = 0.0
+    problem: str | None = None
+
+    def outcome(self) -> ForwardBackwardOutcome:
+        if self.problem is not None:
+            return NonFiniteError(self.problem, field="data")
+        return ForwardBackwardOutput("ArrayRecord", self.outputs, {"loss:sum": self.loss})
+
+
+class Engine:
+    """`token_budget` bounds the tokens of one pass through the model, unless one datum alone is longer.
+
+    While others wait for the pauses between the products of a pass, passes are kept short.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        targets: LoraTargets,
+        pool: AdapterPool,
+        *,
+        token_budget: int = 8192,
+        logits_bytes: int = 64 << 20,
+    ) -> None:
+        self.base = base
+        self.pool = pool
+        self.token_budget = token_budget
+        self.head = OutputHead(targets, logits_bytes)
+
+    def forward_backward(self, jobs: Sequence[ForwardBackwardJob]) -> list[ForwardBackwardOutcome]:
+        """Runs all jobs mixed; outcomes in their order. A job that fails leaves its adapter as it was before it.
+
+        The errors among the outcomes: InvalidRequestError, NotFoundError, NonFiniteError, OutOfMemoryError.
+        """
+        refusals = [self._refusal(job) for job in jobs]
+        accepted = [job for job, refusal in zip(jobs, refusals, strict=True) if refusal is None]
+        budget = min(self.token_budget, PASS_TOKENS) if self.base.in_flight.beside_others else self.token_budget
+        outcomes = iter(self._attempt(accepted, budget))
+        return [next(outcomes) if refusal is None else refusal for refusal in refusals]
+
+    def optim_step(self, steps: Sequence[tuple[str, AdamParams]]) -> list[OptimStepOutcome]:
+        """One Adam step for each (adapter, hyperparameters); nothing happens where no gradient is pending.
+
+        The errors among the outcomes: InvalidRequestError, NotFoundError, and with nothing changed NonFiniteError
+        and OutOfMemoryError.
+        """
+        outcomes: list[OptimStepOutcome] = []
+        together: dict[str, AdamParams] = {}
+        for key, params in steps:
+            if key in together or len(together) == self.pool.slots:
+                outcomes += self._step(together)
+                together = {}
+            together[key] = params
+        return outcomes + self._step(together)
+
+    def _refusal(self, job: ForwardBackwardJob) -> LorryError | None:
+        if job.adapter not in self.pool:
+            return _unknown(job.adapter)
+        try:
+            check_forward_backward(job.request, self.base.vocab_size, self.base.max_context)
+        except InvalidRequestError as error:
+            return error
+        return None
+
+    def _attempt(self, jobs: Sequence[ForwardBackwardJob], token_budget: int) -> list[ForwardBackwardOutcome]:
+        """Runs all jobs in as few passes as fit; what fails is narrowed down, and whoever it pulled down runs again."""
+        passes = [
+            (rows, backward)
+            for backward in (False, True)
+            for rows in pack(_rows(jobs, backward), token_budget, self.pool.slots)
+        ]
+        tallies = [_Tally([{}] * len(job.request.data)) for job in jobs]
+        spoiled = self._transact(jobs, passes, tallies)
+        if spoiled is None:
+            return self._attempt_smaller(jobs, [rows for rows, _ in passes])
+        again = _innocent(jobs, tallies, spoiled)
+        outcomes = [tally.outcome() for tally in tallies]
+        for chosen in again:
+            for i, outcome in zip(chosen, self._attempt([jobs[i] for i in chosen], token_budget), strict=True):
+                outcomes[i] = outcome
+        return outcomes
+
+    def _attempt_smaller(
+        self, jobs: Sequence[ForwardBackwardJob], passes: Sequence[Pass]
+    ) -> list[ForwardBackwardOutcome]:
+        """After memory ran out: halves the passes; where each is one datum, the jobs run one by one."""
+        divisible = [rows.tokens for rows in passes if len(rows.rows) > 1]
+        if divisible:
+            return self._attempt(jobs, max(divisible) // 2)
+        if len(jobs) > 1:
+            return [outcome for job in jobs for outcome in self._attempt([job], 1)]
+        longest = max(rows.tokens for rows in passes)
+        return [OutOfMemoryError(f"a datum of {longest} tokens does not fit into the actor's memory", field="data")]
+
+    def _transact(
+        self, jobs: Sequence[ForwardBackwardJob], passes: Sequence[tuple[Pass, bool]], tallies: Sequence[_Tally]
+    ) -> set[str] | None:
+        """Runs the passes and fills the tallies; None, with every gradient as it was, where memory ran out.
+
+        The adapters it returns are spoiled: a job of theirs is not finite, and their gradients are as they were.
+        """
+        adapters = {job.adapter: self.pool.get(job.adapter) for job in jobs if job.backward}
+        spoiled: set[str] = set()
+        try:
+            for adapter in adapters.values():
+                adapter.mark()
+            for rows, backward in passes:
+                spoiled |= self._run(rows, backward, [job.request for job in jobs], tallies)
+                self.base.in_flight.pause()
+        except BaseException as error:
+            for adapter in adapters.values():
+                adapter.rollback()
+            if not _memory_ran_out(error):
+                raise
+            return None
+        spoiled |= {job.adapter for job, tally in zip(jobs, tallies, strict=True) if job.backward and tally.problem}
+        for key, adapter in adapters.items():
+            adapter.rollback() if key in spoiled else adapter.commit()
+        return spoiled
+
+    def _run(
+        self, rows: Pass, backward: bool, requests: Sequence[ForwardBackwardInput], tallies: Sequence[_Tally]
+    ) -> set[str]:
+        """One pass through the model, and back; returns the adapters whose gradient is not finite now."""
+        segments = rows.segments()
+        keys = [key for key, _, _ in segments]
+        adapters = self.pool.acquire(keys)
+        batch = lay_out(rows, requests, self.base.device)
+        in_flight = self.base.in_flight
+        in_flight.lengths = [row.length for row in rows.rows]
+        in_flight.segments = [
+            Segment(adapter, start, end) for adapter, (_, start, end) in zip(adapters, segments, strict=True)
+        ]
+        try:
+            with self.pool.pin(keys):
+                hidden = self.base.hidden_states(batch.tokens, batch.positions, grad=backward)  # [tokens, hidden]
+                if batch.ratio_mask is not None:
+                    batch = batch.with_sequence_ratios(self.head.logprobs(hidden.detach(), batch.targets).targets)
+                scores = self.head.score(hidden.detach(), batch.targets, batch.evaluate, backward=backward)
+                if scores.d_hidden is not None:
+                    hidden.backward(scores.d_hidden)
+        finally:
+            in_flight.lengths, in_flight.segments = [], []
+        _record(rows, batch.bounds, scores, requests, tallies)
+        if not backward:
+            return set()
+        for adapter in adapters:
+            adapter.pending = True
+        return {key for (key, _, _), ok in zip(segments, all_finite([a.grad for a in adapters]), strict=True) if not ok}
+
+    def _step(self, steps: dict[str, AdamParams]) -> list[OptimStepOutcome]:
+        """Distinct adapters, no more than there are slots."""
+        outcomes: dict[str, OptimStepOutcome] = {}
+        for key, params in steps.items():
+            try:
+                check_adam_params(params)
+            except InvalidRequestError as error:
+                outcomes[key] = error
+            if key not in self.pool:
+                outcomes[key] = _unknown(key)
+            elif key not in outcomes and not self.pool.get(key).pending:
+                outcomes[key] = OptimStepResponse({})
+        due = [key for key in steps if key not in outcomes]
+        try:
+            norms = adam_step(self.pool.acquire(due), [steps[key] for key in due]) if due else []
+        except (RuntimeError, MemoryError) as error:
+            if not _memory_ran_out(error):
+                raise
+        else:
+            outcomes |= {key: _stepped(norm) for key, norm in zip(due, norms, strict=True)}
+            due = []
+        if len(due) == 1:
+            outcomes[due[0]] = OutOfMemoryError("an optimizer step does not fit into the actor's memory")
+        elif due:
+            outcomes |= {key: self._step({key: steps[key]})[0] for key in due}
+        return [outcomes[key] for key in steps]
+
+
+def _rows(jobs: Sequence[ForwardBackwardJob], backward: bool) -> list[Row]:
+    return [
+        Row(i, j, job.adapter, datum.model_input.length)
+        for i, job in enumerate(jobs)
+        if job.backward == backward
+        for j, datum in enumerate(job.request.data)
+    ]
+
+
+def _record(
+    rows: Pass,
+    bounds: Sequence[int],
+    scores: Scores,
+    requests: Sequence[ForwardBackwardInput],
+    tallies: Sequence[_Tally],
+) -> None:
+    logprobs, losses = scores.logprobs.cpu().numpy(), scores.losses.cpu().numpy()  # [targets] each
+    for row, start, end in zip(rows.rows, bounds, bounds[1:], strict=False):
+        tally, found, loss = tallies[row.job], logprobs[start:end], float(losses[start:end].sum(dtype=np.float64))
+        if not (math.isfinite(loss) and np.isfinite(found).all()):
+            tally.problem = f"data[{row.datum}] has a loss of {loss} and logprobs down to {found.min()}"
+        shape = requests[row.job].data[row.datum].loss_fn_inputs["target_tokens"].shape
+        tally.outputs[row.datum] = {"logprobs": TensorData(found.reshape(shape))}
+        tally.loss += loss
+
+
+def _innocent(jobs: Sequence[ForwardBackwardJob], tallies: Sequence[_Tally], spoiled: set[str]) -> list[list[int]]:
+    """Which jobs of the spoiled adapters to run again, and which of them together.
+
+    Where no job of an adapter has a problem of its own, their gradients have: each runs alone, and one that was
+    alone already is the culprit.
+    """
+    again: list[list[int]] = []
+    for key in sorted(spoiled):
+        mine = [i for i, job in enumerate(jobs) if job.backward and job.adapter == key]
+        good = [i for i in mine if tallies[i].problem is None]
+        if len(good) < len(mine):
+            again += [good] if good else []
+        elif len(mine) > 1:
+            again += [[i] for i in mine]
+        else:
+            tallies[mine[0]].problem = "the gradient is not finite"
+    return again
+
+
+def _stepped(norm: float | None) -> OptimStepOutcome:
+    if norm is None:
+        return NonFiniteError("the optimizer's step is not finite", field="adam_params")
+    return OptimStepResponse({"grad_norm": norm})
+
+
+def _unknown(key: str) -> NotFoundError:
+    return NotFoundError(f"there is no adapter {key!r} on this actor")
+
+
+def _memory_ran_out(error: BaseException) -> bool:
+    """On CUDA by its type; the CPU's allocator raises a bare RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,128 @@
+"""Executes training commands that came together: decodes them, runs them phase by phase, encodes their results.
+
+What is wrong with a command fails that command alone. It knows neither sockets nor turns.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import structlog
+import torch
+
+from ...wire.actor_messages import Item, Outcome
+from ...wire.codec import decode, encode
+from ...wire.commands import PHASES, ForwardBackwardInput, OptimStepInput
+from ...wire.errors import InternalError, LorryError, StorageError
+from ...wire.ids import FutureId
+from ...wire.types import AdamParams
+from ..adapters.residents import Residents
+from ..adapters.snapshots import load_state, save_sampler_weights, save_state
+from ..model.lora import LoraTargets
+from .engine import Engine, ForwardBackwardJob
+
+log = structlog.get_logger("lorry.actor")
+
+Work: TypeAlias = Sequence[tuple[Item, bytes]]
+Ended: TypeAlias = tuple[Outcome, bytes]
+
+
+class Trainer:
+    """`base_model` is the public name that checkpoints are to carry."""
+
+    def __init__(self, engine: Engine, residents: Residents, targets: LoraTargets, base_model: str) -> None:
+        self._engine, self._residents, self._targets, self._base_model = engine, residents, targets, base_model
+
+    def run(self, work: Work) -> dict[FutureId, Ended]:
+        """How each command ended: all of a phase together, phase after phase."""
+        ended: dict[FutureId, Ended] = {}
+        for phase in sorted({PHASES[item.kind] for item, _ in work}):
+            chosen = [pair for pair in work if PHASES[pair[0].kind] == phase]
+            for (item, _), end in zip(chosen, self._phase(chosen), strict=True):
+                ended[item.future] = end
+        return ended
+
+    def _phase(self, chosen: Work) -> list[Ended]:
+        kind = chosen[0][0].kind
+        if kind in ("forward", "forward_backward"):
+            return self._guarded(chosen)
+        if kind == "optim_step":
+            return self._optim_step(chosen)
+        return [self._save_or_load(item) for item, _ in chosen]
+
+    def _guarded(self, chosen: Work) -> list[Ended]:
+        """Should a pass raise, which is a bug, its gradients have been rolled back: each command runs again alone, so
+        that it fails alone. An accelerator in an error state does not recover: then, as for a bug anywhere else, the
+        process ends, and another rebuilds what it held."""
+        try:
+            return self._forward_backward(chosen)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            log.exception("internal error", commands=[item.future for item, _ in chosen])
+            if len(chosen) > 1:
+                return [end for one in chosen for end in self._guarded([one])]
+            return [_failed(chosen[0][0], InternalError(f"{chosen[0][0].kind} raised {type(error).__name__}: {error}"))]
+
+    def _forward_backward(self, chosen: Work) -> list[Ended]:
+        prepared: list[ForwardBackwardJob | LorryError] = [self._prepare(*one) for one in chosen]
+        outcomes = iter(self._engine.forward_backward([job for job in prepared if isinstance(job, ForwardBackwardJob)]))
+        ends: list[Ended] = []
+        for (item, _), job in zip(chosen, prepared, strict=True):
+            result = job if isinstance(job, LorryError) else next(outcomes)
+            if isinstance(job, LorryError) or isinstance(result, LorryError):
+                ends.append(_failed(item, result))
+                continue
+            tokens = sum(datum.model_input.length for datum in job.request.data)
+            trained = item.kind == "forward_backward"
+            outcome = Outcome(
+                item.future, train_tokens=tokens if trained else 0, prefill_tokens=0 if trained else tokens
+            )
+            ends.append((outcome, encode(result)))
+        return ends
+
+    def _prepare(self, item: Item, payload: bytes) -> ForwardBackwardJob | LorryError:
+        try:
+            assert item.adapter is not None
+            key = self._residents.run(item.adapter)
+            return ForwardBackwardJob(key, decode(payload, ForwardBackwardInput), item.kind == "forward_backward")
+        except LorryError as error:
+            return error
+
+    def _optim_step(self, chosen: Work) -> list[Ended]:
+        prepared = [self._prepare_step(*one) for one in chosen]
+        outcomes = iter(self._engine.optim_step([step for step in prepared if not isinstance(step, LorryError)]))
+        ends: list[Ended] = []
+        for (item, _), step in zip(chosen, prepared, strict=True):
+            result = step if isinstance(step, LorryError) else next(outcomes)
+            failed = isinstance(result, LorryError)
+            ends.append(_failed(item, result) if failed else (Outcome(item.future), encode(result)))
+        return ends
+
+    def _prepare_step(self, item: Item, payload: bytes) -> tuple[str, AdamParams] | LorryError:
+        try:
+            assert item.adapter is not None
+            return self._residents.run(item.adapter), decode(payload, OptimStepInput).adam_params
+        except LorryError as error:
+            return error
+
+    def _save_or_load(self, item: Item) -> Ended:
+        assert item.adapter is not None and item.folder is not None
+        folder = Path(item.folder)
+        try:
+            adapter = self._residents.get(self._residents.run(item.adapter))
+            if item.kind == "load_state":
+                load_state(adapter, folder, optimizer=item.optimizer)
+                return Outcome(item.future), b""
+            save = save_state if item.kind == "save_state" else save_sampler_weights
+            facts = save(adapter, self._targets, folder, self._base_model)
+            return Outcome(item.future, size_bytes=facts.size_bytes, checksum=facts.sha256), b""
+        except LorryError as error:
+            return _failed(item, error)
+        except OSError as error:
+            return _failed(item, StorageError(f"{item.kind} in {folder}: {error}"))
+
+
+def _failed(item: Item, error: object) -> Ended:
+    assert isinstance(error, LorryError)
+    return Outcome(item.future, error.info), b""

@@ -1,0 +1,72 @@
+"""What a deployment on one machine is made of. Every field has a default that works on a laptop."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_data_path
+
+from lorry.scheduler.planning.prices import Prices, parse_prices
+from lorry.wire.errors import InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """`source`, a local folder or a hub id, is served under the public `name`."""
+
+    name: str
+    source: str
+
+    @classmethod
+    def parse(cls, text: str) -> "ModelConfig":
+        """`NAME=SOURCE`, or SOURCE alone: then a folder's last part, or the hub id itself, is the name."""
+        name, given, source = text.partition("=")
+        if not given:
+            source = text
+            name = Path(text).resolve().name if os.path.isdir(text) else text
+        if not name or not source:
+            raise InvalidRequestError.of("model", text, "NAME=PATH_OR_HUB_ID or PATH_OR_HUB_ID")
+        if "=" not in text and (text.startswith((".", "/", "~")) and not os.path.isdir(text)):
+            raise InvalidRequestError.of("model", text, "a folder that exists, or a hub id")
+        return cls(name, source)
+
+
+def default_data() -> Path:
+    """LORRY_DATA, or the user's data folder."""
+    return Path(os.environ["LORRY_DATA"]) if "LORRY_DATA" in os.environ else user_data_path("lorry")
+
+
+def read_prices(file: Path) -> Prices:
+    """Raises InvalidRequestError for a file that cannot be read, or says something else."""
+    try:
+        return parse_prices(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidRequestError.of("prices", str(file), f"a file that can be read ({error.strerror})") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """`replicas` actors for each model. See BrokerConfig and ActorConfig for the fields that they take over.
+
+    `http` is HOST:PORT for clients of the Tinker SDK, port 0 for any that is free; None serves none. `prices` is a TOML
+    file, see `scheduler.planning.prices`; without it, costs are zero.
+    """
+
+    models: tuple[ModelConfig, ...]
+    data: Path
+    bind: str = "tcp://127.0.0.1:5570"
+    http: str | None = None
+    device: str = "cpu"
+    dtype: str = "auto"
+    replicas: int = 1
+    slots: int = 16
+    token_budget: int = 8192
+    sample_rows: int = 64
+    prefill_chunk: int = 512
+    kv_cache_bytes: int | None = None
+    sample_share: float = 0.5
+    compile: bool = False
+    threads: int | None = None
+    prices: Path | None = None
+    heartbeat_s: float = 5.0
+    log_level: str = "info"

@@ -1,0 +1,91 @@
+"""Checkpoints: listed, deleted, published, given a time to live. Downloading them is `downloads`."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import Response
+from pydantic import BaseModel
+from tinker.types import (
+    CheckpointsListResponse,
+    CurrentCheckpointStorageUsageResponse,
+    Cursor,
+)
+from tinker.types.current_checkpoint_storage_usage_response import CurrentCheckpointStorageUsageItem
+
+from ...wire.client_messages import DeleteCheckpoint, ExpireCheckpoint, PublishCheckpoint
+from ...wire.types import Checkpoint
+from ..bodies import body_of
+from ..broker import BrokerOf
+from .runs import checkpoint_to_sdk
+from .sessions import PROJECT
+
+router = APIRouter()
+
+_OF_RUN = "/training_runs/{run_id}/checkpoints"
+_ONE = _OF_RUN + "/{checkpoint_id:path}"
+
+
+class _Ttl(BaseModel):
+    """The SDK sends this from a plain dict; it has no type of it. None keeps the checkpoint for ever."""
+
+    ttl_seconds: int | None = None
+
+
+@router.get("/checkpoints")
+async def list_user_checkpoints(broker: BrokerOf, limit: int = 100, offset: int = 0) -> CheckpointsListResponse:
+    """Newest first."""
+    found = sorted(await broker.look("checkpoints", list[Checkpoint]), key=lambda c: c.time, reverse=True)
+    cursor = Cursor(offset=offset, limit=limit, total_count=len(found))
+    return CheckpointsListResponse(
+        checkpoints=[checkpoint_to_sdk(c) for c in found[offset : offset + limit]], cursor=cursor
+    )
+
+
+@router.get(_OF_RUN)
+async def list_checkpoints(broker: BrokerOf, run_id: str) -> CheckpointsListResponse:
+    found = await broker.look("checkpoints", list[Checkpoint], run_id)
+    return CheckpointsListResponse(checkpoints=[checkpoint_to_sdk(c) for c in found])
+
+
+@router.post(_ONE + "/publish", status_code=204)
+async def publish_checkpoint(broker: BrokerOf, run_id: str, checkpoint_id: str) -> Response:
+    await broker.tell(lambda number: PublishCheckpoint(number, f"tinker://{run_id}/{checkpoint_id}", True))
+    return Response(status_code=204)
+
+
+@router.delete(_ONE + "/publish", status_code=204)
+async def unpublish_checkpoint(broker: BrokerOf, run_id: str, checkpoint_id: str) -> Response:
+    await broker.tell(lambda number: PublishCheckpoint(number, f"tinker://{run_id}/{checkpoint_id}", False))
+    return Response(status_code=204)
+
+
+@router.put(_ONE + "/ttl", status_code=204)
+async def set_checkpoint_ttl(
+    broker: BrokerOf, run_id: str, checkpoint_id: str, body: Annotated[_Ttl, Depends(body_of(_Ttl))]
+) -> Response:
+    path = f"tinker://{run_id}/{checkpoint_id}"
+    await broker.tell(lambda number: ExpireCheckpoint(number, path, body.ttl_seconds))
+    return Response(status_code=204)
+
+
+@router.delete(_ONE, status_code=204)
+async def delete_checkpoint(broker: BrokerOf, run_id: str, checkpoint_id: str) -> Response:
+    await broker.tell(lambda number: DeleteCheckpoint(number, f"tinker://{run_id}/{checkpoint_id}"))
+    return Response(status_code=204)
+
+
+@router.get("/billing/usage/checkpoints/current")
+async def checkpoint_storage(broker: BrokerOf, project_id: str | None = None) -> CurrentCheckpointStorageUsageResponse:
+    tenant, found = await broker.look("tenant", str), await broker.look("checkpoints", list[Checkpoint])
+    if project_id not in (None, PROJECT):
+        return CurrentCheckpointStorageUsageResponse(data=[])
+    size = sum(checkpoint.size_bytes for checkpoint in found)
+    item = CurrentCheckpointStorageUsageItem(
+        project_id=PROJECT,
+        org_user_urn=f"lorry:tenant:{tenant}",
+        user_name=tenant,
+        checkpoint_count=len(found),
+        size_bytes=size,
+        size_gigabytes=size / 1e9,
+    )
+    return CurrentCheckpointStorageUsageResponse(data=[item])

@@ -1,0 +1,125 @@
+"""Weights to take away: each file of a checkpoint behind a signed link that expires, or all of them as a tar archive.
+
+A link needs no key: whoever has it has the file, until it expires.
+"""
+
+import hashlib
+import hmac
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
+from urllib.parse import quote
+
+from anyio import to_thread
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from tinker.types import ExternalWeightsUrlsResponse
+
+from ...wire.errors import NotFoundError
+from ...wire.types import WeightsInfo
+from ..broker import BrokerOf
+from ..config import GatewayConfig
+from ..errors import NotSupportedError
+from .moments import moment
+
+router = APIRouter()
+
+_ARCHIVE = "archive.tar"
+_PIECE_BYTES = 256 * 1024
+
+
+def sign(key: bytes, checkpoint: str, file: str, expires: int) -> str:
+    text = "\0".join((checkpoint, file, str(expires)))
+    return hmac.digest(key, text.encode(), hashlib.sha256).hex()
+
+
+@router.get("/training_runs/{run_id}/checkpoints/{checkpoint_id:path}/external_weights_urls")
+async def external_weights_urls(
+    broker: BrokerOf, request: Request, run_id: str, checkpoint_id: str
+) -> ExternalWeightsUrlsResponse:
+    info = await broker.look("weights", WeightsInfo, f"tinker://{run_id}/{checkpoint_id}")
+    folder = await to_thread.run_sync(_files, _folder(_config(request), info.tinker_path))
+    expires = _expiry(request)
+    urls = {name: _link(request, info.tinker_path, name, expires) for name in folder}
+    return ExternalWeightsUrlsResponse(urls=urls, expires=moment(expires))
+
+
+@router.get("/training_runs/{run_id}/checkpoints/{checkpoint_id:path}/archive")
+async def archive_url(broker: BrokerOf, request: Request, run_id: str, checkpoint_id: str) -> Response:
+    """How SDKs before 0.38 download."""
+    info = await broker.look("weights", WeightsInfo, f"tinker://{run_id}/{checkpoint_id}")
+    _folder(_config(request), info.tinker_path)
+    expires = _expiry(request)
+    url = _link(request, info.tinker_path, _ARCHIVE, expires)
+    return JSONResponse({"url": url, "expires": moment(expires).isoformat()})
+
+
+@router.get("/files/{run_id}/{checkpoint_id:path}/{file}")
+async def download(
+    request: Request, run_id: str, checkpoint_id: str, file: str, expires: int, signature: str
+) -> Response:
+    config = _config(request)
+    path = f"tinker://{run_id}/{checkpoint_id}"
+    if expires < time.time() or not hmac.compare_digest(signature, sign(config.link_key, path, file, expires)):
+        raise NotFoundError("this link has expired, or was never made")
+    folder = _folder(config, path)
+    if file == _ARCHIVE:
+        archive = await to_thread.run_sync(_pack, folder)
+        return StreamingResponse(_pieces(archive), media_type="application/x-tar")
+    if file not in await to_thread.run_sync(_files, folder):
+        raise NotFoundError(f"{path} has no file {file!r}")
+    return FileResponse(folder / file)
+
+
+def _config(request: Request) -> GatewayConfig:
+    return request.app.state.gateway.config
+
+
+def _folder(config: GatewayConfig, tinker_path: str) -> Path:
+    """Where the broker keeps a checkpoint that it told us of, or that we signed a link to: the newest `NAME.SEQ`."""
+    if config.checkpoints is None:
+        raise NotSupportedError("this gateway does not see the broker's folder: start it with --data")
+    place = config.checkpoints / tinker_path.removeprefix("tinker://")
+    saves = {int(suffix): path for path in place.parent.glob("*") if (suffix := _seq(path.name, place.name)).isdigit()}
+    return saves[max(saves)] if saves else place
+
+
+def _seq(folder: str, name: str) -> str:
+    return folder.removeprefix(f"{name}.") if folder.startswith(f"{name}.") else ""
+
+
+def _files(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise NotFoundError(f"the files of checkpoint {folder.name!r} are gone")
+    return sorted(file.name for file in folder.iterdir() if file.is_file())
+
+
+def _expiry(request: Request) -> int:
+    return int(time.time() + _config(request).link_ttl_s)
+
+
+def _link(request: Request, checkpoint: str, file: str, expires: int) -> str:
+    """Under the address by which this client reached us, unless we were told a better one."""
+    config = _config(request)
+    base = (config.url or str(request.base_url)).rstrip("/")
+    where = quote(f"{checkpoint.removeprefix('tinker://')}/{file}")
+    return f"{base}/api/v1/files/{where}?expires={expires}&signature={sign(config.link_key, checkpoint, file, expires)}"
+
+
+def _pack(folder: Path) -> IO[bytes]:
+    """A tar archive in a temporary file that is gone when it is closed."""
+    packed = TemporaryFile()  # noqa: SIM115 - it is closed by whoever sends it
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name in _files(folder):
+            archive.add(folder / name, arcname=name)
+    packed.seek(0)
+    return packed
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(_PIECE_BYTES):
+            yield piece

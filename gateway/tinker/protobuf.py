@@ -1,0 +1,98 @@
+"""forward_backward's request: the SDK's protobuf message to Lorry's words. It touches no socket and no clock."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError
+from tinker.proto import tinker_public_pb2 as public_pb
+
+from ...wire.codec import encode
+from ...wire.commands import CommandKind, ForwardBackwardInput, check_forward_backward
+from ...wire.errors import InvalidRequestError
+from ...wire.types import Datum, EncodedTextChunk, ModelInput, TensorData
+from ..errors import MalformedBodyError, NotSupportedError
+from .tensors import check_shape, fill, unfold
+
+_DTYPES: dict[int, np.dtype[np.generic]] = {
+    public_pb.DTYPE_FLOAT32: np.dtype("<f4"),
+    public_pb.DTYPE_INT64: np.dtype("<i8"),
+    public_pb.DTYPE_INT32: np.dtype("<i4"),
+    public_pb.DTYPE_BFLOAT16: np.dtype("<u2"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A forward or forward_backward, checked and encoded for the broker."""
+
+    run: str
+    seq: int
+    kind: CommandKind
+    payload: bytes
+    tokens: int
+    rows: int
+
+
+def read_pass(body: bytes) -> Pass:
+    """Raises MalformedBodyError, NotSupportedError, InvalidRequestError."""
+    message = public_pb.ForwardBackwardRequest()
+    try:
+        message.ParseFromString(body)
+    except DecodeError as error:
+        raise MalformedBodyError(f"the body is no ForwardBackwardRequest ({error})") from None
+    data = [
+        Datum(
+            _model_input(f"data[{i}].model_input", datum.model_input),
+            {name: _tensor(f"data[{i}].loss_fn_inputs[{name!r}]", t) for name, t in datum.loss_fn_inputs.items()},
+        )
+        for i, datum in enumerate(message.data)
+    ]
+    request = ForwardBackwardInput(data, message.loss_fn, _config(message))
+    check_forward_backward(request)
+    kind: CommandKind = "forward" if message.forward_only else "forward_backward"
+    tokens = sum(datum.model_input.length for datum in data)
+    return Pass(message.model_id, message.seq_id, kind, encode(request), tokens, len(data))
+
+
+def _config(message: public_pb.ForwardBackwardRequest) -> dict[str, float]:
+    """Newer SDKs send every value in the second map, and the numbers in the first as well."""
+    config = {key: float(value) for key, value in message.loss_fn_config.items()}
+    for key, value in message.loss_fn_config_v2.items():
+        if value.WhichOneof("value") != "number":
+            raise InvalidRequestError.of(f"loss_fn_config[{key!r}]", value.text, "a number")
+        config[key] = value.number
+    return config
+
+
+def _model_input(name: str, chunks: Iterable[public_pb.Chunk]) -> ModelInput:
+    read: list[EncodedTextChunk] = []
+    for chunk in chunks:
+        if (kind := chunk.WhichOneof("chunk")) != "encoded_text":
+            raise NotSupportedError(f"{name} has a chunk of type {kind}, expected text: Lorry serves text models")
+        read.append(EncodedTextChunk(_array(name, chunk.encoded_text.tokens, np.dtype("<i4")).tolist()))
+    return ModelInput(read)
+
+
+def _tensor(name: str, tensor: public_pb.Tensor) -> TensorData:
+    dtype = _DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise MalformedBodyError(f"{name}.dtype is {tensor.dtype}, which no tensor has")
+    shape = check_shape(name, tensor.shape)
+    if tensor.HasField("sparse_csr"):
+        csr, index = tensor.sparse_csr, np.dtype("<i8")
+        starts, columns = (_array(name, data, index) for data in (csr.crow_indices, csr.col_indices))
+        array = unfold(name, _array(name, csr.values, dtype), starts, columns, shape)
+    else:
+        array = _array(name, tensor.dense, dtype)
+        array = fill(name, array, shape) if shape else array
+    if tensor.dtype == public_pb.DTYPE_BFLOAT16:
+        array = (array.astype("<u4") << 16).view("<f4")
+    return TensorData(array)
+
+
+def _array(name: str, data: bytes, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
+    if len(data) % dtype.itemsize:
+        raise MalformedBodyError(f"{name} has {len(data)} bytes, which are no whole number of {dtype.name}")
+    return np.frombuffer(data, dtype)

@@ -1,0 +1,112 @@
+"""Training runs: listed, with their newest checkpoints; and what it takes to load a checkpoint elsewhere."""
+
+import secrets
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel
+from tinker.types import Checkpoint as SdkCheckpoint
+from tinker.types import CopyWeightsRequest, CopyWeightsResponse, Cursor, TrainingRunsResponse, WeightsInfoResponse
+from tinker.types import TrainingRun as SdkTrainingRun
+
+from ...wire.client_messages import CheckpointCopied, CopyCheckpoint, Slot
+from ...wire.errors import NotFoundError
+from ...wire.types import Checkpoint, TrainingRun, WeightsInfo
+from ..bodies import body_of
+from ..broker import Broker, BrokerOf
+from ..errors import NotSupportedError
+from .moments import moment
+
+router = APIRouter()
+
+
+class _WeightsInfo(BaseModel):
+    """The SDK sends this from a plain dict; it has no type of it."""
+
+    tinker_path: str
+
+
+def checkpoint_to_sdk(checkpoint: Checkpoint) -> SdkCheckpoint:
+    return SdkCheckpoint(
+        checkpoint_id=checkpoint.checkpoint_id,
+        checkpoint_type=checkpoint.checkpoint_type,
+        time=moment(checkpoint.time),
+        tinker_path=checkpoint.tinker_path,
+        size_bytes=checkpoint.size_bytes,
+        public=checkpoint.public,
+        user_metadata=checkpoint.user_metadata,
+        expires_at=None if checkpoint.expires_at is None else moment(checkpoint.expires_at),
+    )
+
+
+async def _runs(broker: Broker) -> list[SdkTrainingRun]:
+    """The one used last comes first."""
+    runs = await broker.look("runs", list[TrainingRun])
+    newest: dict[tuple[str, str], Checkpoint] = {}
+    for checkpoint in sorted(await broker.look("checkpoints", list[Checkpoint]), key=lambda c: c.time):
+        run = checkpoint.tinker_path.removeprefix("tinker://").partition("/")[0]
+        newest[run, checkpoint.checkpoint_type] = checkpoint
+    found: list[SdkTrainingRun] = []
+    for run in sorted(runs, key=lambda run: run.last_request_time, reverse=True):
+        trained, sampler = (newest.get((run.training_run_id, kind)) for kind in ("training", "sampler"))
+        found.append(
+            SdkTrainingRun(
+                training_run_id=run.training_run_id,
+                base_model=run.base_model,
+                model_owner=run.model_owner,
+                is_lora=run.is_lora,
+                lora_rank=run.lora_rank,
+                last_request_time=moment(run.last_request_time),
+                last_checkpoint=trained and checkpoint_to_sdk(trained),
+                last_sampler_checkpoint=sampler and checkpoint_to_sdk(sampler),
+                user_metadata=run.user_metadata,
+            )
+        )
+    return found
+
+
+@router.get("/training_runs")
+async def list_training_runs(broker: BrokerOf, limit: int = 20, offset: int = 0) -> TrainingRunsResponse:
+    found = await _runs(broker)
+    cursor = Cursor(offset=offset, limit=limit, total_count=len(found))
+    return TrainingRunsResponse(training_runs=found[offset : offset + limit], cursor=cursor)
+
+
+@router.get("/training_runs/{run_id}")
+async def get_training_run(broker: BrokerOf, run_id: str) -> SdkTrainingRun:
+    for run in await _runs(broker):
+        if run.training_run_id == run_id:
+            return run
+    raise NotFoundError(f"there is no run {run_id!r}", field="training_run_id")
+
+
+@router.post("/weights_info")
+async def weights_info(
+    broker: BrokerOf, body: Annotated[_WeightsInfo, Depends(body_of(_WeightsInfo))]
+) -> WeightsInfoResponse:
+    info = await broker.look("weights", WeightsInfo, body.tinker_path)
+    return WeightsInfoResponse(
+        base_model=info.base_model,
+        is_lora=True,
+        lora_rank=info.lora.rank,
+        train_unembed=info.lora.train_unembed,
+        train_mlp=info.lora.train_mlp,
+        train_attn=info.lora.train_attn,
+    )
+
+
+@router.post("/copy_weights")
+async def copy_weights(
+    broker: BrokerOf, request: Request, body: Annotated[CopyWeightsRequest, Depends(body_of(CopyWeightsRequest))]
+) -> CopyWeightsResponse:
+    """Once for each idempotency key, which the SDK keeps over its retries."""
+    if body.weights_access_token is not None or "x-tinker-weights-access-token" in request.headers:
+        raise NotSupportedError("access tokens are not made here: publish the checkpoint instead")
+    slot = None
+    if body.session_id is not None and body.model_seq_id is not None:
+        slot = Slot(body.session_id, body.model_seq_id)
+    nonce = "copy-" + (request.headers.get("x-idempotency-key") or secrets.token_hex(16))
+    copied = await broker.ask(
+        lambda number: CopyCheckpoint(number, nonce, body.source_path, slot, body.ttl_seconds), CheckpointCopied
+    )
+    return CopyWeightsResponse(tinker_path=copied.path)

@@ -1,0 +1,28 @@
+"""What the SDK can ask for and Lorry does not do: each says so, with a 4xx that the SDK does not retry."""
+
+from fastapi import APIRouter
+
+from ..broker import BrokerOf
+from ..errors import NotSupportedError
+
+router = APIRouter()
+
+
+@router.post("/create_custom_loss")
+async def create_custom_loss(broker: BrokerOf) -> None:
+    raise NotSupportedError("custom losses run in the client here; the SDK does that by itself")
+
+
+@router.get("/audit")
+async def audit_log(broker: BrokerOf) -> None:
+    raise NotSupportedError("Lorry keeps no audit log")
+
+
+@router.put("/sessions/{session_id}/project")
+async def assign_session_project(broker: BrokerOf, session_id: str) -> None:
+    raise NotSupportedError("Lorry has no projects")
+
+
+@router.get("/sessions/{session_id}/trace_export")
+async def export_session_trace(broker: BrokerOf, session_id: str) -> None:
+    raise NotSupportedError("Lorry keeps no session traces")

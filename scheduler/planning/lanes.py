@@ -1,0 +1,135 @@
+"""One run's order: commands take effect by `seq`, whatever order they arrive in. Pure.
+
+A micro-batch may hold several commands of a lane as long as their phases do not go back: forwards and backwards share
+one pass over the model, then one optimizer step, then saves, then a load (`wire.commands.PHASES`).
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ...wire.commands import PHASES, CommandKind, phase_may_follow
+from ...wire.ids import ActorId, FutureId, LaneId, TenantId
+
+COMPUTE = PHASES["forward"]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`cost` is in tokens, at least 1. A replayed command rebuilds lost state; its result is known and not wanted."""
+
+    future: FutureId
+    lane: LaneId
+    seq: int
+    kind: CommandKind
+    tenant: TenantId
+    base_model: str
+    cost: int = 1
+    rows: int = 1
+    replay: bool = False
+
+
+@dataclass(slots=True)
+class Lane:
+    """`next_seq` is the first that was not handed out yet. A lane without state (`lost`) hands out nothing.
+
+    Skipped seqs are remembered: a lane whose state is lost goes back to an earlier seq, and must pass them again.
+    """
+
+    id: LaneId
+    tenant: TenantId
+    base_model: str
+    next_seq: int = 0
+    priority: int = 0
+    home: ActorId | None = None
+    lost: bool = False
+    _waiting: dict[int, Command] = field(default_factory=dict)
+    _replay: deque[Command] = field(default_factory=deque)
+    _skipped: set[int] = field(default_factory=set)
+
+    def knows(self, seq: int) -> bool:
+        """Whether this seq has been accepted before."""
+        return seq < self.next_seq or seq in self._waiting or seq in self._skipped
+
+    def accept(self, command: Command) -> bool:
+        """False where this seq has been accepted before."""
+        if self.knows(command.seq):
+            return False
+        self._waiting[command.seq] = command
+        return True
+
+    def head(self) -> Command | None:
+        """The command that may run next; None while there is none, or the one before it is still missing."""
+        if self.lost:
+            return None
+        return self._replay[0] if self._replay else self._waiting.get(self.next_seq)
+
+    def fits(self, after: int) -> bool:
+        """Whether the head may join a micro-batch whose last command of this lane is of phase `after`."""
+        head = self.head()
+        return head is not None and phase_may_follow(PHASES[head.kind], after)
+
+    def take(self, after: int) -> list[Command]:
+        """Remove and return the head, with the step, saves and load right behind it that may share its micro-batch.
+
+        Those cost next to nothing, and so ride along: one round trip carries a backward and its step.
+        """
+        taken: list[Command] = []
+        while (command := self.head()) is not None:
+            phase = PHASES[command.kind]
+            if taken and (phase == COMPUTE or command.replay != taken[0].replay or not phase_may_follow(phase, after)):
+                break
+            self._advance(command)
+            taken.append(command)
+            after = phase
+        return taken
+
+    def _advance(self, command: Command) -> None:
+        if self._replay:
+            self._replay.popleft()
+            return
+        del self._waiting[command.seq]
+        self.next_seq += 1
+        self._pass_skipped()
+
+    def _pass_skipped(self) -> None:
+        while self.next_seq in self._skipped:
+            self.next_seq += 1
+
+    def drop(self, seq: int) -> bool:
+        """Cancel a command that still waits; those behind it do not wait for it any longer."""
+        if self._waiting.pop(seq, None) is None:
+            return False
+        self.skip((seq,))
+        return True
+
+    def lose_state(self, in_flight: Iterable[Command]) -> None:
+        """The actor is gone: what it was given is to run again, after the state has been restored."""
+        self.home, self.lost = None, True
+        self._replay.clear()
+        for command in in_flight:
+            if not command.replay:
+                self._waiting[command.seq] = command
+                self.next_seq = min(self.next_seq, command.seq)
+
+    def skip(self, seqs: Iterable[int]) -> None:
+        """These are over already, though commands before them are not."""
+        self._skipped.update(seqs)
+        self._pass_skipped()
+
+    def restore(self, replay: Iterable[Command]) -> None:
+        """A new home starts from a known state, runs `replay` and then goes on."""
+        self._replay = deque(replay)
+        self.lost = False
+
+    def break_off(self) -> list[Command]:
+        """Hand out nothing any more; returns what waited."""
+        self.lost = True
+        dropped = list(self._waiting.values())
+        self._waiting.clear()
+        self._replay.clear()
+        return dropped
+
+    @property
+    def queued(self) -> int:
+        return len(self._waiting)
