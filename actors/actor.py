@@ -24,12 +24,13 @@ from ..wire.actor_messages import (
     Completion,
     Expelled,
     Forget,
+    LoadFailed,
     MicroBatch,
     ModelFacts,
     ToActor,
 )
 from ..wire.codec import MAX_HEADER_BYTES, decode, encode
-from ..wire.errors import ConnectionLostError, InvalidRequestError
+from ..wire.errors import ConnectionLostError, InvalidRequestError, LorryError
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
 from .config import ActorConfig
@@ -50,7 +51,7 @@ async def serve(config: ActorConfig, ready: Callable[[], None]) -> None:
 
     `ready` is called once the broker has said welcome. Raises ConnectionLostError when the broker expels the actor or
     falls silent: what the actor holds counts for nothing then, so the process is to end and a fresh one to start.
-    Raises UnsupportedModelError for a model that cannot be served.
+    Raises UnsupportedModelError for a model that cannot be served, once the broker has been told.
     """
     identity = f"actor-{secrets.token_hex(8)}".encode()
     server_key = config.server_key.encode() if config.server_key else None
@@ -61,7 +62,12 @@ async def serve(config: ActorConfig, ready: Callable[[], None]) -> None:
             def post(completion: Completion, payloads: list[bytes]) -> None:
                 loop.call_soon_threadsafe(channel.send, [encode(completion), *payloads])
 
-            worker, facts = await to_thread.run_sync(_build, config, post)
+            try:
+                worker, facts = await to_thread.run_sync(_build, config, post)
+            except LorryError as error:
+                failed = LoadFailed(VERSION, config.token, config.actor, config.base_model, error.info)
+                channel.send([encode(failed)])
+                raise
             actor = _Actor(config, channel, worker, facts)
             tasks.start_soon(partial(to_thread.run_sync, worker.run, abandon_on_cancel=True))
             try:
@@ -110,7 +116,8 @@ def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None])
         tokenizer_id=os.path.abspath(config.model) if os.path.isdir(config.model) else config.model,
         device=str(base.device),
         dtype=str(base.dtype).removeprefix("torch."),
-        trainable_mlp=not targets.has_experts,
+        trainable=sorted({target.group for target in targets.modules}),
+        has_experts=targets.has_experts,
     )
     return worker, facts
 

@@ -29,7 +29,7 @@ from ..wire.client_messages import (
     Welcome,
 )
 from ..wire.codec import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, decode, encode
-from ..wire.errors import ConnectionLostError, LorryError, MessageTooLargeError, revive
+from ..wire.errors import ConnectionLostError, LorryError, MessageTooLargeError, TooManyWaitingError, revive
 from ..wire.ids import FutureId
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
@@ -50,12 +50,18 @@ class _Request:
 
 
 class Connection:
-    """Use `open_connection`. Requests may be made from any task of the event loop."""
+    """Use `open_connection`. Requests may be made from any task of the event loop.
 
-    def __init__(self, channel: Channel, address: str, api_key: str, timeout_s: float) -> None:
+    A command that finds too many before it waits here, and goes out again when something is over; where the connection
+    does not hold (`holds`), whoever sent it is told.
+    """
+
+    def __init__(self, channel: Channel, address: str, api_key: str, timeout_s: float, *, holds: bool = True) -> None:
+        self._holds = holds
         self._channel, self._address, self._api_key, self._timeout_s = channel, address, api_key, timeout_s
         self._requests: dict[int, _Request] = {}
         self._futures: dict[FutureId, Future[Any]] = {}
+        self._held: set[int] = set()
         self._numbers = 0
         self._welcome: Welcome | None = None
         self._welcomed = anyio.Event()
@@ -91,13 +97,14 @@ class Connection:
         limit = self._welcome.max_payload_bytes if self._welcome else MAX_PAYLOAD_BYTES
         if len(payload) > limit:
             raise MessageTooLargeError(f"the request has {len(payload):,} bytes, the limit is {limit:,}")
-        self._futures[future.id] = future
 
         def refused(error: LorryError) -> None:
             self._futures.pop(future.id, None)
             future.reject(error)
 
-        return Acknowledgement(self, self._start(message, payload, refused))
+        request = self._start(message, payload, refused)
+        self._futures[future.id] = future
+        return Acknowledgement(self, request)
 
     def expect(self, future: FutureId) -> Future[bytes]:
         """The future of this id, which resolves to the encoded result; the same one for all who ask while it is open.
@@ -121,7 +128,10 @@ class Connection:
     def _start(self, message: Any, payload: bytes, on_error: Callable[[LorryError], None] | None = None) -> _Request:
         if self._closed:
             raise ConnectionLostError(f"the connection to {self._address} is closed")
-        request = _Request([encode(message), payload], on_error=on_error)
+        if len(header := encode(message)) > MAX_HEADER_BYTES:
+            problem = f"what the request says beside its data has {len(header):,} bytes, the limit is"
+            raise MessageTooLargeError(f"{problem} {MAX_HEADER_BYTES:,}")
+        request = _Request([header, payload], on_error=on_error)
         self._requests[message.request] = request
         if self._welcome:
             self._channel.send(request.frames)
@@ -154,6 +164,7 @@ class Connection:
     def _handle(self, message: ToClient, payload: bytes) -> None:
         match message:
             case Resolved(future, error):
+                self._send_held()
                 if waiting := self._futures.pop(future, None):
                     waiting.reject(revive(error)) if error else waiting.resolve(payload)
             case Answer(number):
@@ -171,7 +182,7 @@ class Connection:
                 self._welcome = None
                 self._hello()
             case Pong():
-                pass
+                self._send_held()
 
     def _failed(self, number: int | None, error: LorryError) -> None:
         if number is None:
@@ -182,11 +193,20 @@ class Connection:
             for future in list(self._futures.values()):
                 future.reject(error)
             self._futures.clear()
+        elif isinstance(error, TooManyWaitingError) and number in self._requests and self._holds:
+            self._held.add(number)
         elif request := self._requests.pop(number, None):
             request.error = error
             request.answered.set()
             if request.on_error:
                 request.on_error(error)
+
+    def _send_held(self) -> None:
+        """Something is over, so what found too much before it may come again."""
+        held, self._held = sorted(self._held), set()
+        for number in held:
+            if number in self._requests:
+                self._channel.send(self._requests[number].frames)
 
     def _hello(self) -> None:
         self._channel.send([encode(Hello(VERSION, self._api_key, f"lorry on {platform.node()}"))])
@@ -231,12 +251,12 @@ class Acknowledgement:
 
 @asynccontextmanager
 async def open_connection(
-    address: str, api_key: str, server_key: str | None = None, timeout_s: float = 10.0
+    address: str, api_key: str, server_key: str | None = None, timeout_s: float = 10.0, *, holds: bool = True
 ) -> AsyncGenerator[Connection]:
     """A connection for as long as the block lasts. What has not resolved by its end raises ConnectionLostError."""
     identity = b"client-" + secrets.token_bytes(16)
     with sockets.connect(address, server_key.encode() if server_key else None, identity) as channel:
-        connection = Connection(channel, address, api_key, timeout_s)
+        connection = Connection(channel, address, api_key, timeout_s, holds=holds)
         async with background_tasks() as tasks:
             tasks.start_soon(connection.receive)
             await connection.open()

@@ -34,14 +34,17 @@ class ServiceClient:
     ) -> TrainingClient:
         """A new run: an adapter that starts as PEFT's do (A random by `seed`, B zero), so it changes nothing yet.
 
-        Raises UnknownModelError, InvalidRequestError.
+        Waits while the model is being loaded. Raises UnknownModelError, InvalidRequestError, and UnsupportedModelError
+        for a model that cannot be loaded.
         """
         lora = LoraConfig(rank=rank, seed=seed, train_mlp=train_mlp, train_attn=train_attn, train_unembed=train_unembed)
         check_lora_config(lora)
         nonce = secrets.token_hex(16)
         request = CreateRun(self._connection.next_request(), nonce, base_model, lora, user_metadata or {})
         created = await self._connection.ask(request, RunCreated)
-        return TrainingClient(self._connection, RunId(created.run))
+        training = TrainingClient(self._connection, RunId(created.run))
+        await training.get_info_async()
+        return training
 
     async def create_sampling_client_async(
         self, model_path: str | None = None, base_model: str | None = None

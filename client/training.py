@@ -125,14 +125,33 @@ class TrainingClient:
 
     # Save and load ---------------------------------------------------------------------------------------------------
 
-    def save_state(self, name: str, ttl_seconds: int | None = None) -> Future[SaveWeightsResponse]:
-        """Weights, moments and pending gradients, as `tinker://RUN/weights/NAME`."""
-        arguments = CommandArguments(name=name, ttl_seconds=ttl_seconds)
-        return self._submit("save_state", None, _to(SaveWeightsResponse), arguments=arguments)[0]
+    def save_state(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        overwrite: bool = False,
+        user_metadata: Mapping[str, str] | None = None,
+    ) -> Future[SaveWeightsResponse]:
+        """Weights, moments and step, as `tinker://RUN/weights/NAME`. With `overwrite`, a name that is taken leads here
+        from now on; what came from its former weights keeps them."""
+        return self._save(name, ttl_seconds, overwrite, user_metadata)[0]
 
-    async def save_state_async(self, name: str, ttl_seconds: int | None = None) -> Future[SaveWeightsResponse]:
-        arguments = CommandArguments(name=name, ttl_seconds=ttl_seconds)
-        return await _acknowledged(self._submit("save_state", None, _to(SaveWeightsResponse), arguments=arguments))
+    async def save_state_async(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        overwrite: bool = False,
+        user_metadata: Mapping[str, str] | None = None,
+    ) -> Future[SaveWeightsResponse]:
+        return await _acknowledged(self._save(name, ttl_seconds, overwrite, user_metadata))
+
+    def _save(
+        self, name: str, ttl_seconds: int | None, overwrite: bool, user_metadata: Mapping[str, str] | None
+    ) -> "_Submitted[SaveWeightsResponse]":
+        arguments = CommandArguments(
+            name=name, ttl_seconds=ttl_seconds, overwrite=overwrite, user_metadata=dict(user_metadata or {})
+        )
+        return self._submit("save_state", None, _to(SaveWeightsResponse), arguments=arguments)
 
     def load_state(self, path: str) -> Future[LoadWeightsResponse]:
         """Weights of a `save_state`; the optimizer starts afresh."""
@@ -199,7 +218,9 @@ class TrainingClient:
         lane, seq = LaneId(self._run), self._next_seq
         future = Future(future_id(lane, seq), convert, self._connection.cancel)
         number = self._connection.next_request()
-        header = Submit(number, lane, seq, kind, tokens, rows, arguments or CommandArguments())
+        # What is of a wrong type is told here: a seq that was sent is used.
+        checked = decode(encode(arguments or CommandArguments()), CommandArguments)
+        header = Submit(number, lane, seq, kind, tokens, rows, checked)
         acknowledgement = self._connection.submit(header, payload, future)
         self._next_seq += 1
         return future, acknowledgement

@@ -3,6 +3,7 @@
 from lorry.client import Future, RestClient, SamplingClient, ServiceClient, TrainingClient, connect
 from lorry.local import local
 from lorry.wire.errors import (
+    ActorKilledError,
     ActorLostError,
     AuthenticationError,
     CheckpointError,
@@ -16,7 +17,9 @@ from lorry.wire.errors import (
     NotFoundError,
     OutOfMemoryError,
     ProtocolError,
+    SeqConflictError,
     StorageError,
+    TooManyWaitingError,
     UnknownModelError,
     UnsupportedModelError,
 )
@@ -35,6 +38,7 @@ from lorry.wire.types import (
 )
 
 __all__ = [
+    "ActorKilledError",
     "ActorLostError",
     "AdamParams",
     "AuthenticationError",
@@ -61,9 +65,11 @@ __all__ = [
     "SampledSequence",
     "SamplingClient",
     "SamplingParams",
+    "SeqConflictError",
     "ServiceClient",
     "StorageError",
     "TensorData",
+    "TooManyWaitingError",
     "TrainingClient",
     "UnknownModelError",
     "UnsupportedModelError",

@@ -3,20 +3,26 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
+from lorry.storage.reports import actors, queues, recent_failures, recent_runs, tenants, usage
 from lorry.storage.store import FILE, Store
-from lorry.wire.errors import NotFoundError
+from lorry.wire.codec import decode
+from lorry.wire.errors import ErrorInfo, NotFoundError
 from lorry.wire.ids import TenantId
 
 T = TypeVar("T")
+Rows: TypeAlias = Sequence[dict[str, Any]]
+
+_SHOWN = 160
+"""Characters of an error's message."""
 
 
 def print_usage(console: Console, data: Path, tenant: str | None) -> None:
-    rows = _ask(data, lambda store: store.usage(TenantId(tenant) if tenant else None))
+    rows = _ask(data, lambda store: usage(store, TenantId(tenant) if tenant else None))
     table = _table("Tokens", "tenant", "run", "base model", "kind", "tokens", "USD")
     for row in rows:
         usd = f"{row.cost_usd:,.6f}"
@@ -25,30 +31,55 @@ def print_usage(console: Console, data: Path, tenant: str | None) -> None:
 
 
 def print_status(console: Console, data: Path) -> None:
-    actors, runs, queues, tenants = _ask(
-        data, lambda store: (store.actors(), store.recent_runs(), store.queues(), store.tenants())
-    )
+    _print_actors(console, _ask(data, actors))
+    _print_runs(console, _ask(data, recent_runs))
+    _print_queues(console, _ask(data, queues))
+    _print_failures(console, _ask(data, recent_failures))
+    _print_tenants(console, _ask(data, tenants))
+
+
+def _print_actors(console: Console, rows: Rows) -> None:
     columns = ("actor", "base model", "state", "device", "dtype", "slots", "swaps")
     table = _table("Actors", *columns, "busy s", "sampling", "share", "since")
-    for row in actors:
+    for row in rows:
         names = ("id", "base_model", "state", "device", "dtype", "slots", "swaps")
         busy_s = None if row["train_s"] is None else row["train_s"] + row["sample_s"]
         sampling = f"{row['sample_s'] / busy_s:.0%}" if busy_s else ""
         share = "" if row["sample_share"] is None else f"{row['sample_share']:.0%}"
         table.add_row(*(_shown(row[name]) for name in names), _shown(busy_s), sampling, share, _ago(row["started_at"]))
     console.print(table)
-    table = _table("Runs", "run", "tenant", "base model", "rank", "queued", "finished", "last request")
-    for row in runs:
-        names = ("id", "tenant", "base_model", "rank", "queued", "finished")
+
+
+def _print_runs(console: Console, rows: Rows) -> None:
+    table = _table("Runs", "run", "tenant", "base model", "rank", "queued", "finished", "failed", "last request")
+    for row in rows:
+        names = ("id", "tenant", "base_model", "rank", "queued", "finished", "failed")
         table.add_row(*(_shown(row[name]) for name in names), _ago(row["last_request_at"]))
     console.print(table)
+
+
+def _print_queues(console: Console, rows: Rows) -> None:
     table = _table("Queues", "base model", "tenant", "kind", "commands", "tokens")
-    for row in queues:
+    for row in rows:
         table.add_row(*(_shown(row[name]) for name in ("base_model", "tenant", "kind", "commands", "tokens")))
-    console.print(table if queues else "Nothing is queued.")
+    console.print(table if rows else "Nothing is queued.")
+
+
+def _print_failures(console: Console, rows: Rows) -> None:
+    """What was refused, and what failed: newest first."""
+    table = _table("Failures", "request", "tenant", "kind", "when", "why")
+    for row in rows:
+        error = decode(row["error"], ErrorInfo)
+        why = error.message if len(error.message) <= _SHOWN else error.message[: _SHOWN - 1] + "…"
+        table.add_row(row["future"], row["tenant"], row["kind"], _ago(row["finished_at"]), f"{error.code}: {why}")
+    if rows:
+        console.print(table)
+
+
+def _print_tenants(console: Console, rows: Rows) -> None:
     # An SDK's telemetry is counted, not kept: failures tell whose scripts are in trouble.
     table = _table("Tenants", "tenant", "keys", "runs", "client events", "failures")
-    for row in tenants:
+    for row in rows:
         table.add_row(*(_shown(row[name]) for name in ("id", "keys", "runs", "client_events", "client_failures")))
     console.print(table)
 
@@ -76,6 +107,7 @@ def _table(title: str, *columns: str) -> Table:
         "rank",
         "queued",
         "finished",
+        "failed",
         "keys",
         "runs",
         "client events",

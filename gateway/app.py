@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from ..wire.errors import InvalidRequestError
 from ..wire.tasks import background_tasks
-from . import errors
+from . import errors, health
 from .bodies import BodyBudget
 from .config import GatewayConfig
 from .connections import Connections
@@ -34,7 +34,7 @@ from .tinker import (
 
 _WORK = (training, futures, sampling, weights, models, service, auth)
 _RECORDS = (sessions, runs, downloads, checkpoints, billing, unsupported)
-_ROOMS = _WORK + _RECORDS
+_ROUTERS = (health, *_WORK, *_RECORDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ def build(gateway: Gateway) -> FastAPI:
     app = FastAPI(title="Lorry", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.gateway = gateway
     errors.install(app)
-    for room in _ROOMS:
-        app.include_router(room.router, prefix="/api/v1")
+    for module in _ROUTERS:
+        app.include_router(module.router, prefix="/api/v1")
     return app
 
 

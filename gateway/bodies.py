@@ -19,6 +19,9 @@ _STEP_BYTES = 256
 """A zstd block takes 4 bytes at least and holds 128 KiB at most: a step unpacks to 8 MiB at the very worst."""
 
 
+_BEGINNING_BYTES = 4096
+
+
 class BodyBudget:
     """How many bytes of bodies may be in memory at a time: `one` of a single request, `all` of all of them."""
 
@@ -27,7 +30,8 @@ class BodyBudget:
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncGenerator[bytes]:
-        """The decompressed body, charged to the budget until the block ends.
+        """The decompressed body, charged to the budget until the block ends. `request.state.beginning` holds as much
+        of it as says what it was, also where the rest could not be read.
 
         Raises MessageTooLargeError, OverloadedError, MalformedBodyError.
         """
@@ -42,6 +46,7 @@ class BodyBudget:
                     raise OverloadedError("too many bytes of requests are being read at the moment")
             yield bytes(body)
         finally:
+            request.state.beginning = bytes(body[:_BEGINNING_BYTES])
             self._free += len(body)
 
 
@@ -70,11 +75,16 @@ def body_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
     async def read(request: Request) -> M:
         budget: BodyBudget = request.app.state.gateway.bodies
         async with budget.read(request) as body:
-            try:
-                return model.model_validate_json(body)
-            except pydantic.ValidationError as error:
-                first = error.errors(include_url=False, include_input=False)[0]
-                where = ".".join(str(part) for part in first["loc"]) or "body"
-                raise MalformedBodyError(f"{where}: {first['msg']}") from None
+            return parse(model, body)
 
     return read
+
+
+def parse(model: type[M], body: bytes) -> M:
+    """Raises MalformedBodyError naming the field."""
+    try:
+        return model.model_validate_json(body)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        raise MalformedBodyError(f"{where}: {first['msg']}") from None

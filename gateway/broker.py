@@ -10,9 +10,9 @@ from fastapi import Depends, Request
 from tinker.lib._jwt_auth import jwt_claims
 
 from ..client.connection import Connection
-from ..wire.client_messages import CommandArguments, FutureState, Query, QueueState, Submit
+from ..wire.client_messages import CommandArguments, FutureState, Query, QueueState, Refuse, Submit
 from ..wire.commands import CommandKind
-from ..wire.errors import AuthenticationError
+from ..wire.errors import AuthenticationError, LorryError
 from ..wire.ids import FutureId, LaneId, future_id
 from .request_ids import RequestId, ResultKind
 
@@ -53,6 +53,14 @@ class Broker:
         acknowledgement = self._connection.submit(header, payload, self._connection.expect(future))
         with anyio.fail_after(self._answer_within_s):
             await acknowledgement.wait()
+        return RequestId(result, future)
+
+    async def refuse(
+        self, lane: str, seq: int, kind: CommandKind, result: ResultKind, mistake: LorryError
+    ) -> RequestId:
+        """End a command's place in its run's order: its future fails with `mistake`. Journalled when this returns."""
+        future = future_id(LaneId(lane), seq)
+        await self.tell(lambda number: Refuse(number, LaneId(lane), seq, kind, mistake.info))
         return RequestId(result, future)
 
     async def result(self, future: FutureId, within_s: float) -> bytes:

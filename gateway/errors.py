@@ -12,6 +12,7 @@ from ..wire.errors import (
     MessageTooLargeError,
     NotFoundError,
     SessionFinishedError,
+    TooManyWaitingError,
 )
 
 log = structlog.get_logger("lorry.gateway")
@@ -40,6 +41,7 @@ _STATUS: dict[type[LorryError], int] = {
     MessageTooLargeError: 413,
     MalformedBodyError: 422,
     OverloadedError: 429,
+    TooManyWaitingError: 429,
     NotSupportedError: 400,
     ConnectionLostError: 503,
 }
@@ -53,7 +55,8 @@ _HEADERS: dict[int, dict[str, str]] = {
 
 
 def status_of(error: LorryError) -> int:
-    """4xx for what the caller can mend, 5xx (which the SDK retries) for what it cannot."""
+    """4xx for what the caller can mend, 5xx for what it cannot. The SDK sends again what is answered with 408, 409,
+    429 or 5xx: so none of these says that a request is wrong."""
     return _STATUS.get(type(error), 400 if error.category == "user" else 500)
 
 

@@ -22,6 +22,7 @@ from ..wire.actor_messages import (
     Expelled,
     FromActor,
     Item,
+    LoadFailed,
     MicroBatch,
     Outcome,
     ToActor,
@@ -76,6 +77,9 @@ class ActorDoor:
         if isinstance(message, ActorHello):
             self._hello(connection, message)
             return
+        if isinstance(message, LoadFailed):
+            self._load_failed(connection, message)
+            return
         peer = self._peers.get(connection)
         if peer is None:
             self._send(connection, Expelled("the broker does not know this actor"))
@@ -88,20 +92,32 @@ class ActorDoor:
                 self._send(connection, ActorPong())
                 self._writer.write(lambda store: store.actor_measured(peer.id, message), _nothing)
 
-    def _hello(self, connection: bytes, hello: ActorHello) -> None:
+    def _may_join(self, connection: bytes, hello: ActorHello | LoadFailed) -> bool:
+        reason = None
         if hello.version != VERSION:
-            self._expel(connection, f"the actor speaks version {hello.version}, the broker {VERSION}")
-            return
-        if not secrets.compare_digest(hello.token, self._config.actor_token):
-            self._expel(connection, "the actor's token is wrong")
-            return
-        if not self._registry.serves(hello.base_model):
-            self._expel(connection, f"base model {hello.base_model!r} is not served here")
+            reason = f"the actor speaks version {hello.version}, the broker {VERSION}"
+        elif not secrets.compare_digest(hello.token, self._config.actor_token):
+            reason = "the actor's token is wrong"
+        elif hello.base_model not in self._registry.models:
+            reason = f"base model {hello.base_model!r} is not served here"
+        if reason is not None:
+            self._expel(connection, reason)
+        return reason is None
+
+    def _load_failed(self, connection: bytes, failed: LoadFailed) -> None:
+        if self._may_join(connection, failed):
+            log.error("a model cannot be loaded", base_model=failed.base_model, why=failed.error.message)
+            self._registry.models.failed(failed.base_model, failed.error)
+            now, why = self._now(), failed.error.message
+            self._writer.write(lambda store: store.record_event("load failed", failed.actor, why, now), _nothing)
+
+    def _hello(self, connection: bytes, hello: ActorHello) -> None:
+        if not self._may_join(connection, hello):
             return
         for earlier in [peer for peer in self._peers.values() if peer.id == hello.actor]:
             self._lose(earlier, "it was replaced")
         self._peers[connection] = _Peer(hello.actor, connection, self._monotonic())
-        self._registry.model_seen(hello.base_model, hello.facts, hello.capacity.max_rank)
+        self._registry.models.seen(hello.base_model, hello.facts, hello.capacity.max_rank)
         self._planner.add_actor(hello.actor, hello.base_model, hello.capacity)
         row = ActorRow(
             id=hello.actor,
@@ -170,7 +186,7 @@ class ActorDoor:
         now = self._now()
         self._writer.write(lambda store: store.actor_ended(peer.id, "lost", now), _nothing)
         self._writer.write(lambda store: store.record_event("actor lost", peer.id, why, now), _nothing)
-        self._commands.actor_lost(self._planner.actor_lost(peer.id))
+        self._commands.recovering.actor_lost(self._planner.actor_lost(peer.id))
 
     def _expel(self, connection: bytes, reason: str) -> None:
         log.warning("actor refused", reason=reason)

@@ -16,7 +16,6 @@ from anyio.abc import TaskGroup
 
 from ..storage.lock import sole_writer
 from ..storage.reader import Reader
-from ..storage.rows import CheckpointRow
 from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire import sockets
@@ -30,6 +29,7 @@ from .commands import Commands
 from .config import BrokerConfig
 from .planning.planner import Planner
 from .registry import Registry
+from .sweeping import Sweeper
 
 log = structlog.get_logger("lorry.broker")
 
@@ -62,6 +62,7 @@ async def running(config: BrokerConfig) -> AsyncGenerator[Addresses]:
             tasks.start_soon(broker.serve_actors)
             tasks.start_soon(broker.dispatch)
             tasks.start_soon(broker.keep_time)
+            tasks.start_soon(broker.sweeper.run)
             yield Addresses(front.address, back.address)
 
 
@@ -78,9 +79,17 @@ class _Broker:
         self._config, self._front, self._back, self._tasks = config, front, back, tasks
         self._work = anyio.Event()
         self.writer = Writer(writing)
-        planner, self._registry = Planner(), Registry(config.models)
+        planner, self._registry = Planner(), Registry(config.models, time.time)
+        self.sweeper = Sweeper(config.checkpoints, self._registry, self.writer, time.time)
         self._commands = Commands(
-            config, self._registry, planner, self.writer, time.time, self._deliver, self._work_arrived, self._discard
+            self._registry,
+            planner,
+            self.writer,
+            config,
+            time.time,
+            self._deliver,
+            self._work_arrived,
+            self.sweeper.offer,
         )
         self._actors = ActorDoor(
             config, back, self._registry, planner, self._commands, self.writer, reading, time.time, time.monotonic
@@ -96,6 +105,7 @@ class _Broker:
             time.monotonic,
             tasks,
             self._actors.cancel,
+            self.sweeper.drop,
         )
 
     def load(self, store: Store) -> None:
@@ -106,14 +116,10 @@ class _Broker:
         for checkpoint in store.checkpoints():
             self._registry.add_checkpoint(checkpoint)
         self._clients.catalogue.load(store)
-        self._commands.load(store)
+        self._commands.accepting.load(store)
 
     def _deliver(self, to: Iterable[bytes], future: FutureId, error: ErrorInfo | None, payload: bytes) -> None:
         self._clients.deliver(to, future, error, payload)
-
-    def _discard(self, checkpoint: CheckpointRow) -> None:
-        """Another checkpoint has taken this one's name."""
-        self._tasks.start_soon(self._clients.catalogue.delete_folder, checkpoint)
 
     def _work_arrived(self) -> None:
         self._work.set()
@@ -150,5 +156,6 @@ class _Broker:
     async def _clean(self) -> None:
         before = time.time() - self._config.result_ttl_s
         await self.writer.write_and_wait(lambda store: store.results_expired(before))
-        for checkpoint in self._registry.expired(time.time()):
+        for checkpoint in self._registry.expired():
             await self._clients.catalogue.remove_checkpoint(checkpoint)
+        await self.sweeper.sweep()

@@ -4,16 +4,14 @@ It decides who may see and do what; what it changes is durable before it answers
 """
 
 import secrets
-import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import anyio
-from anyio import to_thread
 
-from ..storage.checkpoints import delete_folder
 from ..storage.reader import Reader
+from ..storage.reports import usage, usage_between
 from ..storage.rows import CheckpointRow, ClientSessionRow, RunRow
 from ..storage.store import Store, key_hash
 from ..storage.writer import Writer
@@ -54,25 +52,26 @@ from ..wire.types import (
 from . import tokens
 from .client_sessions import ClientSessions
 from .commands import Commands
-from .config import BrokerConfig
 from .registry import Registry, checkpoint_path, run_in_slot
 from .sessions import Session
 
 MAX_WAIT_S = 60.0
+_NO_SEQ = -1
+"""Of a checkpoint that no command saved: a copy."""
 
 
 class Catalogue:
     def __init__(
         self,
-        config: BrokerConfig,
         registry: Registry,
         commands: Commands,
         writer: Writer,
         reader: Reader,
         now: Callable[[], float],
+        drop: Callable[[str], Awaitable[None]],
     ) -> None:
-        self._config, self._registry, self._commands = config, registry, commands
-        self._writer, self._reader, self._now = writer, reader, now
+        self._registry, self._commands = registry, commands
+        self._writer, self._reader, self._now, self._drop = writer, reader, now, drop
         self.sessions = ClientSessions()
         self._token_secret = b""
 
@@ -126,7 +125,7 @@ class Catalogue:
                 )
             case UsageBetween():
                 start, end = request.start, request.end
-                return await self._reader.read(lambda store: store.usage_between(tenant, start, end))
+                return await self._reader.read(lambda store: usage_between(store, tenant, start, end))
             case QueueState():
                 self._registry.lane(tenant, LaneId(request.future.rpartition(":")[0]))
                 return self._commands.queue_state(request.future)
@@ -138,17 +137,20 @@ class Catalogue:
     async def _look(self, tenant: TenantId, query: Query) -> object:
         match query.what:
             case "capabilities":
-                models = self._registry.ready_models().items()
+                models = self._registry.models.all().items()
                 return GetServerCapabilitiesResponse(
-                    [SupportedModel(name, facts.max_context) for name, facts in models]
+                    [SupportedModel(name, facts and facts.max_context) for name, facts in models]
                 )
             case "run":
                 run = self._registry.run(tenant, query.subject)
-                facts, _ = self._registry.facts(run.base_model)
-                return GetInfoResponse(run.id, run.base_model, run.lora.rank, facts.tokenizer_id)
+                known = await self._registry.models.ready(run.base_model)
+                known.check(run.lora)
+                return GetInfoResponse(run.id, run.base_model, run.lora.rank, known.facts.tokenizer_id)
+            case "run_state":
+                return self._commands.model_state(self._registry.run(tenant, query.subject).base_model)
             case "sampler":
                 sampler = self._registry.sampler(tenant, query.subject)
-                facts, _ = self._registry.facts(sampler.base_model)
+                facts = (await self._registry.models.ready(sampler.base_model)).facts
                 return SamplerInfo(sampler.id, sampler.base_model, facts.tokenizer_id, sampler.model_path)
             case "runs":
                 return [_training_run(run) for run in self._registry.runs_of(tenant)]
@@ -156,13 +158,14 @@ class Catalogue:
                 run = self._registry.run(tenant, query.subject).id if query.subject else None
                 return [_checkpoint(row) for row in self._registry.checkpoints_of(tenant, run)]
             case "usage":
-                return await self._reader.read(lambda store: store.usage(tenant))
+                return await self._reader.read(lambda store: usage(store, tenant))
             case "sessions":
                 return [self._session(row) for row in self.sessions.of(tenant)]
             case "weights":
                 checkpoint = self._registry.readable(tenant, query.subject)
                 source = self._registry.run(checkpoint.tenant, checkpoint.run)
-                return WeightsInfo(checkpoint.path, source.base_model, source.lora)
+                folder = "/".join(Path(checkpoint.folder).parts[-3:])
+                return WeightsInfo(checkpoint.path, source.base_model, source.lora, folder)
             case "tenant":
                 return tenant
 
@@ -247,26 +250,21 @@ class Catalogue:
         return None if ttl_seconds is None else self._now() + ttl_seconds
 
     async def remove_checkpoint(self, checkpoint: CheckpointRow) -> None:
-        """Forget it, and delete its folder."""
+        """Its name is gone at once; its folder too, or when nothing needs it any more."""
         self._registry.remove_checkpoint(checkpoint.path)
         await self._writer.write_and_wait(lambda store: store.checkpoint_deleted(checkpoint.path))
-        await self.delete_folder(checkpoint)
-
-    async def delete_folder(self, checkpoint: CheckpointRow) -> None:
-        """Unless its run still needs it to be rebuilt from."""
-        run = self._registry.run_of(LaneId(checkpoint.run))
-        if run is None or run.restore_folder != checkpoint.folder:
-            await to_thread.run_sync(delete_folder, self._config.checkpoints, Path(checkpoint.folder))
+        await self._drop(checkpoint.folder)
 
     async def _copy(self, tenant: TenantId, copy: CopyCheckpoint) -> CheckpointCopied:
-        """A run that never trained, with the copy as its one checkpoint. The folder is there before the rows are."""
+        """A run that never trained, with the copy as its one checkpoint. Both names lead to one folder, which never
+        changes and stays as long as one of them does."""
         source = self._registry.readable(tenant, copy.path)
         origin = self._registry.run(source.tenant, source.run)
         expires_at = self._expiry(copy.ttl_seconds)
         if copy.slot is not None:
             self.sessions.get(tenant, copy.slot.session)
         nonce = copy.nonce if copy.slot is None else run_in_slot(copy.slot.session, copy.slot.number)
-        run = self._registry.made_before(tenant, nonce)
+        run = made_before = self._registry.made_before(tenant, nonce)
         if run is None:
             name = nonce if copy.slot else "run-" + secrets.token_hex(8)
             run = RunRow(
@@ -281,29 +279,20 @@ class Catalogue:
                 session=copy.slot.session if copy.slot else None,
                 first_seq=1,
             )
-            made = run
-            self._commands.add_run(made)
-            await self._writer.write_and_wait(lambda store: store.run_created(made))
+            self._commands.accepting.add_run(run)
         path = checkpoint_path(RunId(run.id), source.kind, source.name or f"copy-{source.seq}")
-        if self._registry.existing(path) is None:
-            folder = self._config.checkpoints / f"{path.removeprefix('tinker://')}.0"
-            await to_thread.run_sync(_copy_folder, Path(source.folder), folder)
-            copied = replace(
-                source, path=path, run=RunId(run.id), tenant=tenant, name=path.rpartition("/")[2], folder=str(folder)
-            )
-            mine = replace(copied, created_at=self._now(), expires_at=expires_at, public=False, ephemeral=False)
-            await self._change(mine)
+        mine = replace(source, path=path, run=RunId(run.id), tenant=tenant, name=path.rpartition("/")[2], seq=_NO_SEQ)
+        mine = replace(mine, created_at=self._now(), expires_at=expires_at, public=False, ephemeral=False)
+
+        def record(store: Store) -> None:
+            if isinstance(run, RunRow) and made_before is None:
+                store.run_created(run)
+            store.checkpoint_saved(mine)
+
+        if not self._registry.is_taken(path, _NO_SEQ):
+            self._registry.add_checkpoint(mine)
+        await self._writer.write_and_wait(record)
         return CheckpointCopied(path)
-
-
-def _copy_folder(source: Path, target: Path) -> None:
-    """By another name first, so that no half of a copy is ever found at `target`."""
-    staging = target.with_name(target.name + ".copying")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, staging)
-    shutil.rmtree(target, ignore_errors=True)
-    staging.rename(target)
 
 
 def _nothing() -> None:

@@ -1,8 +1,11 @@
 """Where clients come in: every message of theirs is checked here, and answered with a result or a typed error."""
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from typing import Literal
 
+import msgspec
 import structlog
 from anyio.abc import TaskGroup
 
@@ -14,6 +17,7 @@ from ..wire.client_messages import (
     Answer,
     Cancel,
     CatalogueRequest,
+    CommandArguments,
     CreateRun,
     CreateSampler,
     Failed,
@@ -22,6 +26,8 @@ from ..wire.client_messages import (
     Hello,
     Ping,
     Pong,
+    Probe,
+    Refuse,
     Resolved,
     RevokeKey,
     RunCreated,
@@ -33,13 +39,12 @@ from ..wire.client_messages import (
     Welcome,
 )
 from ..wire.codec import MAX_HEADER_BYTES, decode, encode
-from ..wire.commands import MAX_SEQ, SAMPLING_KINDS, check_lora_config
+from ..wire.commands import CommandKind, check_lora_config
 from ..wire.errors import (
     AuthenticationError,
     ErrorInfo,
     InvalidRequestError,
     LorryError,
-    MessageTooLargeError,
     NotFoundError,
     ProtocolError,
 )
@@ -48,8 +53,10 @@ from ..wire.sockets import Channel
 from ..wire.types import (
     LoraConfig,
 )
+from .accepting import Request
+from .admission import Admission
 from .catalogue import Catalogue
-from .commands import Commands, saved_path
+from .commands import Commands
 from .config import BrokerConfig
 from .registry import Registry, run_in_slot, sampler_in_slot
 from .sessions import Session, Sessions
@@ -73,30 +80,37 @@ class ClientDoor:
         monotonic: Callable[[], float],
         tasks: TaskGroup,
         cancel_in_flight: Callable[[ActorId, FutureId], None],
+        drop: Callable[[str], Awaitable[None]],
     ) -> None:
         self._config, self._channel, self._registry, self._commands = config, channel, registry, commands
         self._writer, self._reader, self._now, self._monotonic = writer, reader, now, monotonic
         self._tasks, self._cancel_in_flight = tasks, cancel_in_flight
-        self._sessions = Sessions()
-        self.catalogue = Catalogue(config, registry, commands, writer, reader, now)
+        self._sessions, self._admission = Sessions(), Admission(config, registry)
+        self.catalogue = Catalogue(registry, commands, writer, reader, now, drop)
 
     # In --------------------------------------------------------------------------------------------------------------
 
     def receive(self, frames: list[bytes]) -> None:
         """One message from a client; whatever is wrong with it is the sender's to know, and nobody else's."""
         connection, header, *payloads = frames if len(frames) > 1 else [*frames, b""]
-        request = None
         try:
             message: FromClient = decode(header, FromClient, MAX_HEADER_BYTES)
-            request = getattr(message, "request", None)
-            if isinstance(message, Hello):
+        except LorryError as error:
+            self._unreadable(connection, header, error)
+            return
+        try:
+            if isinstance(message, Probe):
+                self._channel.send(
+                    [connection, encode(Answer(message.request)), encode(self._registry.models.readiness)]
+                )
+            elif isinstance(message, Hello):
                 self._tasks.start_soon(self._hello, connection, message)
             elif session := self._sessions.heard(connection, self._monotonic()):
                 self._handle(session, message, payloads[0] if payloads else b"")
             else:
                 self._send(connection, Unknown())
         except LorryError as error:
-            self._send(connection, Failed(request, error.info))
+            self._send(connection, Failed(getattr(message, "request", None), error.info))
 
     async def _hello(self, connection: bytes, hello: Hello) -> None:
         owner = await self.catalogue.owner_of(hello.api_key)
@@ -122,6 +136,8 @@ class ClientDoor:
         match message:
             case Submit():
                 self._submit(session, message, payload)
+            case Refuse():
+                self._refuse(session, message)
             case Watch():
                 for future in message.futures:
                     self._watch(session, future)
@@ -135,7 +151,7 @@ class ClientDoor:
                 self._send(session.connection, Pong())
             case Goodbye():
                 self._leave(session)
-            case Hello():
+            case Hello() | Probe():
                 raise AssertionError("handled by receive")
             case _:
                 self._tasks.start_soon(self._catalogued, session, message)
@@ -144,56 +160,62 @@ class ClientDoor:
 
     def _submit(self, session: Session, submit: Submit, payload: bytes) -> None:
         lane = self._registry.lane(session.tenant, submit.lane)
-        row = CommandRow(
-            future=future_id(submit.lane, submit.seq),
-            lane=submit.lane,
-            seq=submit.seq,
-            kind=submit.kind,
-            tenant=session.tenant,
-            base_model=lane.base_model,
+        row = self._placed(lane, session, submit.seq, submit.kind)
+        row = replace(
+            row,
             tokens=max(1, submit.tokens, len(payload) // _BYTES_PER_TOKEN),
             rows=max(1, submit.rows),
             arguments=submit.arguments,
         )
-        self._check_submit(lane, submit, payload, row)
-        self._commands.accept(row, payload, session.connection, lambda: self._answer(session, submit.request))
+        request = self._request(session, submit.request)
+        try:
+            admitted = self._admission.admit(lane, row, len(payload))
+        except LorryError as error:
+            self._commands.accepting.refuse(row, payload, error.info, request)
+        else:
+            self._commands.accepting.accept(admitted, payload, request)
 
-    def _check_submit(self, lane: RunRow | SamplerRow, submit: Submit, payload: bytes, row: CommandRow) -> None:
-        if len(payload) > self._config.max_payload_bytes:
-            raise MessageTooLargeError(f"payload has {len(payload):,} bytes, limit {self._config.max_payload_bytes:,}")
-        if not 0 <= submit.seq < MAX_SEQ:
-            raise InvalidRequestError.of("seq", submit.seq, "a whole number from 0 to below 2**63 - 1")
-        if (submit.kind in SAMPLING_KINDS) != isinstance(lane, SamplerRow):
-            raise InvalidRequestError.of("kind", submit.kind, f"a command of a {type(lane).__name__[:-3].lower()}")
-        if submit.kind in SAMPLING_KINDS and not 0 <= submit.rows <= 1024:
-            raise InvalidRequestError.of("rows", submit.rows, "a whole number from 0 to 1024")
-        ttl = submit.arguments.ttl_seconds
-        if ttl is not None and ttl < 1:
-            raise InvalidRequestError.of("ttl_seconds", ttl, "a whole number from 1, or None for ever")
-        if isinstance(lane, SamplerRow):
-            return
-        ahead = submit.seq - self._commands.next_seq(LaneId(lane.id))
-        if ahead > self._config.max_waiting:
-            raise InvalidRequestError.of("seq", submit.seq, f"at most {self._config.max_waiting} ahead of what has run")
-        if submit.seq < lane.first_seq:
-            raise InvalidRequestError.of("seq", submit.seq, f"at least {lane.first_seq}, the run's first")
-        if submit.kind in ("save_state", "save_weights_for_sampler"):
-            self._check_save(lane, row)
-        elif submit.kind == "load_state":
-            self._registry.loadable(lane, submit.arguments.path)
+    def _refuse(self, session: Session, refuse: Refuse) -> None:
+        lane = self._registry.lane(session.tenant, refuse.lane)
+        row = self._placed(lane, session, refuse.seq, refuse.kind)
+        self._commands.accepting.refuse(row, None, refuse.error, self._request(session, refuse.request))
 
-    def _check_save(self, run: RunRow, row: CommandRow) -> None:
-        path, slot = saved_path(row), row.arguments.sampler_slot
-        existing = self._registry.existing(path)
-        if existing is not None and existing.seq != row.seq and not row.arguments.overwrite:
-            raise InvalidRequestError.of("name", row.arguments.name, "a name that no checkpoint of this run has")
-        if slot is None:
-            return
-        if run.session is None:
-            raise InvalidRequestError.of("sampler_slot", slot, "a run that was made in a client session")
-        made = self._registry.sampler_of(LaneId(sampler_in_slot(run.session, slot)))
-        if made is not None and made.model_path != path:
-            raise InvalidRequestError.of("sampler_slot", slot, "a place where no other sampler is")
+    def _placed(self, lane: RunRow | SamplerRow, session: Session, seq: int, kind: CommandKind) -> CommandRow:
+        """A command with a place in the order. Raises InvalidRequestError, TooManyWaitingError."""
+        next_seq = self._commands.next_seq(LaneId(lane.id)) if isinstance(lane, RunRow) else None
+        self._admission.check_place(lane, seq, next_seq)
+        lane_id = LaneId(lane.id)
+        return CommandRow(
+            future=future_id(lane_id, seq),
+            lane=lane_id,
+            seq=seq,
+            kind=kind,
+            tenant=session.tenant,
+            base_model=lane.base_model,
+            tokens=0,
+            rows=0,
+            arguments=CommandArguments(),
+        )
+
+    def _request(self, session: Session, number: int) -> Request:
+        def answer(error: LorryError | None) -> None:
+            if error is None:
+                self._answer(session, number)
+            else:
+                self._send(session.connection, Failed(number, error.info))
+
+        return Request(session.connection, answer)
+
+    def _unreadable(self, connection: bytes, header: bytes, error: LorryError) -> None:
+        """What can be read of a message that is wrong is enough to answer it, and to end its place in a run's order."""
+        session = self._sessions.heard(connection, self._monotonic())
+        try:
+            if session is not None and (refuse := _refusal_of(header, error)):
+                self._refuse(session, refuse)
+                return
+        except LorryError as worse:
+            error = worse
+        self._send(connection, Failed(_number_of(header), error.info))
 
     def _watch(self, session: Session, future: FutureId) -> None:
         try:
@@ -211,7 +233,7 @@ class ClientDoor:
         if result is None:
             self._send(session.connection, Resolved(future, NotFoundError(f"there is no future {future!r}").info))
         else:
-            self._commands.tell([session.connection], future, result.error, result.payload)
+            self._commands.finishing.tell([session.connection], future, result.error, result.payload)
 
     def _cancel(self, session: Session, cancel: Cancel) -> None:
         self._registry.lane(session.tenant, LaneId(cancel.future.rpartition(":")[0]))
@@ -234,8 +256,9 @@ class ClientDoor:
         if run := self._registry.made_before(session.tenant, nonce):
             self._answer_when_durable(session, create.request, RunCreated(run.id))
             return
-        _, max_rank = self._registry.facts(create.base_model)
-        check_lora_config(create.lora, max_rank)
+        check_lora_config(create.lora)
+        if known := self._registry.models.known(create.base_model):
+            known.check(create.lora)
         seed = create.lora.seed if create.lora.seed is not None else secrets.randbits(63)
         lora = LoraConfig(
             rank=create.lora.rank,
@@ -257,7 +280,7 @@ class ClientDoor:
             session=slot.session if slot else None,
             first_seq=create.first_seq,
         )
-        self._commands.add_run(run)
+        self._commands.accepting.add_run(run)
         created = RunCreated(run.id)
         self._writer.write(lambda store: store.run_created(run), lambda: self._answer(session, create.request, created))
 
@@ -271,11 +294,11 @@ class ClientDoor:
             return
         if (create.base_model is None) == (create.model_path is None):
             raise InvalidRequestError("give exactly one of base_model and model_path", field="model_path")
-        base_model = create.base_model or ""
+        base_model, folder = create.base_model or "", None
         if create.model_path is not None:
             checkpoint = self._registry.readable(session.tenant, create.model_path, "sampler")
-            base_model = self._registry.run(checkpoint.tenant, checkpoint.run).base_model
-        self._registry.facts(base_model)
+            base_model, folder = self._registry.run(checkpoint.tenant, checkpoint.run).base_model, checkpoint.folder
+        self._registry.models.known(base_model)
         sampler = SamplerRow(
             id=SamplerId(nonce if slot else "sampler-" + secrets.token_hex(8)),
             tenant=session.tenant,
@@ -284,6 +307,7 @@ class ClientDoor:
             model_path=create.model_path,
             created_at=self._now(),
             session=slot.session if slot else None,
+            folder=folder,
         )
         self._registry.add_sampler(sampler)
         created = SamplerCreated(sampler.id, base_model)
@@ -332,6 +356,35 @@ class ClientDoor:
 
     def _send(self, connection: bytes, message: ToClient) -> None:
         self._channel.send([connection, encode(message)])
+
+
+class _Numbered(msgspec.Struct, frozen=True):
+    request: int
+
+
+class _Placed(msgspec.Struct, frozen=True):
+    """What a command needs to have a place in a run's order, whatever else is wrong with it."""
+
+    type: Literal["submit", "refuse"]
+    request: int
+    lane: LaneId
+    seq: int
+    kind: CommandKind
+
+
+def _number_of(header: bytes) -> int | None:
+    try:
+        return decode(header, _Numbered, MAX_HEADER_BYTES).request
+    except LorryError:
+        return None
+
+
+def _refusal_of(header: bytes, error: LorryError) -> Refuse | None:
+    try:
+        placed = decode(header, _Placed, MAX_HEADER_BYTES)
+    except LorryError:
+        return None
+    return Refuse(placed.request, placed.lane, placed.seq, placed.kind, error.info)
 
 
 def _nothing() -> None:

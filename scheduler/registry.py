@@ -4,12 +4,12 @@ Anything that is not the asking tenant's does not exist for it: the answer is th
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from ..storage.rows import CheckpointKind, CheckpointRow, RunRow, SamplerRow
-from ..wire.actor_messages import ModelFacts
-from ..wire.errors import InvalidRequestError, NotFoundError, UnknownModelError
+from ..storage.rows import CheckpointKind, CheckpointRow, CommandRow, RunRow, SamplerRow
+from ..wire.errors import InvalidRequestError, NotFoundError
 from ..wire.ids import LaneId, RunId, SamplerId, TenantId
+from .models import Models
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SEGMENTS: dict[CheckpointKind, str] = {
@@ -46,32 +46,16 @@ def run_of_path(path: str | None) -> str:
 
 
 class Registry:
-    def __init__(self, models: Iterable[str]) -> None:
-        self._models: dict[str, tuple[ModelFacts, int] | None] = dict.fromkeys(models)
+    """`now` is Unix seconds: what has expired is gone at that second, whenever its folder goes."""
+
+    def __init__(self, models: Iterable[str], now: Callable[[], float]) -> None:
+        self.models = Models(models)
+        self._now = now
         self._runs: dict[RunId, RunRow] = {}
         self._samplers: dict[SamplerId, SamplerRow] = {}
         self._nonces: dict[tuple[TenantId, str], RunRow | SamplerRow] = {}
         self._checkpoints: dict[str, CheckpointRow] = {}
-
-    # Models ----------------------------------------------------------------------------------------------------------
-
-    def model_seen(self, name: str, facts: ModelFacts, max_rank: int) -> None:
-        self._models[name] = facts, max_rank
-
-    def serves(self, name: str) -> bool:
-        return name in self._models
-
-    def facts(self, name: str) -> tuple[ModelFacts, int]:
-        """A model's facts and the largest rank its actors take."""
-        if name not in self._models:
-            served = ", ".join(self._models) or "none"
-            raise UnknownModelError(f"base_model is {name!r}, served are: {served}", field="base_model")
-        if (known := self._models[name]) is None:
-            raise UnknownModelError(f"base_model {name!r} is still being loaded", field="base_model")
-        return known
-
-    def ready_models(self) -> dict[str, ModelFacts]:
-        return {name: known[0] for name, known in self._models.items() if known}
+        self._saving: dict[str, dict[int, str]] = {}
 
     # Runs and samplers -----------------------------------------------------------------------------------------------
 
@@ -80,6 +64,10 @@ class Registry:
 
     def add_sampler(self, sampler: SamplerRow) -> None:
         self._samplers[sampler.id] = self._nonces[sampler.tenant, sampler.nonce] = sampler
+
+    def remove_sampler(self, sampler: str) -> None:
+        if row := self._samplers.pop(SamplerId(sampler), None):
+            self._nonces.pop((row.tenant, row.nonce), None)
 
     def made_before(self, tenant: TenantId, nonce: str) -> RunRow | SamplerRow | None:
         return self._nonces.get((tenant, nonce))
@@ -123,14 +111,18 @@ class Registry:
 
     def checkpoint(self, tenant: TenantId, path: str | None) -> CheckpointRow:
         """One of the tenant's own."""
-        row = self._checkpoints.get(path or "")
+        row = self._unexpired(path or "")
         if row is None or row.tenant != tenant:
             raise NotFoundError(f"there is no checkpoint {path!r}", field="path")
         return row
 
+    def existing(self, path: str) -> CheckpointRow | None:
+        """Whoever's it is, and also one that has expired and is not forgotten yet."""
+        return self._checkpoints.get(path)
+
     def readable(self, tenant: TenantId, path: str | None, kind: CheckpointKind | None = None) -> CheckpointRow:
         """One of the tenant's own, or a public one."""
-        row = self._checkpoints.get(path or "")
+        row = self._unexpired(path or "")
         if row is None or not (row.public or row.tenant == tenant):
             raise NotFoundError(f"there is no checkpoint {path!r}", field="path")
         if kind is not None and row.kind != kind:
@@ -138,11 +130,17 @@ class Registry:
             raise InvalidRequestError.of("path", path, f"a checkpoint made by {verb}")
         return row
 
-    def existing(self, path: str) -> CheckpointRow | None:
-        return self._checkpoints.get(path)
+    def is_taken(self, path: str, seq: int) -> bool:
+        """Whether another save than the one of this `seq` has the name, or will have it."""
+        existing = self._unexpired(path)
+        return (existing is not None and existing.seq != seq) or bool(self._saving.get(path, {}).keys() - {seq})
 
-    def loadable(self, run: RunRow, path: str | None) -> CheckpointRow:
-        """The training checkpoint at `path`, if its adapter has the shape of `run`'s."""
+    def loadable(self, run: RunRow, path: str | None, seq: int) -> str:
+        """The folder of the training state that a load_state with this `seq` finds at `path`, if it fits `run`'s
+        adapter. A save of the run itself that is on its way before it counts as made."""
+        own = {at: folder for at, folder in self._saving.get(path or "", {}).items() if at < seq}
+        if own and run_of_path(path) == run.id:
+            return own[max(own)]
         checkpoint = self.readable(run.tenant, path, "training")
         source, shape = self._runs[checkpoint.run], ("rank", "train_attn", "train_mlp", "train_unembed")
         if source.base_model != run.base_model:
@@ -151,12 +149,33 @@ class Registry:
             theirs, ours = getattr(source.lora, name), getattr(run.lora, name)
             if theirs != ours:
                 raise InvalidRequestError.of("path", path, f"a checkpoint with {name} {ours}, its own is {theirs}")
-        return checkpoint
+        return checkpoint.folder
+
+    def saving(self, row: CommandRow) -> None:
+        """A save of a training state was accepted: its name is taken, and loads behind it find its folder."""
+        if row.kind == "save_state" and row.folder is not None:
+            path = checkpoint_path(RunId(row.lane), "training", row.arguments.name)
+            self._saving.setdefault(path, {})[row.seq] = row.folder
+
+    def saved(self, row: CommandRow) -> None:
+        """It is over, with or without a checkpoint."""
+        if row.kind == "save_state" and row.folder is not None:
+            path = checkpoint_path(RunId(row.lane), "training", row.arguments.name)
+            self._saving.get(path, {}).pop(row.seq, None)
+            if not self._saving.get(path, True):
+                del self._saving[path]
 
     def checkpoints_of(self, tenant: TenantId, run: RunId | None = None) -> list[CheckpointRow]:
         """Those with a name."""
         mine = (c for c in self._checkpoints.values() if c.tenant == tenant and not c.ephemeral)
-        return [c for c in mine if run in (None, c.run)]
+        return [c for c in mine if run in (None, c.run) and not self._is_over(c)]
 
-    def expired(self, now: float) -> list[CheckpointRow]:
-        return [c for c in self._checkpoints.values() if c.expires_at is not None and c.expires_at <= now]
+    def expired(self) -> list[CheckpointRow]:
+        return [c for c in self._checkpoints.values() if self._is_over(c)]
+
+    def _unexpired(self, path: str) -> CheckpointRow | None:
+        row = self._checkpoints.get(path)
+        return None if row is None or self._is_over(row) else row
+
+    def _is_over(self, checkpoint: CheckpointRow) -> bool:
+        return checkpoint.expires_at is not None and checkpoint.expires_at <= self._now()

@@ -1,7 +1,34 @@
-"""The folders that checkpoints lie in: their deletion. What is in them is the actors' business."""
+"""The folders that checkpoints lie in: which there are, and their deletion. What is in them is the actors' business."""
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
+
+
+def folders_below(root: Path) -> list[Path]:
+    """All that lies where checkpoints lie, `RUN/KIND/NAME.SEQ`, and what is being written aside there."""
+    return [folder for folder in root.glob("*/*/*") if folder.is_dir()]
+
+
+def not_in_use(folders: Collection[Path], in_use: Collection[str]) -> list[Path]:
+    """Those that nothing needs. Compared by their last three parts, for the data may have been moved since.
+
+    What is being written aside is called as its folder will be, with a dot before it and more behind: it is needed as
+    long as that is.
+    """
+    needed = {_place(Path(folder)) for folder in in_use}
+    return [folder for folder in folders if not (_place(folder) in needed or _is_written_aside(folder, needed))]
+
+
+def _place(folder: Path) -> tuple[str, ...]:
+    return folder.parts[-3:]
+
+
+def _is_written_aside(folder: Path, needed: Collection[tuple[str, ...]]) -> bool:
+    run, kind, name = _place(folder)
+    return name.startswith(".") and any(
+        (run, kind) == target[:2] and name.startswith(f".{target[2]}.") for target in needed
+    )
 
 
 def delete_folder(root: Path, folder: Path) -> None:

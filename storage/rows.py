@@ -31,6 +31,8 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class SamplerRow:
+    """`folder` holds its weights, whatever becomes of the name at `model_path` later; None for the bare base model."""
+
     id: SamplerId
     tenant: TenantId
     nonce: str
@@ -39,6 +41,7 @@ class SamplerRow:
     created_at: float
     session: str | None = None
     clients: int = 0
+    folder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +82,14 @@ class CheckpointRow:
     user_metadata: dict[str, str] = field(default_factory=dict[str, str])
 
 
+CommandState: TypeAlias = Literal["queued", "done", "failed", "discarded"]
+"""`discarded` is failed, and the run's pending gradient was dropped with it."""
+
+
 @dataclass(frozen=True, slots=True)
 class CommandRow:
+    """`folder` is what a save writes and a load reads: names are looked up once, when the command is accepted."""
+
     future: FutureId
     lane: LaneId
     seq: int
@@ -90,6 +99,17 @@ class CommandRow:
     tokens: int
     rows: int
     arguments: CommandArguments
+    folder: str | None = None
+    state: CommandState = "queued"
+
+
+@dataclass(frozen=True, slots=True)
+class UsedSeq:
+    """What is known of a seq that was used before. `digest` is None where an older release wrote it."""
+
+    kind: CommandKind
+    state: CommandState
+    digest: bytes | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,9 @@
 
 from sqlite_utils import Database, Migrations
 
+from ..wire.client_messages import CommandArguments
+from ..wire.codec import decode
+
 migrations = Migrations("lorry")
 
 
@@ -161,3 +164,26 @@ def m004_split_of_busy_time(db: Database) -> None:
     db.table("actors").add_column("sample_s", float)
     db.table("actors").add_column("sample_share", float)
     db.execute("ALTER TABLE actors DROP COLUMN busy_s")  # the sum of the two
+
+
+@migrations()
+def m005_names_are_resolved_once(db: Database) -> None:
+    # What a save writes and a load reads, and what a sampler samples: folders, looked up when they were accepted.
+    db.table("commands").add_column("folder", str)
+    db.table("samplers").add_column("folder", str)
+    # What the request said, so that another one under the same seq is noticed.
+    db.table("commands").add_column("digest", bytes)
+    db.table("samplers").add_column("used_at", float)
+    db.execute("UPDATE samplers SET used_at = created_at")
+    db.execute("UPDATE samplers SET folder = (SELECT folder FROM checkpoints WHERE path = model_path)")
+    loads = list(db.query("SELECT future, arguments FROM commands WHERE kind = 'load_state'"))
+    for load in loads:
+        path = decode(load["arguments"], CommandArguments).path
+        db.execute(
+            "UPDATE commands SET folder = (SELECT folder FROM checkpoints WHERE path = ?) WHERE future = ?",
+            [path, load["future"]],
+        )
+    for table, column in (("checkpoints", "folder"), ("runs", "restore_folder"), ("samplers", "folder")):
+        db.table(table).create_index([column])
+    db.execute("CREATE INDEX commands_folders ON commands (folder) WHERE folder IS NOT NULL")
+    db.execute("CREATE INDEX commands_failed ON commands (finished_at) WHERE state IN ('failed', 'discarded')")

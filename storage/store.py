@@ -1,4 +1,6 @@
-"""The only SQL there is. Synchronous; the writer thread and the readers each have a Store on a connection of their own.
+"""The SQL that there is, but for `reports`. Synchronous.
+
+The writer thread and the readers each have a Store on a connection of their own.
 
 Nothing here decides anything: methods are named for what they record or answer.
 """
@@ -20,11 +22,28 @@ from ..wire.actor_messages import ActorPing
 from ..wire.client_messages import CommandArguments, Completed
 from ..wire.codec import decode, encode
 from ..wire.ids import ActorId, FutureId, KeyHash, LaneId, RunId, TenantId
-from ..wire.types import LoraConfig, UsageEvent, UsageRow
-from .rows import ActorRow, CheckpointRow, ClientSessionRow, CommandRow, ResultRow, RunRow, SamplerRow, UsageEntry
+from ..wire.types import LoraConfig
+from .rows import (
+    ActorRow,
+    CheckpointRow,
+    ClientSessionRow,
+    CommandRow,
+    CommandState,
+    ResultRow,
+    RunRow,
+    SamplerRow,
+    UsageEntry,
+    UsedSeq,
+)
 from .schema import migrations
 
 FILE = "lorry.db"
+_FOLDERS_IN_USE = (
+    "SELECT folder FROM checkpoints UNION ALL SELECT restore_folder FROM runs UNION ALL SELECT folder FROM samplers"
+    " UNION ALL SELECT commands.folder FROM commands JOIN runs ON runs.id = commands.lane"
+    " WHERE commands.folder IS NOT NULL AND (commands.state = 'queued'"
+    " OR commands.kind = 'load_state' AND commands.state = 'done' AND commands.seq > runs.restore_seq)"
+)
 
 
 class Store:
@@ -53,7 +72,8 @@ class Store:
             raise
         self._db.execute("COMMIT")
 
-    def _rows(self, sql: str, *values: object) -> list[dict[str, Any]]:
+    def rows(self, sql: str, *values: object) -> list[dict[str, Any]]:
+        """For this package's own questions."""
         return list(self._db.query(sql, values))
 
     # Tenants and keys ------------------------------------------------------------------------------------------------
@@ -68,7 +88,7 @@ class Store:
 
     def tenant_of(self, key: KeyHash) -> TenantId | None:
         """A key has 256 random bits: one SHA-256 is as good as a slow hash, and the index look-up leaks nothing."""
-        rows = self._rows("SELECT tenant FROM api_keys WHERE hash = ?", key)
+        rows = self.rows("SELECT tenant FROM api_keys WHERE hash = ?", key)
         return TenantId(rows[0]["tenant"]) if rows else None
 
     def key_deleted(self, key: KeyHash) -> None:
@@ -83,9 +103,9 @@ class Store:
     def token_secret(self) -> bytes:
         """What signs the tokens that stand for keys; made once, so that they outlive a restart."""
         with self.transaction():
-            if not (rows := self._rows("SELECT secret FROM secrets WHERE name = 'tokens'")):
+            if not (rows := self.rows("SELECT secret FROM secrets WHERE name = 'tokens'")):
                 self._db.table("secrets").insert({"name": "tokens", "secret": secrets.token_bytes(32)})
-                rows = self._rows("SELECT secret FROM secrets WHERE name = 'tokens'")
+                rows = self.rows("SELECT secret FROM secrets WHERE name = 'tokens'")
         return rows[0]["secret"]
 
     # Sessions, actors, events ----------------------------------------------------------------------------------------
@@ -122,13 +142,23 @@ class Store:
         self._db.table("runs").insert(values)
 
     def runs(self) -> list[RunRow]:
-        return [_run(row) for row in self._rows("SELECT * FROM runs")]
+        return [_run(row) for row in self.rows("SELECT * FROM runs")]
 
     def sampler_created(self, sampler: SamplerRow) -> None:
-        self._db.table("samplers").insert(_values(sampler), ignore=True)
+        self._db.table("samplers").insert(_values(sampler) | {"used_at": sampler.created_at}, ignore=True)
 
     def samplers(self) -> list[SamplerRow]:
-        return [SamplerRow(**row) for row in self._rows("SELECT * FROM samplers")]
+        names = ", ".join(field.name for field in fields(SamplerRow))
+        return [SamplerRow(**row) for row in self.rows(f"SELECT {names} FROM samplers")]
+
+    def samplers_expired(self, before: float) -> list[str]:
+        """Forget those of weights that no checkpoint's name leads to, and that nobody has used since `before`."""
+        gone = self.rows(
+            "DELETE FROM samplers WHERE folder IS NOT NULL AND used_at < ? AND folder NOT IN"
+            " (SELECT folder FROM checkpoints) RETURNING id",
+            before,
+        )
+        return [row["id"] for row in gone]
 
     def sampler_joined(self, sampler: str, clients: int) -> None:
         self._db.execute("UPDATE samplers SET clients = ? WHERE id = ?", [clients, sampler])
@@ -146,17 +176,17 @@ class Store:
         self._db.execute("UPDATE client_sessions SET reason = ?, detail = ? WHERE id = ?", [reason, detail, session])
 
     def client_sessions(self) -> list[ClientSessionRow]:
-        rows = self._rows("SELECT * FROM client_sessions ORDER BY created_at")
+        rows = self.rows("SELECT * FROM client_sessions ORDER BY created_at")
         parsed = ({"tags": json.loads(row["tags"]), "user_metadata": json.loads(row["user_metadata"])} for row in rows)
         return [ClientSessionRow(**(row | values)) for row, values in zip(rows, parsed, strict=True)]
 
     # Commands --------------------------------------------------------------------------------------------------------
 
-    def command_accepted(self, command: CommandRow, payload: bytes, now: float) -> bool:
-        """False where this (lane, seq) was accepted before; nothing is changed then."""
+    def command_accepted(self, command: CommandRow, payload: bytes, digest: bytes, now: float) -> UsedSeq | None:
+        """What was accepted under this (lane, seq) before; nothing is changed then. `digest` says what was asked."""
         cursor = self._db.execute(
             "INSERT OR IGNORE INTO commands (future, lane, seq, kind, tenant, base_model, tokens, rows, arguments,"
-            " payload, submitted_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " folder, payload, digest, submitted_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 command.future,
                 command.lane,
@@ -167,18 +197,23 @@ class Store:
                 command.tokens,
                 command.rows,
                 encode(command.arguments),
+                command.folder,
                 payload,
+                digest,
                 now,
             ],
         )
-        self._db.execute("UPDATE runs SET last_request_at = ? WHERE id = ?", [now, command.lane])
-        return cursor.rowcount == 1
+        if self._db.execute("UPDATE runs SET last_request_at = ? WHERE id = ?", [now, command.lane]).rowcount == 0:
+            self._db.execute("UPDATE samplers SET used_at = ? WHERE id = ?", [now, command.lane])
+        if cursor.rowcount == 1:
+            return None
+        (used,) = self.rows("SELECT kind, state, digest FROM commands WHERE future = ?", command.future)
+        return UsedSeq(**used)
 
     def command_finished(
-        self, result: ResultRow, actor: ActorId | None, usage: Iterable[UsageEntry], now: float
+        self, result: ResultRow, state: CommandState, actor: ActorId | None, usage: Iterable[UsageEntry], now: float
     ) -> None:
         """A completion is one fact: the state, the result and the usage are written in the caller's transaction."""
-        state = "failed" if result.error is not None else "done"
         self._db.execute(
             "UPDATE commands SET state = ?, actor = ?, finished_at = ? WHERE future = ?",
             [state, actor, now, result.future],
@@ -203,23 +238,24 @@ class Store:
         self._db.execute("UPDATE commands SET payload = NULL WHERE lane = ? AND seq <= ?", [run, seq])
 
     def queued_commands(self) -> list[CommandRow]:
-        return [_command(row) for row in self._rows("SELECT * FROM commands WHERE state = 'queued' ORDER BY rowid")]
+        return [_command(row) for row in self.rows("SELECT * FROM commands WHERE state = 'queued' ORDER BY rowid")]
 
     def finished_counts(self) -> dict[LaneId, tuple[int, int]]:
         """For each lane how many commands are over, and the highest of their seqs, which start at 0."""
-        rows = self._rows(
+        rows = self.rows(
             "SELECT lane, count(*) AS n, max(seq) AS top FROM commands WHERE state != 'queued' GROUP BY lane"
         )
         return {LaneId(row["lane"]): (row["n"], row["top"]) for row in rows}
 
     def finished_seqs(self, lane: LaneId) -> list[int]:
-        rows = self._rows("SELECT seq FROM commands WHERE lane = ? AND state != 'queued' ORDER BY seq", lane)
+        rows = self.rows("SELECT seq FROM commands WHERE lane = ? AND state != 'queued' ORDER BY seq", lane)
         return [row["seq"] for row in rows]
 
     def replayable_commands(self, run: RunId, after: int, before: int) -> list[CommandRow]:
-        """What changed a run's state between two seqs, in order: done, and neither a save nor a pure forward."""
-        rows = self._rows(
-            "SELECT * FROM commands WHERE lane = ? AND seq > ? AND seq < ? AND state = 'done'"
+        """What changed a run's state between two seqs, in order: neither a save nor a pure forward, and nothing that
+        failed but for what dropped a gradient."""
+        rows = self.rows(
+            "SELECT * FROM commands WHERE lane = ? AND seq > ? AND seq < ? AND state IN ('done', 'discarded')"
             " AND kind IN ('forward_backward', 'optim_step', 'load_state') ORDER BY seq",
             run,
             after,
@@ -228,11 +264,11 @@ class Store:
         return [_command(row) for row in rows]
 
     def payload(self, future: FutureId) -> bytes:
-        rows = self._rows("SELECT payload FROM commands WHERE future = ?", future)
+        rows = self.rows("SELECT payload FROM commands WHERE future = ?", future)
         return rows[0]["payload"] or b"" if rows else b""
 
     def result(self, future: FutureId) -> ResultRow | None:
-        rows = self._rows("SELECT future, error, payload FROM results WHERE future = ?", future)
+        rows = self.rows("SELECT future, error, payload FROM results WHERE future = ?", future)
         return ResultRow(**rows[0]) if rows else None
 
     def results_expired(self, before: float) -> None:
@@ -246,7 +282,7 @@ class Store:
         From the start it walks the lane's commands; later, the few results that came since.
         """
         order = "commands CROSS JOIN results" if cursor == 0 else "results CROSS JOIN commands"
-        rows = self._rows(
+        rows = self.rows(
             f"SELECT results.rowid AS cursor, results.future, error IS NOT NULL AS failed, length(results.payload) AS n"
             f" FROM {order} ON results.future = commands.future"
             " WHERE commands.lane = ? AND commands.seq >= ? AND commands.seq < ? AND results.rowid > ?"
@@ -270,54 +306,15 @@ class Store:
         self._db.execute("DELETE FROM checkpoints WHERE path = ?", [path])
 
     def checkpoints(self) -> list[CheckpointRow]:
-        return [_checkpoint(row) for row in self._rows("SELECT * FROM checkpoints")]
+        return [_checkpoint(row) for row in self.rows("SELECT * FROM checkpoints")]
 
-    # Reports ---------------------------------------------------------------------------------------------------------
+    def folders_in_use(self) -> set[str]:
+        """What anything may still need: a name leads to it, a run is rebuilt from it, a sampler samples it, or a
+        command writes it, reads it, or would read it again in a replay."""
+        return {row["folder"] for row in self.rows(f"{_FOLDERS_IN_USE}") if row["folder"] is not None}
 
-    def usage(self, tenant: TenantId | None = None) -> list[UsageRow]:
-        rows = self._rows(
-            "SELECT tenant, run, base_model, kind, sum(tokens) AS tokens, sum(cost) / 1e12 AS cost_usd FROM usage"
-            " WHERE ? IS NULL OR tenant = ? GROUP BY tenant, run, base_model, kind ORDER BY tenant, min(at), run, kind",
-            tenant,
-            tenant,
-        )
-        return [UsageRow(**row) for row in rows]
-
-    def usage_between(self, tenant: TenantId, start: float, end: float) -> list[UsageEvent]:
-        rows = self._rows(
-            "SELECT CAST(usage.at / 3600 AS INTEGER) * 3600.0 AS hour, usage.run, runs.session, usage.base_model, kind,"
-            " sum(tokens) AS tokens, price / 1e6 AS usd_per_million, sum(cost) / 1e12 AS cost_usd"
-            " FROM usage LEFT JOIN runs ON runs.id = usage.run"
-            " WHERE usage.tenant = ? AND usage.at >= ? AND usage.at < ?"
-            " GROUP BY hour, usage.run, usage.base_model, kind, price ORDER BY hour, tokens DESC",
-            tenant,
-            start,
-            end,
-        )
-        return [UsageEvent(**row) for row in rows]
-
-    def actors(self) -> list[dict[str, Any]]:
-        return self._rows("SELECT * FROM actors ORDER BY state = 'ready' DESC, started_at DESC LIMIT 20")
-
-    def recent_runs(self) -> list[dict[str, Any]]:
-        return self._rows(
-            "SELECT runs.*, (SELECT count(*) FROM commands WHERE lane = runs.id AND state = 'queued') AS queued,"
-            " (SELECT count(*) FROM commands WHERE lane = runs.id AND state != 'queued') AS finished"
-            " FROM runs ORDER BY last_request_at DESC LIMIT 50"
-        )
-
-    def tenants(self) -> list[dict[str, Any]]:
-        return self._rows(
-            "SELECT id, client_events, client_failures,"
-            " (SELECT count(*) FROM api_keys WHERE tenant = tenants.id) AS keys,"
-            " (SELECT count(*) FROM runs WHERE tenant = tenants.id) AS runs FROM tenants ORDER BY id"
-        )
-
-    def queues(self) -> list[dict[str, Any]]:
-        return self._rows(
-            "SELECT base_model, tenant, kind, count(*) AS commands, sum(tokens) AS tokens FROM commands"
-            " WHERE state = 'queued' GROUP BY base_model, tenant, kind ORDER BY base_model, tenant, kind"
-        )
+    def folder_is_in_use(self, folder: str) -> bool:
+        return bool(self.rows(f"SELECT 1 FROM ({_FOLDERS_IN_USE}) WHERE folder = ? LIMIT 1", folder))
 
 
 def key_hash(key: str) -> KeyHash:
@@ -347,5 +344,5 @@ def _checkpoint(row: dict[str, Any]) -> CheckpointRow:
 
 
 def _command(row: dict[str, Any]) -> CommandRow:
-    names = ("future", "lane", "seq", "kind", "tenant", "base_model", "tokens", "rows")
+    names = ("future", "lane", "seq", "kind", "tenant", "base_model", "tokens", "rows", "folder", "state")
     return CommandRow(**{n: row[n] for n in names}, arguments=decode(row["arguments"], CommandArguments))

@@ -9,7 +9,7 @@ from .errors import ErrorInfo
 from .ids import ActorId, BatchId, FutureId
 from .types import LoraConfig
 
-VERSION = 1
+VERSION = 2
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -30,12 +30,16 @@ class Capacity(msgspec.Struct, frozen=True):
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
+    """`trainable` are the groups of layers that adapters may train: some of attn, mlp, unembed. `has_experts` says why
+    there is no mlp."""
+
     vocab_size: int
     max_context: int
     tokenizer_id: str
     device: str
     dtype: str
-    trainable_mlp: bool = True
+    trainable: list[str]
+    has_experts: bool = False
 
 
 class ActorHello(msgspec.Struct, frozen=True, tag="hello"):
@@ -51,7 +55,8 @@ class ActorHello(msgspec.Struct, frozen=True, tag="hello"):
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a command ended. Its result, if any, is the frame at the same index. Token counts are the actor's own.
 
-    `cached_prefill_tokens` of the `prefill_tokens` were found computed.
+    `cached_prefill_tokens` of the `prefill_tokens` were found computed. `discarded` says that the command failed, and
+    that the pending gradient was dropped with it.
     """
 
     future: FutureId
@@ -62,6 +67,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     cached_prefill_tokens: int = 0
     size_bytes: int = 0
     checksum: str = ""
+    discarded: bool = False
 
 
 class Completion(msgspec.Struct, frozen=True, tag="completion"):
@@ -81,7 +87,17 @@ class ActorPing(msgspec.Struct, frozen=True, tag="ping"):
     swaps: int = 0
 
 
-FromActor: TypeAlias = ActorHello | Completion | ActorPing
+class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
+    """In place of a hello: the model cannot be served, and why. The process ends."""
+
+    version: int
+    token: str
+    actor: ActorId
+    base_model: str
+    error: ErrorInfo
+
+
+FromActor: TypeAlias = ActorHello | LoadFailed | Completion | ActorPing
 
 
 class ActorWelcome(msgspec.Struct, frozen=True, tag="welcome"):
@@ -100,7 +116,8 @@ class AdapterState(msgspec.Struct, frozen=True):
 
 
 class Item(msgspec.Struct, frozen=True):
-    """`folder` is what a save writes and a load reads; `optimizer` is load_state's.
+    """`folder` is what a save writes and a load reads; `optimizer` is load_state's. `discard` repeats what an
+    optim_step did that failed: it drops the pending gradient, and computes nothing.
 
     Without an adapter, prompts whose `scope` is the same may share what is computed of equal beginnings. It is the
     tenant's, for how much was found computed tells what was asked before.
@@ -112,6 +129,7 @@ class Item(msgspec.Struct, frozen=True):
     folder: str | None = None
     optimizer: bool = False
     scope: str | None = None
+    discard: bool = False
 
 
 class MicroBatch(msgspec.Struct, frozen=True, tag="micro_batch"):

@@ -13,7 +13,7 @@ from .errors import ErrorInfo
 from .ids import FutureId, LaneId, SessionId
 from .types import LoraConfig
 
-VERSION = 1
+VERSION = 2
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -61,7 +61,8 @@ class JoinSampler(msgspec.Struct, frozen=True, tag="join_sampler"):
 
 
 class CommandArguments(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The part of a command that the broker acts on. `name` is a new checkpoint's, `path` an existing one's.
+    """The part of a command that the broker acts on. `name` is a new checkpoint's, `path` an existing one's, which
+    means what it means when the command is accepted.
 
     `sampler_slot` asks save_weights_for_sampler for weights without a name, and a sampler of them in that place of the
     run's client session; `external` for weights that are there to be downloaded.
@@ -89,6 +90,19 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
     arguments: CommandArguments = CommandArguments()
 
 
+class Refuse(msgspec.Struct, frozen=True, tag="refuse"):
+    """A command that whoever sends this will not pass on: it fails with `error`, under its seq, and the run goes on.
+
+    Answered as a `Submit` is; the future of that seq is the failure.
+    """
+
+    request: int
+    lane: LaneId
+    seq: int
+    kind: CommandKind
+    error: ErrorInfo
+
+
 class Watch(msgspec.Struct, frozen=True, tag="watch"):
     """Tell this connection when these futures resolve; sent again after a reconnect."""
 
@@ -102,7 +116,9 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 
 class Query(msgspec.Struct, frozen=True, tag="query"):
     request: int
-    what: Literal["capabilities", "run", "sampler", "runs", "checkpoints", "usage", "sessions", "weights", "tenant"]
+    what: Literal[
+        "capabilities", "run", "run_state", "sampler", "runs", "checkpoints", "usage", "sessions", "weights", "tenant"
+    ]
     subject: str | None = None
 
 
@@ -113,6 +129,12 @@ class DeleteCheckpoint(msgspec.Struct, frozen=True, tag="delete_checkpoint"):
 
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
     pass
+
+
+class Probe(msgspec.Struct, frozen=True, tag="probe"):
+    """How many models are ready: the one question that needs no key, and the answer names none."""
+
+    request: int
 
 
 class CreateClientSession(msgspec.Struct, frozen=True, tag="create_client_session"):
@@ -232,7 +254,9 @@ CatalogueRequest: TypeAlias = (
     | QueueState
     | Completions
 )
-FromClient: TypeAlias = Hello | CreateRun | CreateSampler | Submit | Watch | Cancel | CatalogueRequest | Ping | Goodbye
+FromClient: TypeAlias = (
+    Hello | Probe | CreateRun | CreateSampler | Submit | Refuse | Watch | Cancel | CatalogueRequest | Ping | Goodbye
+)
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
@@ -273,7 +297,17 @@ ToClient: TypeAlias = Welcome | Unknown | Answer | Failed | Resolved | Pong
 
 
 class RunCreated(msgspec.Struct, frozen=True):
+    """While the model is being loaded, the run is there already; `Query` "run" waits, and says whether it fits."""
+
     run: str
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """Models by the state that they are in."""
+
+    ready: int
+    loading: int
+    failed: int
 
 
 class SamplerCreated(msgspec.Struct, frozen=True):

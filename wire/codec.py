@@ -46,8 +46,9 @@ def _from_wire(kind: type, value: object) -> object:
 
 
 def encode(message: object) -> bytes:
-    """Any declared type to MessagePack."""
-    return cast(bytes, msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,), enc_hook=_to_wire)))
+    """Any declared type to MessagePack; the same value is always the same bytes."""
+    plain = msgspec.to_builtins(message, builtin_types=(bytes,), enc_hook=_to_wire, order="deterministic")
+    return cast(bytes, msgpack.packb(plain))
 
 
 @overload

@@ -5,6 +5,7 @@ them again, because it trusts nobody, and with the model's own limits.
 """
 
 import math
+from collections.abc import Collection
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -183,7 +184,13 @@ def check_adam_params(params: AdamParams) -> None:
             raise InvalidRequestError.of(f"adam_params.{name}", getattr(params, name), "a number below 1")
 
 
-def check_lora_config(config: LoraConfig, max_rank: int | None = None) -> None:
+def check_lora_config(
+    config: LoraConfig,
+    max_rank: int | None = None,
+    trainable: Collection[str] | None = None,
+    has_experts: bool = False,
+) -> None:
+    """With what is known of a model: the largest rank and the groups of layers (attn, mlp, unembed) that it trains."""
     if config.rank < 1 or (max_rank is not None and config.rank > max_rank):
         limit = f" to {max_rank}" if max_rank is not None else " up"
         raise InvalidRequestError.of("rank", config.rank, f"a whole number from 1{limit}")
@@ -191,6 +198,11 @@ def check_lora_config(config: LoraConfig, max_rank: int | None = None) -> None:
         raise InvalidRequestError.of("train_attn, train_mlp, train_unembed", False, "at least one of them true")
     if config.seed is not None and not 0 <= config.seed < 2**63:
         raise InvalidRequestError.of("seed", config.seed, "a whole number from 0 to 2**63 - 1")
+    for group in ("attn", "mlp", "unembed"):
+        if trainable is not None and getattr(config, f"train_{group}") and group not in trainable:
+            experts = group == "mlp" and has_experts
+            why = "its MLPs are mixtures of experts, which stay frozen" if experts else "it has no such layer"
+            raise InvalidRequestError.of(f"train_{group}", True, f"False for this base model: {why}")
 
 
 def check_sample(request: SampleInput, vocab_size: int | None = None, max_context: int | None = None) -> None:

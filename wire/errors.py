@@ -41,7 +41,7 @@ class AuthenticationError(LorryError):
 
 
 class InvalidRequestError(LorryError, ValueError):
-    """Nothing was executed; correct the value and send the request again."""
+    """This request changed nothing; correct the value and send it again."""
 
     category = "user"
 
@@ -67,6 +67,16 @@ class NotFoundError(LorryError, LookupError):
     """It does not exist, has expired, or belongs to another tenant."""
 
     category = "user"
+
+
+class SeqConflictError(LorryError):
+    """This request changed nothing. A number names one request of a run: is another client driving the same run?"""
+
+    category = "user"
+
+
+class TooManyWaitingError(LorryError):
+    """This request changed nothing; send it again when some of what waits is over."""
 
 
 class MessageTooLargeError(LorryError, ValueError):
@@ -104,15 +114,19 @@ class NonFiniteError(LorryError, ArithmeticError):
 
 
 class OutOfMemoryError(LorryError, MemoryError):
-    """Send fewer or shorter sequences in one request."""
+    """This request changed nothing; send fewer or shorter sequences at once, or serve with more memory."""
 
 
 class ActorLostError(LorryError):
-    """The process that held this state died; resume from the last saved state."""
+    """What this run had learned since its last saved state is lost; make a new run from that state."""
+
+
+class ActorKilledError(LorryError):
+    """This request changed nothing and is not tried again; the others of its run go on without it."""
 
 
 class CheckpointError(LorryError):
-    """The files do not match what was recorded when they were saved; load another checkpoint."""
+    """Nothing was loaded; load another checkpoint."""
 
 
 class StorageError(LorryError):

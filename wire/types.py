@@ -248,8 +248,10 @@ class SampleResponse(msgspec.Struct, frozen=True):
 
 
 class SupportedModel(msgspec.Struct, frozen=True):
+    """`max_context_length` is None while the model is being loaded."""
+
     model_name: str
-    max_context_length: int
+    max_context_length: int | None
     trainable: bool = True
     sampleable: bool = True
 
@@ -295,11 +297,15 @@ class TrainingRun(msgspec.Struct, frozen=True):
 
 
 class WeightsInfo(msgspec.Struct, frozen=True):
-    """What it takes to make a run that a checkpoint can be loaded into."""
+    """What it takes to make a run that a checkpoint can be loaded into.
+
+    `folder` is where its files are below the broker's checkpoints, for a gateway that sees them.
+    """
 
     tinker_path: str
     base_model: str
     lora: LoraConfig
+    folder: str = ""
 
 
 class ClientSession(msgspec.Struct, frozen=True):

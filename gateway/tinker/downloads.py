@@ -31,8 +31,8 @@ _ARCHIVE = "archive.tar"
 _PIECE_BYTES = 256 * 1024
 
 
-def sign(key: bytes, checkpoint: str, file: str, expires: int) -> str:
-    text = "\0".join((checkpoint, file, str(expires)))
+def sign(key: bytes, place: str, file: str, expires: int) -> str:
+    text = "\0".join((place, file, str(expires)))
     return hmac.digest(key, text.encode(), hashlib.sha256).hex()
 
 
@@ -41,9 +41,9 @@ async def external_weights_urls(
     broker: BrokerOf, request: Request, run_id: str, checkpoint_id: str
 ) -> ExternalWeightsUrlsResponse:
     info = await broker.look("weights", WeightsInfo, f"tinker://{run_id}/{checkpoint_id}")
-    folder = await to_thread.run_sync(_files, _folder(_config(request), info.tinker_path))
+    files = await to_thread.run_sync(_files, _folder(_config(request), info.folder))
     expires = _expiry(request)
-    urls = {name: _link(request, info.tinker_path, name, expires) for name in folder}
+    urls = {name: _link(request, info.folder, name, expires) for name in files}
     return ExternalWeightsUrlsResponse(urls=urls, expires=moment(expires))
 
 
@@ -51,26 +51,24 @@ async def external_weights_urls(
 async def archive_url(broker: BrokerOf, request: Request, run_id: str, checkpoint_id: str) -> Response:
     """How SDKs before 0.38 download."""
     info = await broker.look("weights", WeightsInfo, f"tinker://{run_id}/{checkpoint_id}")
-    _folder(_config(request), info.tinker_path)
+    _folder(_config(request), info.folder)
     expires = _expiry(request)
-    url = _link(request, info.tinker_path, _ARCHIVE, expires)
+    url = _link(request, info.folder, _ARCHIVE, expires)
     return JSONResponse({"url": url, "expires": moment(expires).isoformat()})
 
 
-@router.get("/files/{run_id}/{checkpoint_id:path}/{file}")
-async def download(
-    request: Request, run_id: str, checkpoint_id: str, file: str, expires: int, signature: str
-) -> Response:
+@router.get("/files/{place:path}/{file}")
+async def download(request: Request, place: str, file: str, expires: int, signature: str) -> Response:
+    """What the checkpoint was when the link was made, whatever its name leads to by now."""
     config = _config(request)
-    path = f"tinker://{run_id}/{checkpoint_id}"
-    if expires < time.time() or not hmac.compare_digest(signature, sign(config.link_key, path, file, expires)):
+    if expires < time.time() or not hmac.compare_digest(signature, sign(config.link_key, place, file, expires)):
         raise NotFoundError("this link has expired, or was never made")
-    folder = _folder(config, path)
+    folder = _folder(config, place)
     if file == _ARCHIVE:
         archive = await to_thread.run_sync(_pack, folder)
         return StreamingResponse(_pieces(archive), media_type="application/x-tar")
     if file not in await to_thread.run_sync(_files, folder):
-        raise NotFoundError(f"{path} has no file {file!r}")
+        raise NotFoundError(f"there is no file {file!r}")
     return FileResponse(folder / file)
 
 
@@ -78,22 +76,16 @@ def _config(request: Request) -> GatewayConfig:
     return request.app.state.gateway.config
 
 
-def _folder(config: GatewayConfig, tinker_path: str) -> Path:
-    """Where the broker keeps a checkpoint that it told us of, or that we signed a link to: the newest `NAME.SEQ`."""
+def _folder(config: GatewayConfig, place: str) -> Path:
+    """`place` is the broker's own name of a folder below its checkpoints: it told us, or we signed it."""
     if config.checkpoints is None:
         raise NotSupportedError("this gateway does not see the broker's folder: start it with --data")
-    place = config.checkpoints / tinker_path.removeprefix("tinker://")
-    saves = {int(suffix): path for path in place.parent.glob("*") if (suffix := _seq(path.name, place.name)).isdigit()}
-    return saves[max(saves)] if saves else place
-
-
-def _seq(folder: str, name: str) -> str:
-    return folder.removeprefix(f"{name}.") if folder.startswith(f"{name}.") else ""
+    return config.checkpoints / place
 
 
 def _files(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise NotFoundError(f"the files of checkpoint {folder.name!r} are gone")
+        raise NotFoundError("the files of this checkpoint are gone")
     return sorted(file.name for file in folder.iterdir() if file.is_file())
 
 
@@ -101,12 +93,12 @@ def _expiry(request: Request) -> int:
     return int(time.time() + _config(request).link_ttl_s)
 
 
-def _link(request: Request, checkpoint: str, file: str, expires: int) -> str:
+def _link(request: Request, place: str, file: str, expires: int) -> str:
     """Under the address by which this client reached us, unless we were told a better one."""
     config = _config(request)
     base = (config.url or str(request.base_url)).rstrip("/")
-    where = quote(f"{checkpoint.removeprefix('tinker://')}/{file}")
-    return f"{base}/api/v1/files/{where}?expires={expires}&signature={sign(config.link_key, checkpoint, file, expires)}"
+    where = quote(f"{place}/{file}")
+    return f"{base}/api/v1/files/{where}?expires={expires}&signature={sign(config.link_key, place, file, expires)}"
 
 
 def _pack(folder: Path) -> IO[bytes]:

@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import anyio
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
@@ -21,7 +22,7 @@ from tinker.types.futures_retrieve_response import FuturesRetrieveResponse
 from tinker.types.try_again_response import TryAgainResponse
 
 from ...wire import types as lorry
-from ...wire.client_messages import CompletedSince, Completions
+from ...wire.client_messages import CompletedSince, Completions, FutureState
 from ...wire.codec import decode
 from ...wire.errors import AuthenticationError, ConnectionLostError, LorryError, NotFoundError
 from ...wire.ids import LaneId
@@ -58,10 +59,11 @@ router.add_route("/retrieve_future", retrieve_future, ["POST"])
 
 
 async def _retrieve(broker: Broker, request: Request, wanted: RequestId) -> Response:
+    within_s = request.app.state.gateway.config.long_poll_s
     if wanted.kind in ("create", "unload"):
-        return await _run_is_there(broker, wanted)
+        return await _run_is_there(broker, wanted, within_s)
     try:
-        payload = await broker.result(wanted.future, request.app.state.gateway.config.long_poll_s)
+        payload = await broker.result(wanted.future, within_s)
     except TimeoutError:
         return await _try_again(broker, wanted)
     except (ConnectionLostError, AuthenticationError):  # the request's own failures, not the command's
@@ -71,8 +73,18 @@ async def _retrieve(broker: Broker, request: Request, wanted: RequestId) -> Resp
     return _render(wanted.kind, payload, _PROTOBUF in request.headers.get("accept", ""))
 
 
-async def _run_is_there(broker: Broker, wanted: RequestId) -> Response:
-    info = await broker.look("run", lorry.GetInfoResponse, wanted.future)
+async def _run_is_there(broker: Broker, wanted: RequestId, within_s: float) -> Response:
+    """It is, once its model has been loaded; until then the SDK is told what it waits for."""
+    state = await broker.look("run_state", FutureState, wanted.future)
+    try:
+        with anyio.fail_after(within_s):
+            info = await broker.look("run", lorry.GetInfoResponse, wanted.future)
+    except TimeoutError:
+        return _come_again(wanted, state)
+    except (ConnectionLostError, AuthenticationError):
+        raise
+    except LorryError as error:
+        return failed(error)
     kind = CreateModelResponse if wanted.kind == "create" else UnloadModelResponse
     return _json(kind(model_id=info.model_id))
 
@@ -80,11 +92,14 @@ async def _run_is_there(broker: Broker, wanted: RequestId) -> Response:
 async def _try_again(broker: Broker, wanted: RequestId) -> Response:
     try:
         state = await broker.queue_state(wanted.future)
-    except NotFoundError:  # it resolved in this very moment
-        answer, reason = TryAgainResponse(request_id=str(wanted), queue_state="active"), None
-    else:
-        answer, reason = TryAgainResponse(request_id=str(wanted), queue_state=state.state), state.reason
-    return JSONResponse(answer.model_dump(mode="json") | {"queue_state_reason": reason})
+    except NotFoundError:
+        state = FutureState("active", "it resolved in this very moment")
+    return _come_again(wanted, state)
+
+
+def _come_again(wanted: RequestId, state: FutureState) -> Response:
+    answer = TryAgainResponse(request_id=str(wanted), queue_state=state.state)
+    return JSONResponse(answer.model_dump(mode="json") | {"queue_state_reason": state.reason})
 
 
 def _render(kind: ResultKind, payload: bytes, protobuf: bool) -> Response:

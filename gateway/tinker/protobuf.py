@@ -1,7 +1,6 @@
 """forward_backward's request: the SDK's protobuf message to Lorry's words. It touches no socket and no clock."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -9,10 +8,11 @@ from google.protobuf.message import DecodeError
 from tinker.proto import tinker_public_pb2 as public_pb
 
 from ...wire.codec import encode
-from ...wire.commands import CommandKind, ForwardBackwardInput, check_forward_backward
+from ...wire.commands import ForwardBackwardInput, check_forward_backward
 from ...wire.errors import InvalidRequestError
 from ...wire.types import Datum, EncodedTextChunk, ModelInput, TensorData
 from ..errors import MalformedBodyError, NotSupportedError
+from .ordered import Wanted
 from .tensors import check_shape, fill, unfold
 
 _DTYPES: dict[int, np.dtype[np.generic]] = {
@@ -23,20 +23,11 @@ _DTYPES: dict[int, np.dtype[np.generic]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """A forward or forward_backward, checked and encoded for the broker."""
+def read_pass(body: bytes) -> Wanted:
+    """A forward or forward_backward, checked and encoded for the broker.
 
-    run: str
-    seq: int
-    kind: CommandKind
-    payload: bytes
-    tokens: int
-    rows: int
-
-
-def read_pass(body: bytes) -> Pass:
-    """Raises MalformedBodyError, NotSupportedError, InvalidRequestError."""
+    Raises MalformedBodyError, NotSupportedError, InvalidRequestError.
+    """
     message = public_pb.ForwardBackwardRequest()
     try:
         message.ParseFromString(body)
@@ -51,9 +42,15 @@ def read_pass(body: bytes) -> Pass:
     ]
     request = ForwardBackwardInput(data, message.loss_fn, _config(message))
     check_forward_backward(request)
-    kind: CommandKind = "forward" if message.forward_only else "forward_backward"
     tokens = sum(datum.model_input.length for datum in data)
-    return Pass(message.model_id, message.seq_id, kind, encode(request), tokens, len(data))
+    return Wanted(
+        message.model_id,
+        message.seq_id,
+        encode(request),
+        tokens,
+        len(data),
+        kind="forward" if message.forward_only else "forward_backward",
+    )
 
 
 def _config(message: public_pb.ForwardBackwardRequest) -> dict[str, float]:

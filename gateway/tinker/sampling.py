@@ -25,8 +25,8 @@ from ...wire.errors import InvalidRequestError
 from ..bodies import body_of
 from ..broker import BrokerOf
 from ..errors import NotSupportedError
+from .ordered import seq_of
 from .tensors import check_shape, fill, unfold
-from .training import seq_of
 
 router = APIRouter()
 

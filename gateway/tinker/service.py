@@ -8,7 +8,6 @@ from tinker.types import (
     ClientConfigResponse,
     ClientDynamicConfigResponse,
     GetServerCapabilitiesResponse,
-    HealthResponse,
     SupportedModel,
     TelemetryResponse,
     TelemetrySendRequest,
@@ -32,11 +31,6 @@ CONFIG = ClientConfigResponse(
 """Chunks go out together: the broker orders them by seq. Custom losses run in the client. `whoami` needs a JWT."""
 _FAILURES = frozenset(("ERROR", "CRITICAL"))
 DYNAMIC_CONFIG = ClientDynamicConfigResponse(sample_cancel_enabled=True)
-
-
-@router.get("/healthz")
-async def healthz() -> HealthResponse:
-    return HealthResponse(status="ok")
 
 
 @router.post("/client/config")

@@ -1,49 +1,37 @@
 """Saving and loading: training states, weights to sample from, and weights to download."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from tinker.types import (
     LoadWeightsRequest,
     SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
     SaveWeightsRequest,
-    UntypedAPIFuture,
 )
 
 from ...wire.client_messages import CommandArguments, CreateRun, RunCreated, Slot
 from ...wire.errors import InvalidRequestError
 from ...wire.types import WeightsInfo
-from ..bodies import body_of
-from ..broker import Broker, BrokerOf
+from ..broker import Broker
 from ..errors import NotSupportedError
 from .models import check_optimizer
+from .ordered import Wanted, json_command, seq_of
 from .sessions import plain_strings
-from .training import seq_of
 
 router = APIRouter()
 
 
-@router.post("/save_weights")
-async def save_weights(
-    broker: BrokerOf, body: Annotated[SaveWeightsRequest, Depends(body_of(SaveWeightsRequest))]
-) -> UntypedAPIFuture:
+async def _save(broker: Broker, body: SaveWeightsRequest) -> Wanted:
     seq = seq_of(body.seq_id)
     arguments = CommandArguments(
-        name=body.path or f"at-{seq}",
+        name=f"at-{seq}" if body.path is None else body.path,
         ttl_seconds=body.ttl_seconds,
         overwrite=body.overwrite,
         user_metadata=body.user_metadata or {},
     )
-    made = await broker.submit(body.model_id, seq, "save_state", "save", arguments=arguments)
-    return UntypedAPIFuture(request_id=str(made), model_id=body.model_id)
+    return Wanted(body.model_id, seq, arguments=arguments)
 
 
-@router.post("/save_weights_for_sampler")
-async def save_weights_for_sampler(
-    broker: BrokerOf,
-    body: Annotated[SaveWeightsForSamplerRequest, Depends(body_of(SaveWeightsForSamplerRequest))],
-) -> UntypedAPIFuture:
+async def _save_for_sampler(broker: Broker, body: SaveWeightsForSamplerRequest) -> Wanted:
     """With a name, a checkpoint; without, a sampler of the weights as they are at this point, for a day."""
     if body.kind != "snapshot":
         raise NotSupportedError(f"kind is {body.kind!r}, expected 'snapshot'", field="kind")
@@ -55,42 +43,28 @@ async def save_weights_for_sampler(
         sampler_slot=body.sampling_session_seq_id,
         user_metadata=body.user_metadata or {},
     )
-    made = await broker.submit(
-        body.model_id, seq_of(body.seq_id), "save_weights_for_sampler", "sampler", arguments=arguments
-    )
-    return UntypedAPIFuture(request_id=str(made), model_id=body.model_id)
+    return Wanted(body.model_id, seq_of(body.seq_id), arguments=arguments)
 
 
-@router.post("/save_weights_external")
-async def save_weights_external(
-    broker: BrokerOf, body: Annotated[SaveWeightsExternalRequest, Depends(body_of(SaveWeightsExternalRequest))]
-) -> UntypedAPIFuture:
+async def _save_external(broker: Broker, body: SaveWeightsExternalRequest) -> Wanted:
     if body.age_encryption_recipients:
         raise NotSupportedError("Lorry does not encrypt what it exports", field="age_encryption_recipients")
     arguments = CommandArguments(name=body.path, ttl_seconds=body.ttl_seconds, external=True)
-    made = await broker.submit(
-        body.model_id, seq_of(body.seq_id), "save_weights_for_sampler", "external", arguments=arguments
-    )
-    return UntypedAPIFuture(request_id=str(made), model_id=body.model_id)
+    return Wanted(body.model_id, seq_of(body.seq_id), arguments=arguments)
 
 
-@router.post("/load_weights")
-async def load_weights(
-    broker: BrokerOf, body: Annotated[LoadWeightsRequest, Depends(body_of(LoadWeightsRequest))]
-) -> UntypedAPIFuture:
+async def _load(broker: Broker, body: LoadWeightsRequest) -> Wanted:
     """Onto a run that is there; or, with a session and a place in it, onto a new one whose first request this is."""
     if body.weights_access_token is not None:
         raise NotSupportedError("access tokens are not made here: publish the checkpoint instead", field="path")
     check_optimizer(body.optimizer_config)
-    if body.session_id is not None and body.model_seq_id is not None:
-        model, seq = await _make_run_for(broker, body, Slot(body.session_id, body.model_seq_id)), 0
-    elif body.model_id is not None:
-        model, seq = body.model_id, seq_of(body.seq_id)
-    else:
-        raise InvalidRequestError("give model_id and seq_id, or session_id and model_seq_id", field="model_id")
     arguments = CommandArguments(path=body.path, optimizer=body.optimizer)
-    made = await broker.submit(model, seq, "load_state", "load", arguments=arguments)
-    return UntypedAPIFuture(request_id=str(made), model_id=model)
+    if body.session_id is not None and body.model_seq_id is not None:
+        run = await _make_run_for(broker, body, Slot(body.session_id, body.model_seq_id))
+        return Wanted(run, 0, arguments=arguments)
+    if body.model_id is None:
+        raise InvalidRequestError("give model_id and seq_id, or session_id and model_seq_id", field="model_id")
+    return Wanted(body.model_id, seq_of(body.seq_id), arguments=arguments)
 
 
 async def _make_run_for(broker: Broker, body: LoadWeightsRequest, slot: Slot) -> str:
@@ -101,3 +75,16 @@ async def _make_run_for(broker: Broker, body: LoadWeightsRequest, slot: Slot) ->
         lambda number: CreateRun(number, "", base_model, source.lora, metadata, slot, first_seq=0), RunCreated
     )
     return created.run
+
+
+for path, handle in {
+    "/save_weights": json_command(SaveWeightsRequest, "save_state", "save", _save),
+    "/save_weights_for_sampler": json_command(
+        SaveWeightsForSamplerRequest, "save_weights_for_sampler", "sampler", _save_for_sampler
+    ),
+    "/save_weights_external": json_command(
+        SaveWeightsExternalRequest, "save_weights_for_sampler", "external", _save_external
+    ),
+    "/load_weights": json_command(LoadWeightsRequest, "load_state", "load", _load),
+}.items():
+    router.add_route(path, handle, ["POST"])

@@ -129,6 +129,12 @@ class Planner:
         self._note_ready(lane)
         return "dropped"
 
+    def skip(self, lane_id: LaneId, seq: int) -> None:
+        """A run's command was refused: those behind it do not wait for it. Samples wait for nobody."""
+        if lane := self._lanes.get(lane_id):
+            lane.skip((seq,))
+            self._note_ready(lane)
+
     def actor_lost(self, actor_id: ActorId) -> Lost:
         """Take back all that the actor held. Its lanes stand still until `restore`."""
         actor = self._actors.pop(actor_id)

@@ -102,9 +102,10 @@ async def test_what_waits_is_told_the_true_reason(tmp_path: Path) -> None:
 
             assert await reason(requests[0]) == ("active", "it is being executed")
             assert await reason(requests[1]) == ("active", "it waits for its turn")
+            replaced = ("paused_capacity", f"no actor serves {MODEL} at the moment: one is being started")
             seen = {await reason(requests[0])}
-            with anyio.fail_after(20):
-                while ("paused_capacity", f"no actor serves {MODEL} at the moment") not in seen:
+            with anyio.fail_after(200):
+                while replaced not in seen:
                     seen.add(await reason(requests[0]))
     finally:
         os.kill(actor, signal.SIGCONT)

@@ -12,6 +12,7 @@ from safetensors.numpy import load
 from sqlite_utils import Database
 
 from lorry.scheduler.planning.prices import cost
+from lorry.storage.reports import usage
 from lorry.storage.store import FILE, Store
 from lorry.wire.ids import TenantId
 
@@ -71,7 +72,7 @@ def test_a_bill_that_is_recomputed_from_its_rows_is_the_one_that_was_recorded(te
     assert sum(row["cost"] for row in rows) == recomputed > 0
     store = Store(tenant.server.data)
     try:
-        assert sum(row.cost_usd for row in store.usage(TenantId(name))) == pytest.approx(recomputed / 1e12, rel=1e-12)
+        assert sum(row.cost_usd for row in usage(store, TenantId(name))) == pytest.approx(recomputed / 1e12, rel=1e-12)
     finally:
         store.close()
 

@@ -112,7 +112,8 @@ def test_what_is_not_there_says_so(tenant: Tenant, method: str, path: str, statu
 
 def test_every_endpoint_but_the_public_ones_wants_a_key(tenant: Tenant) -> None:
     with httpx.Client(base_url=f"{tenant.server.url}/api/v1") as http:
-        assert http.get("healthz").json() == {"status": "ok"}
+        assert http.get("healthz").json()["status"] == "ok"
+        assert http.get("readyz").json()["models"] == {"ready": 1, "loading": 0, "failed": 0}
         assert http.get("training_runs").status_code == 401
         assert http.post("retrieve_future", json={"request_id": "pass@x:1"}).status_code == 401
 
@@ -223,7 +224,7 @@ async def test_what_waits_for_a_missing_request_says_so(tenant: Tenant) -> None:
         answer = (await http.post("retrieve_future", json={"request_id": request})).json()
     assert answer["type"] == "try_again"
     assert answer["queue_state"] == "active"
-    assert answer["queue_state_reason"].endswith("goes on with request 1")
+    assert answer["queue_state_reason"].endswith("goes on with request 1, which has not arrived")
 
 
 async def test_more_than_a_gateway_can_hold_is_asked_to_come_again(tenant: Tenant) -> None:

@@ -178,8 +178,8 @@ async def test_an_oversized_payload_is_refused_by_the_broker_too(server: Server,
     async with lorry.connect(server.address, api_key=key) as service:
         run = (await service.create_lora_training_client_async(MODEL, rank=4)).model_id
     submit = {"type": "submit", "request": 3, "lane": run, "seq": 0, "kind": "forward"}
-    answer = raw.ask(submit, bytes(MAX_PAYLOAD_BYTES + 1))
-    assert answer["error"]["code"] == "MessageTooLargeError"
+    assert raw.ask(submit, bytes(MAX_PAYLOAD_BYTES + 1)) == {"type": "answer", "request": 3}
+    assert raw.receive_header()["error"]["code"] == "MessageTooLargeError"
     assert raw.ask({"type": "ping"})["type"] == "pong"
 
 

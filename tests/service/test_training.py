@@ -146,7 +146,7 @@ async def test_checkpoints_are_listed_and_deleted_with_their_folders(server: Ser
         assert not folder.exists()
 
 
-async def test_a_name_that_is_saved_again_means_the_new_weights_and_the_old_folder_goes(
+async def test_a_name_that_is_saved_again_means_the_new_weights_and_the_old_folder_stays_for_its_sampler(
     server: Server, new_key: Key
 ) -> None:
     async def likes(path: str) -> float:
@@ -163,7 +163,7 @@ async def test_a_name_that_is_saved_again_means_the_new_weights_and_the_old_fold
         path = (await training.save_weights_for_sampler("latest")).path
         assert await likes(path) > before + 1
         assert len(await service.create_rest_client().list_checkpoints_async()) == 1
-        assert len(list((server.data / "checkpoints" / training.model_id / "sampler_weights").iterdir())) == 1
+        assert len(list((server.data / "checkpoints" / training.model_id / "sampler_weights").iterdir())) == 2
 
 
 async def test_usage_is_the_actors_own_count_once_for_each_command(server: Server, new_key: Key) -> None:

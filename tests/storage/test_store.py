@@ -8,7 +8,8 @@ import pytest
 from sqlite_utils import Database
 
 from lorry.storage.checkpoints import delete_folder
-from lorry.storage.rows import CommandRow, ResultRow, RunRow, UsageEntry
+from lorry.storage.reports import actors, usage
+from lorry.storage.rows import CommandRow, CommandState, ResultRow, RunRow, UsageEntry, UsedSeq
 from lorry.storage.schema import migrations
 from lorry.storage.store import FILE, Store, key_hash
 from lorry.storage.writer import Writer
@@ -38,7 +39,8 @@ def finish(store: Store, seq: int, error: bytes | None = None) -> None:
     future = command(seq).future
     usage = [] if error else [UsageEntry(future, "train", ALICE, RUN.id, "base", 10, 3, 30)]
     with store.transaction():
-        store.command_finished(ResultRow(future, error, None if error else b"result"), None, usage, 2.0)
+        state: CommandState = "failed" if error else "done"
+        store.command_finished(ResultRow(future, error, None if error else b"result"), state, None, usage, 2.0)
 
 
 def test_a_run_is_read_back_as_it_was_written(store: Store, tmp_path: Path) -> None:
@@ -50,7 +52,7 @@ def test_an_older_database_keeps_its_actors(tmp_path: Path) -> None:
     migrations.apply(old, stop_before="m004_split_of_busy_time")
     old.table("actors").insert({"id": "base#0", "state": "stopped", "busy_s": 7.0, "swaps": 2, "started_at": 1.0})
     old.close()
-    (actor,) = Store(tmp_path).actors()
+    (actor,) = actors(Store(tmp_path))
     assert (actor["id"], actor["swaps"], actor["train_s"]) == ("base#0", 2, None)
 
 
@@ -63,14 +65,15 @@ def test_a_key_is_stored_as_its_hash_alone(store: Store, tmp_path: Path) -> None
 
 
 def test_a_command_is_accepted_once(store: Store) -> None:
-    assert store.command_accepted(command(0), b"payload", 1.0)
-    assert not store.command_accepted(command(0), b"another", 1.0)
+    assert store.command_accepted(command(0), b"payload", b"digest", 1.0) is None
+    again = store.command_accepted(command(0, "optim_step"), b"another", b"other", 1.0)
+    assert again == UsedSeq("forward_backward", "queued", b"digest")
     assert store.payload(command(0).future) == b"payload"
 
 
 def test_what_is_queued_comes_back_in_order_after_a_restart(store: Store, tmp_path: Path) -> None:
     for seq in (0, 1, 2):
-        store.command_accepted(command(seq), b"", 1.0)
+        store.command_accepted(command(seq), b"", b"", 1.0)
     finish(store, 0)
     again = Store(tmp_path)
     assert again.queued_commands() == [command(1), command(2)]
@@ -79,17 +82,17 @@ def test_what_is_queued_comes_back_in_order_after_a_restart(store: Store, tmp_pa
 
 
 def test_a_completion_is_all_or_nothing(store: Store) -> None:
-    store.command_accepted(command(0), b"", 1.0)
+    store.command_accepted(command(0), b"", b"", 1.0)
     finish(store, 0)
     with pytest.raises(Exception, match="UNIQUE"):
         finish(store, 0)
-    assert [row.tokens for row in store.usage(ALICE)] == [10]
+    assert [row.tokens for row in usage(store, ALICE)] == [10]
 
 
 def test_a_replay_has_what_changed_the_state_and_nothing_else(store: Store) -> None:
     kinds = ["forward_backward", "forward", "optim_step", "save_state", "forward_backward", "optim_step"]
     for seq, kind in enumerate(kinds):
-        store.command_accepted(command(seq, kind), b"p", 1.0)
+        store.command_accepted(command(seq, kind), b"p", b"", 1.0)
         finish(store, seq, error=b"failed" if seq == 4 else None)
     assert [row.seq for row in store.replayable_commands(RUN.id, -1, 10)] == [0, 2, 5]
     store.restore_point_set(RUN.id, "/folder", 3)
@@ -112,7 +115,7 @@ async def test_one_commit_covers_all_that_came_in_during_the_one_before(store: S
         order: list[int] = []
         for seq in range(100):
             writer.write(
-                lambda s, seq=seq: s.command_accepted(command(seq), b"", time.time()),
+                lambda s, seq=seq: s.command_accepted(command(seq), b"", b"", time.time()),
                 lambda seq=seq: order.append(seq),
             )
         tasks.start_soon(writer.run)

@@ -1,0 +1,188 @@
+"""The first half of a command's life: journalled under its seq, accepted or refused, then planned.
+
+A refusal is a command too: it ends its seq, so that those behind it do not wait for it.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..storage.rows import CommandRow, ResultRow, RunRow, UsedSeq
+from ..storage.store import Store
+from ..storage.writer import Writer
+from ..wire.client_messages import CommandArguments
+from ..wire.codec import encode
+from ..wire.commands import CommandKind
+from ..wire.errors import ActorLostError, ErrorInfo, LorryError, NotFoundError, SeqConflictError
+from ..wire.ids import LaneId
+from .finishing import Finishing
+from .open_commands import OpenCommands, planned
+from .planning.lanes import Lane
+from .planning.planner import Planner
+from .recovering import Recovering
+from .registry import Registry
+from .saves import SAVES, saved_folder
+from .telling import told
+from .waiters import Waiters
+
+_WORD = {"queued": "not over yet", "done": "done", "failed": "failed", "discarded": "failed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Who sent a command, and how it is answered: with None once it is journalled, with what is wrong otherwise."""
+
+    connection: bytes
+    answer: Callable[[LorryError | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Earlier:
+    """What was under a seq before, whether it was the same request, and its result where there is one still."""
+
+    used: UsedSeq
+    is_same: bool
+    result: ResultRow | None
+
+
+class Accepting:
+    def __init__(
+        self,
+        open_: OpenCommands,
+        registry: Registry,
+        planner: Planner,
+        waiters: Waiters,
+        writer: Writer,
+        finishing: Finishing,
+        recovering: Recovering,
+        checkpoints: Path,
+        now: Callable[[], float],
+        work_arrived: Callable[[], None],
+    ) -> None:
+        self._open, self._registry, self._planner, self._waiters = open_, registry, planner, waiters
+        self._writer, self._finishing, self._recovering = writer, finishing, recovering
+        self._checkpoints, self._now, self._work_arrived = checkpoints, now, work_arrived
+
+    def load(self, store: Store) -> None:
+        """After a start: every run has a lane, nobody holds its state, and what was queued is queued again."""
+        finished = store.finished_counts()
+        for run in store.runs():
+            lane = self.add_run(run)
+            count, top = finished.get(lane.id, (0, -1))
+            if count == 0:
+                continue
+            # Usually all that is over is one stretch from the first on; after a cancellation there may be gaps.
+            if top == run.first_seq + count - 1:
+                lane.next_seq = top + 1
+            else:
+                lane.skip(store.finished_seqs(lane.id))
+            self._planner.lose_state(lane.id)
+            self._open.dormant.add(lane.id)
+        for row in store.queued_commands():
+            if row.kind in SAVES and row.folder is None:  # an older release named folders later
+                row = replace(row, folder=saved_folder(row, self._checkpoints))
+            self._open.rows[row.future] = row
+            self._registry.saving(row)
+            self._waiters.opened(row.future)
+            self._plan(row)
+
+    def add_run(self, run: RunRow) -> Lane:
+        self._registry.add_run(run)
+        lane = Lane(LaneId(run.id), run.tenant, run.base_model, next_seq=run.first_seq)
+        self._planner.add_lane(lane)
+        return lane
+
+    def accept(self, row: CommandRow, payload: bytes, request: Request) -> None:
+        """Sent again, it is acknowledged again, and that is all. Another one under its seq is a conflict."""
+        is_new = not self._waiters.is_open(row.future)
+        if is_new:
+            self._open.rows[row.future], self._open.payloads[row.future] = row, payload
+            self._registry.saving(row)
+        self._journal(row, payload, payload, None, request, lambda: self._plan_or_fail(row))
+
+    def refuse(self, row: CommandRow, payload: bytes | None, error: ErrorInfo, request: Request) -> None:
+        """It fails with `error` and costs nothing. Without a `payload`, what it said was not understood."""
+        shown = told(row, error)
+        content = encode(error) if payload is None else payload
+        self._journal(row, b"", content, shown, request, lambda: self._pass_over(row, shown))
+
+    def _journal(
+        self,
+        row: CommandRow,
+        payload: bytes,
+        content: bytes,
+        refusal: ErrorInfo | None,
+        request: Request,
+        go_on: Callable[[], None],
+    ) -> None:
+        found: list[_Earlier] = []
+        is_new = not self._waiters.is_open(row.future)
+        if is_new:
+            self._waiters.opened(row.future)
+            self._waiters.watch(row.future, request.connection)
+
+        def journal(store: Store) -> None:
+            digest = _digest(row.kind, row.arguments, content)  # here, since large ones take milliseconds
+            if used := store.command_accepted(row, payload, digest, self._now()):
+                found.append(_Earlier(used, used.digest in (None, digest), store.result(row.future)))
+            elif refusal is not None:
+                result = ResultRow(row.future, encode(refusal), None)
+                store.command_finished(result, "failed", None, [], self._now())
+
+        def done() -> None:
+            if not found:
+                request.answer(None)
+                go_on()
+                return
+            self._resent(row, found[0], is_new, request)
+
+        self._writer.write(journal, done)
+
+    def _resent(self, row: CommandRow, earlier: _Earlier, is_new: bool, request: Request) -> None:
+        """This (run, seq) was used before: for the same request, or for another one."""
+        used, result = earlier.used, earlier.result
+        if not earlier.is_same:
+            problem = f"request {row.seq} of {row.lane} is a {used.kind} ({_WORD[used.state]}), "
+            same = "with another content" if used.kind == row.kind else f"and a {row.kind} came under the same number"
+            request.answer(SeqConflictError(problem + same, field="seq"))
+        else:
+            request.answer(None)
+            if used.state == "queued":
+                self._waiters.watch(row.future, request.connection)
+            elif not is_new:
+                self._finishing.tell([request.connection], row.future, *_outcome(row, result))
+        if is_new:
+            self._open.rows.pop(row.future, None)
+            self._open.payloads.pop(row.future, None)
+            self._registry.saved(row)
+            self._finishing.tell(self._waiters.resolved(row.future), row.future, *_outcome(row, result))
+
+    def _plan_or_fail(self, row: CommandRow) -> None:
+        if row.lane in self._open.broken:
+            self._finishing.fail(row.future, ActorLostError(self._open.broken[row.lane]))
+        else:
+            self._plan(row)
+
+    def _plan(self, row: CommandRow) -> None:
+        self._planner.submit(planned(row))
+        self._recovering.wake(row.lane)
+        self._work_arrived()
+
+    def _pass_over(self, row: CommandRow, error: ErrorInfo) -> None:
+        self._planner.skip(row.lane, row.seq)
+        self._finishing.tell(self._waiters.resolved(row.future), row.future, encode(error), None)
+        self._work_arrived()
+
+
+def _outcome(row: CommandRow, result: ResultRow | None) -> tuple[bytes | None, bytes | None]:
+    if result is None:
+        return encode(NotFoundError(f"the result of {row.future!r} is kept no longer", field="future").info), None
+    return result.error, result.payload
+
+
+def _digest(kind: CommandKind, arguments: CommandArguments, content: bytes) -> bytes:
+    """Of what was understood, which is encoded in one way only: a resend may have travelled in another form."""
+    digest = hashlib.sha256(encode((kind, arguments)))
+    digest.update(content)
+    return digest.digest()

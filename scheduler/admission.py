@@ -1,0 +1,69 @@
+"""What may be accepted, and what its names mean: a command is understood once, when it comes. Pure."""
+
+from dataclasses import replace
+
+from ..storage.rows import CommandRow, RunRow, SamplerRow
+from ..wire.commands import MAX_SEQ, SAMPLING_KINDS
+from ..wire.errors import InvalidRequestError, MessageTooLargeError, TooManyWaitingError
+from ..wire.ids import LaneId
+from .config import BrokerConfig
+from .registry import Registry, sampler_in_slot
+from .saves import SAVES, saved_folder, saved_path
+
+
+class Admission:
+    def __init__(self, config: BrokerConfig, registry: Registry) -> None:
+        self._config, self._registry = config, registry
+
+    def check_place(self, lane: RunRow | SamplerRow, seq: int, next_seq: int | None) -> None:
+        """Whether a command can have this place in the order at all: one that cannot leaves no gap behind.
+
+        `next_seq` is the run's, None for a sampler. Raises InvalidRequestError, and TooManyWaitingError for one that
+        is to come again.
+        """
+        if not 0 <= seq < MAX_SEQ:
+            raise InvalidRequestError.of("seq", seq, "a whole number from 0 to below 2**63 - 1")
+        if isinstance(lane, SamplerRow) or next_seq is None:
+            return
+        if seq < lane.first_seq:
+            raise InvalidRequestError.of("seq", seq, f"at least {lane.first_seq}, the run's first")
+        if seq - next_seq > self._config.max_waiting:
+            raise TooManyWaitingError(
+                f"seq is {seq}, expected at most {self._config.max_waiting} ahead of {next_seq}, which runs next",
+                field="seq",
+            )
+
+    def admit(self, lane: RunRow | SamplerRow, row: CommandRow, payload_bytes: int) -> CommandRow:
+        """The command with its names looked up. Raises InvalidRequestError, MessageTooLargeError, NotFoundError."""
+        if payload_bytes > self._config.max_payload_bytes:
+            raise MessageTooLargeError(f"payload has {payload_bytes:,} bytes, limit {self._config.max_payload_bytes:,}")
+        if (row.kind in SAMPLING_KINDS) != isinstance(lane, SamplerRow):
+            raise InvalidRequestError.of("kind", row.kind, f"a command of a {type(lane).__name__[:-3].lower()}")
+        if row.kind in SAMPLING_KINDS and not 0 <= row.rows <= 1024:
+            raise InvalidRequestError.of("rows", row.rows, "a whole number from 0 to 1024")
+        ttl = row.arguments.ttl_seconds
+        if ttl is not None and ttl < 1:
+            raise InvalidRequestError.of("ttl_seconds", ttl, "a whole number from 1, or None for ever")
+        if isinstance(lane, SamplerRow):
+            return row
+        if known := self._registry.models.known(lane.base_model):
+            known.check(lane.lora)  # it was made while nothing was known of its model
+        if row.kind in SAVES:
+            self._check_save(lane, row)
+            return replace(row, folder=saved_folder(row, self._config.checkpoints))
+        if row.kind == "load_state":
+            return replace(row, folder=self._registry.loadable(lane, row.arguments.path, row.seq))
+        return row
+
+    def _check_save(self, run: RunRow, row: CommandRow) -> None:
+        path, slot = saved_path(row), row.arguments.sampler_slot
+        if not row.arguments.overwrite and self._registry.is_taken(path, row.seq):
+            wanted = "a name that no checkpoint of this run has, or overwrite=True"
+            raise InvalidRequestError.of("name", row.arguments.name, wanted)
+        if slot is None:
+            return
+        if run.session is None:
+            raise InvalidRequestError.of("sampler_slot", slot, "a run that was made in a client session")
+        made = self._registry.sampler_of(LaneId(sampler_in_slot(run.session, slot)))
+        if made is not None and made.model_path != path:
+            raise InvalidRequestError.of("sampler_slot", slot, "a place where no other sampler is")

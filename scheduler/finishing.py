@@ -1,0 +1,144 @@
+"""The second half of a command's life: its result and usage are recorded in one transaction, and its waiters told."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TypeAlias
+
+from ..storage.rows import CheckpointRow, CommandRow, CommandState, ResultRow, SamplerRow, UsageEntry
+from ..storage.store import Store
+from ..storage.writer import Writer
+from ..wire.actor_messages import Outcome
+from ..wire.codec import decode, encode
+from ..wire.commands import CommandKind
+from ..wire.errors import ActorLostError, ErrorInfo, LorryError
+from ..wire.ids import ActorId, FutureId, LaneId
+from ..wire.types import UsageKind
+from .open_commands import OpenCommands
+from .planning.prices import Prices, cost
+from .registry import Registry, run_of_path
+from .saves import SAVES, saved_checkpoint, saved_sampler, weights_response
+from .telling import told
+from .waiters import Waiters
+
+Deliver: TypeAlias = Callable[[Iterable[bytes], FutureId, ErrorInfo | None, bytes], None]
+_REPLAYED: frozenset[CommandKind] = frozenset(("forward_backward", "optim_step", "load_state"))
+
+
+class Finishing:
+    """`offer` gets the folders that may have become nobody's."""
+
+    def __init__(
+        self,
+        open_: OpenCommands,
+        registry: Registry,
+        waiters: Waiters,
+        writer: Writer,
+        prices: Prices,
+        now: Callable[[], float],
+        deliver: Deliver,
+        offer: Callable[[str], None],
+    ) -> None:
+        self._open, self._registry, self._waiters, self._writer = open_, registry, waiters, writer
+        self._prices, self._now, self._deliver, self._offer = prices, now, deliver, offer
+
+    def finish(self, outcome: Outcome, payload: bytes, actor: ActorId) -> None:
+        """Record how a command ended, with its usage, and tell its waiters once that is durable."""
+        row = self._open.rows[outcome.future]
+        error = outcome.error and told(row, outcome.error)
+        if row.lane in self._open.broken:
+            error = ActorLostError(self._open.broken[row.lane]).info
+        if error is not None:
+            state: CommandState = "discarded" if outcome.discarded else "failed"
+            self._record(row, ResultRow(row.future, encode(error), None), state, actor)
+            return
+        checkpoint, sampler = self._saved(row, outcome)
+        if row.kind in SAVES or row.kind == "load_state":
+            payload = encode(weights_response(row, sampler))
+        usage = self._usage(row, outcome)
+        self._record(row, ResultRow(row.future, None, payload), "done", actor, usage, checkpoint, sampler)
+
+    def fail(self, future: FutureId, error: LorryError) -> None:
+        """End a command that no actor will end."""
+        row = self._open.rows[future]
+        self._record(row, ResultRow(future, encode(told(row, error.info)), None), "failed", None)
+
+    def tell(self, connections: Iterable[bytes], future: FutureId, error: bytes | None, payload: bytes | None) -> None:
+        self._deliver(connections, future, decode(error, ErrorInfo) if error is not None else None, payload or b"")
+
+    def _record(
+        self,
+        row: CommandRow,
+        result: ResultRow,
+        state: CommandState,
+        actor: ActorId | None,
+        usage: Iterable[UsageEntry] = (),
+        checkpoint: CheckpointRow | None = None,
+        sampler: SamplerRow | None = None,
+    ) -> None:
+        now = self._now()
+        keep_payload = state == "done" and row.kind in _REPLAYED
+        restores = checkpoint is not None and checkpoint.kind == "training"
+
+        def journal(store: Store) -> None:
+            store.command_finished(result, state, actor, usage, now)
+            if not keep_payload:
+                store.payload_dropped(row.future)
+            if checkpoint is not None:
+                store.checkpoint_saved(checkpoint)
+                if sampler is not None:
+                    store.sampler_created(sampler)
+                if restores:
+                    store.restore_point_set(checkpoint.run, checkpoint.folder, checkpoint.seq)
+
+        def done() -> None:
+            self._open.forget(row.future)
+            self.tell(self._waiters.resolved(row.future), row.future, result.error, result.payload)
+            for folder in idle:
+                self._offer(folder)
+
+        idle = self._left_behind(row, checkpoint)
+        self._registry.saved(row)
+        if checkpoint is not None:
+            self._registry.add_checkpoint(checkpoint)
+            if sampler is not None:
+                self._registry.add_sampler(sampler)
+            if restores and (run := self._registry.run_of(row.lane)):
+                restored = replace(run, restore_folder=checkpoint.folder, restore_seq=checkpoint.seq)
+                self._registry.add_run(restored)
+        self._writer.write(journal, done)
+
+    def _left_behind(self, row: CommandRow, checkpoint: CheckpointRow | None) -> list[str]:
+        """The folder of a save that failed, or of the checkpoint whose name this one takes."""
+        if row.kind not in SAVES:
+            return []
+        if checkpoint is None:
+            return [row.folder] if row.folder is not None else []
+        replaced = self._registry.existing(checkpoint.path)
+        return [replaced.folder] if replaced is not None and replaced.folder != checkpoint.folder else []
+
+    def _usage(self, row: CommandRow, outcome: Outcome) -> list[UsageEntry]:
+        """Sampling from saved weights counts for the run that saved them; from the bare base model, for none."""
+        counts: dict[UsageKind, int] = {
+            "prefill": outcome.prefill_tokens - outcome.cached_prefill_tokens,
+            "cached_prefill": outcome.cached_prefill_tokens,
+            "sample": outcome.sample_tokens,
+            "train": outcome.train_tokens,
+        }
+        sampler = self._registry.sampler_of(row.lane)
+        run = row.lane if sampler is None else run_of_path(sampler.model_path)
+        prices = {kind: self._prices.of(row.base_model, kind) for kind in counts}
+        return [
+            UsageEntry(row.future, kind, row.tenant, run, row.base_model, n, prices[kind], cost(n, prices[kind]))
+            for kind, n in counts.items()
+            if n
+        ]
+
+    def _saved(self, row: CommandRow, outcome: Outcome) -> tuple[CheckpointRow | None, SamplerRow | None]:
+        """What a save has made; its sampler may have been there before."""
+        run = self._registry.run_of(row.lane)
+        if run is None or row.kind not in SAVES:
+            return None, None
+        sampler = saved_sampler(row, run, self._now())
+        if sampler is not None:
+            sampler = self._registry.sampler_of(LaneId(sampler.id)) or sampler
+        return saved_checkpoint(row, run, outcome, self._now()), sampler

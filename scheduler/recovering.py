@@ -1,0 +1,82 @@
+"""Rebuilding the runs whose state died with an actor: from the last saved state, by the commands after it."""
+
+from collections.abc import Callable
+
+import structlog
+
+from ..storage.rows import CommandRow
+from ..storage.store import Store
+from ..storage.writer import Writer
+from ..wire.actor_messages import Outcome
+from ..wire.errors import ActorKilledError, ActorLostError
+from ..wire.ids import LaneId
+from .finishing import Finishing
+from .open_commands import OpenCommands, planned
+from .planning.lanes import Command
+from .planning.planner import MAX_ATTEMPTS, Lost, Planner
+from .registry import Registry
+
+log = structlog.get_logger("lorry.broker")
+
+
+class Recovering:
+    def __init__(
+        self,
+        open_: OpenCommands,
+        registry: Registry,
+        planner: Planner,
+        writer: Writer,
+        finishing: Finishing,
+        work_arrived: Callable[[], None],
+    ) -> None:
+        self._open, self._registry, self._planner, self._writer = open_, registry, planner, writer
+        self._finishing, self._work_arrived = finishing, work_arrived
+
+    def actor_lost(self, lost: Lost) -> None:
+        """What the dead actor held goes on elsewhere."""
+        for command in lost.poisoned:
+            problem = f"{MAX_ATTEMPTS} actors died while they had {command.future} in flight"
+            self._finishing.fail(command.future, ActorKilledError(problem))
+        for lane in lost.broken:
+            self._break(lane, f"run {lane} could not be rebuilt: its replay kills actors")
+        self._open.dormant.update(lost.lanes)
+        for lane in lost.lanes:
+            if self._planner.queued(lane):
+                self.wake(lane)
+        self._work_arrived()
+
+    def wake(self, lane: LaneId) -> None:
+        """Rebuild the run if nobody holds its state: something waits for it."""
+        if lane in self._open.dormant:
+            self._open.dormant.remove(lane)
+            self._restore(lane)
+
+    def replayed(self, command: Command, outcome: Outcome) -> None:
+        """A command of a replay ended. Its result is known already; that it fails now is the end of its run."""
+        self._open.replays.pop(command.future, None)
+        if outcome.error:
+            self._break(command.lane, f"run {command.lane} could not be rebuilt: {outcome.error.message}")
+
+    def _restore(self, lane: LaneId) -> None:
+        run = self._registry.run_of(lane)
+        assert run is not None, lane
+        rows: list[CommandRow] = []
+        before = self._planner.next_seq(lane)
+
+        def read(store: Store) -> None:
+            rows.extend(store.replayable_commands(run.id, run.restore_seq, before))
+
+        def done() -> None:
+            self._open.replays.update((row.future, row) for row in rows)
+            self._planner.restore(lane, [planned(row, replay=True) for row in rows])
+            log.info("restoring", run=run.id, folder=run.restore_folder, replayed=len(rows))
+            self._work_arrived()
+
+        # Through the writer, so that it sees all that was completed before the actor died.
+        self._writer.write(read, done)
+
+    def _break(self, lane: LaneId, why: str) -> None:
+        log.error("run broken", run=lane, why=why)
+        self._open.broken[lane] = why
+        for command in self._planner.break_lane(lane):
+            self._finishing.fail(command.future, ActorLostError(why))

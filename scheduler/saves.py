@@ -1,0 +1,82 @@
+"""What a save makes: its path, its folder, the rows that record it, and what is answered. Pure."""
+
+from pathlib import Path
+
+from ..storage.rows import CheckpointKind, CheckpointRow, CommandRow, RunRow, SamplerRow
+from ..wire.actor_messages import Outcome
+from ..wire.commands import CommandKind
+from ..wire.ids import RunId, SamplerId
+from ..wire.types import LoadWeightsResponse, SaveWeightsForSamplerResponse, SaveWeightsResponse
+from .registry import checkpoint_path, ephemeral_path, sampler_in_slot
+
+SAVES: frozenset[CommandKind] = frozenset(("save_state", "save_weights_for_sampler"))
+
+_EPHEMERAL_TTL_S = 24 * 3600
+"""How long weights without a name can be sampled from: a training loop makes new ones at every step."""
+
+
+def saved_path(row: CommandRow) -> str:
+    """Where a save puts its checkpoint. Raises InvalidRequestError for a name that cannot be one."""
+    if row.arguments.sampler_slot is not None:
+        return ephemeral_path(RunId(row.lane), row.seq)
+    return checkpoint_path(RunId(row.lane), saved_kind(row), row.arguments.name)
+
+
+def saved_kind(row: CommandRow) -> CheckpointKind:
+    if row.kind == "save_state":
+        return "training"
+    return "external" if row.arguments.external else "sampler"
+
+
+def saved_folder(row: CommandRow, checkpoints: Path) -> str:
+    """A folder for each save, never written twice: a crash between its renaming and the commit of its row leaves what
+    was saved before as it was, and what an actor has loaded from a folder never goes stale."""
+    return str(checkpoints / f"{saved_path(row).removeprefix('tinker://')}.{row.seq}")
+
+
+def saved_checkpoint(row: CommandRow, run: RunRow, outcome: Outcome, now: float) -> CheckpointRow:
+    ephemeral = row.arguments.sampler_slot is not None
+    ttl = row.arguments.ttl_seconds or (_EPHEMERAL_TTL_S if ephemeral else None)
+    assert row.folder is not None, "named when the save was accepted"
+    return CheckpointRow(
+        path=saved_path(row),
+        run=run.id,
+        tenant=run.tenant,
+        kind=saved_kind(row),
+        name=row.arguments.name or "",
+        folder=row.folder,
+        seq=row.seq,
+        size_bytes=outcome.size_bytes,
+        checksum=outcome.checksum,
+        created_at=now,
+        expires_at=None if ttl is None else now + ttl,
+        ephemeral=ephemeral,
+        user_metadata=row.arguments.user_metadata,
+    )
+
+
+def saved_sampler(row: CommandRow, run: RunRow, now: float) -> SamplerRow | None:
+    """The sampler of the weights that this command saved; None where it was not asked for."""
+    slot = row.arguments.sampler_slot
+    if run.session is None or slot is None:
+        return None
+    sampler = SamplerId(sampler_in_slot(run.session, slot))
+    return SamplerRow(
+        id=sampler,
+        tenant=run.tenant,
+        nonce=sampler,
+        base_model=run.base_model,
+        model_path=saved_path(row),
+        created_at=now,
+        session=run.session,
+        folder=row.folder,
+    )
+
+
+def weights_response(row: CommandRow, sampler: SamplerRow | None) -> object:
+    """What a save or a load answers."""
+    if row.kind == "load_state":
+        return LoadWeightsResponse(row.arguments.path or "")
+    if row.kind == "save_state":
+        return SaveWeightsResponse(saved_path(row))
+    return SaveWeightsForSamplerResponse(saved_path(row), sampler.id if sampler else None)
