@@ -34,6 +34,8 @@ _GRACE_S = 3.0
 _QUICK_DEATH_S = 30.0
 _QUICK_DEATHS_AT_MOST = 5
 _MAX_LINE_BYTES = 64 * 1024
+_SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""A child runs what is installed: `python -m` alone looks into the working directory first."""
 
 
 class ChildFailedError(LorryError):
@@ -145,7 +147,7 @@ async def _keep_alive(child: _Child) -> None:
 async def _run(child: _Child) -> int:
     """One process from start to end; cancelled, it is asked to stop, and killed where it does not within seconds."""
     process = await anyio.open_process(
-        [sys.executable, "-m", "lorry", *child.command], stderr=None, env=os.environ | child.environment
+        [sys.executable, "-m", "lorry", *child.command], stderr=None, env=os.environ | child.environment | _SAFE_PATH
     )
     child.process = process
     try:
