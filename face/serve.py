@@ -20,6 +20,7 @@ from anyio import to_thread
 from anyio.abc import Process, TaskGroup
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from lorry.arguments import arguments_of
 from lorry.config import ServeConfig
 from lorry.storage.store import Store
 from lorry.wire.errors import LorryError
@@ -195,23 +196,5 @@ def _gateway_command(config: ServeConfig, http: str, announced: Mapping[str, str
 
 
 def _actor_command(config: ServeConfig, name: str, model: str, source: str, connect: str) -> list[str]:
-    options = {
-        "--name": name,
-        "--model": f"{model}={source}",
-        "--connect": connect,
-        "--device": config.device,
-        "--dtype": config.dtype,
-        "--slots": str(config.slots),
-        "--token-budget": str(config.token_budget),
-        "--sample-rows": str(config.sample_rows),
-        "--prefill-chunk": str(config.prefill_chunk),
-        "--sample-share": str(config.sample_share),
-    }
-    if config.kv_cache_bytes:
-        options["--kv-cache-bytes"] = str(config.kv_cache_bytes)
-    if config.threads:
-        options["--threads"] = str(config.threads)
-    flat = [part for option in options.items() for part in option]
-    if config.compile:
-        flat.append("--compile")
-    return ["--log-level", config.log_level, "actor", *flat, "--supervised"]
+    options = ["--name", name, "--model", f"{model}={source}", "--connect", connect, *arguments_of(config.actor)]
+    return ["--log-level", config.log_level, "actor", *options, "--supervised"]
