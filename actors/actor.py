@@ -96,20 +96,21 @@ def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None])
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    _check_device(config.device)
-    base = load_base_model(config.model, config.device, config.dtype)
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    settings = config.settings
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    _check_device(settings.device)
+    base = load_base_model(config.model, settings.device, settings.dtype)
+    tokenizer = AutoTokenizer.from_pretrained(config.model, trust_remote_code=False)
     targets = attach_lora(base)
-    pool = AdapterPool(config.slots, base.device)
-    engine = Engine(base, targets, pool, token_budget=config.token_budget)
-    memory = config.kv_cache_bytes or _kv_cache_bytes(base.device)
-    compiled = CompiledModel(base) if config.compile else None
-    decoder = Decoder(base, tokenizer, config.sample_rows, config.prefill_chunk, memory, compiled)
+    pool = AdapterPool(settings.slots, base.device)
+    engine = Engine(base, targets, pool, token_budget=settings.token_budget)
+    memory = settings.kv_cache_bytes or _kv_cache_bytes(base.device)
+    compiled = CompiledModel(base) if settings.compile else None
+    decoder = Decoder(base, tokenizer, settings.sample_rows, settings.prefill_chunk, memory, compiled)
     residents = Residents(targets, pool, config.kept_samplers)
     trainer = Trainer(engine, residents, targets, config.base_model)
-    worker = Worker(engine, decoder, residents, trainer, config.sample_share, post)
+    worker = Worker(engine, decoder, residents, trainer, settings.sample_share, post)
     facts = ModelFacts(
         vocab_size=base.vocab_size,
         max_context=base.max_context,
@@ -148,13 +149,13 @@ class _Actor:
         self._heard = 0.0
 
     async def join(self, ready: Callable[[], None]) -> None:
-        config = self._config
+        config, settings = self._config, self._config.settings
         capacity = Capacity(
-            slots=config.slots,
-            token_budget=config.token_budget,
-            sample_rows=config.sample_rows,
+            slots=settings.slots,
+            token_budget=settings.token_budget,
+            sample_rows=settings.sample_rows,
             max_rank=config.max_rank,
-            sample_share=config.sample_share,
+            sample_share=settings.sample_share,
         )
         hello = ActorHello(VERSION, config.token, config.actor, config.base_model, capacity, self._facts, os.getpid())
         self._channel.send([encode(hello)])

@@ -1,19 +1,57 @@
 """An actor's settings. Every field has a default that works on a laptop, and its unit in its name."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from msgspec import Meta
 
 from ..wire.ids import ActorId
+
+
+@dataclass(frozen=True, slots=True)
+class ActorSettings:
+    """What an operator may set, and the only list of it: the command line's options are made of these fields.
+
+    `sample_share` is the least part of the device's time that decoding gets while training waits too. `kv_cache_bytes`
+    None is a tenth of the host's memory, or on an accelerator two fifths of what the model leaves free.
+    """
+
+    device: Annotated[str, Meta(description="cpu, cuda, cuda:1, ...")] = "cpu"
+    dtype: Annotated[
+        str, Meta(description="The base model's: auto (its checkpoint's own), float32, bfloat16, float16")
+    ] = "auto"
+    slots: Annotated[
+        int, Meta(ge=1, description="Adapters on the device at a time; more are swapped to host memory")
+    ] = 16
+    token_budget: Annotated[int, Meta(ge=1, description="Tokens in one pass through the model")] = 8192
+    sample_rows: Annotated[int, Meta(ge=1, description="Sequences that decode together")] = 64
+    prefill_chunk: Annotated[
+        int, Meta(ge=1, description="Tokens of prompts that are computed beside a decode step")
+    ] = 512
+    kv_cache_bytes: Annotated[
+        int | None,
+        Meta(
+            ge=1,
+            description="What keys and values may take [default: a tenth of the host's memory, or 2/5 of a GPU's free]",
+        ),
+    ] = None
+    sample_share: Annotated[
+        float,
+        Meta(ge=0.01, le=0.99, description="Of the device's time, what sampling gets while training waits too"),
+    ] = 0.5
+    compile: Annotated[
+        bool, Meta(description="Sample faster, by torch.compile; actors take up to a minute to start")
+    ] = False
+    threads: Annotated[
+        int | None, Meta(ge=1, description="CPU threads of each actor [default: torch's own choice]")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
 class ActorConfig:
     """`model` is a local folder or a hub id, served under the public name `base_model`.
 
-    `server_key` is the broker's public CURVE key, where its actors' address is beyond loopback. `sample_share` is the
-    least part of the device's time that decoding gets while training waits too. `sample_rows` sequences decode
-    together, and a step computes at most `prefill_chunk` tokens of prompts beside them. `compile` has steps compiled
-    when the actor starts, which takes up to a minute. `kv_cache_bytes` is what keys and values may take; None is a
-    tenth of the host's memory, or on an accelerator two fifths of what the model leaves free. `kept_samplers` are
+    `server_key` is the broker's public CURVE key, where its actors' address is beyond loopback. `kept_samplers` are
     sampler weights held in memory after use; more are loaded again from their folders.
     """
 
@@ -23,15 +61,6 @@ class ActorConfig:
     connect: str
     token: str = field(repr=False)
     server_key: str | None = None
-    device: str = "cpu"
-    dtype: str = "auto"
-    slots: int = 16
-    token_budget: int = 8192
-    sample_rows: int = 64
-    prefill_chunk: int = 512
-    kv_cache_bytes: int | None = None
+    settings: ActorSettings = field(default_factory=ActorSettings)
     max_rank: int = 256
-    sample_share: float = 0.5
-    compile: bool = False
     kept_samplers: int = 32
-    threads: int | None = None

@@ -22,6 +22,7 @@ from rich.table import Table
 
 import lorry
 from bench.goals import at_most, settle
+from lorry.actors.config import ActorSettings
 from lorry.config import ModelConfig, ServeConfig
 from lorry.serve import serving
 
@@ -49,7 +50,7 @@ async def measure(data: Path, threads: int, rounds: int) -> Result:
         data=data,
         bind="tcp://127.0.0.1:*",
         http="127.0.0.1:0",
-        threads=threads,
+        actor=ActorSettings(threads=threads),
         log_level="warning",
     )
     async with serving(config) as deployment:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..wire.client_messages import CreateSampler, Query, SamplerCreated, SamplerInfo, Submit
 from ..wire.codec import decode, encode
-from ..wire.commands import CommandKind, ComputeLogprobsInput, SampleInput, check_sample, check_tokens
+from ..wire.commands import CommandKind, ComputeLogprobsInput, SampleInput, check_sample, check_tokens, planned_tokens
 from ..wire.ids import LaneId, SamplerId, future_id
 from ..wire.types import ModelInput, SampleResponse, SamplingParams, TensorData
 from .connection import Connection
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
-
-_UNKNOWN_LENGTH_TOKENS = 256
-"""What a sample without `max_tokens` is planned at, per sequence."""
 
 
 class SamplingClient:
@@ -52,8 +49,7 @@ class SamplingClient:
             prompt_alt_tokens_k=prompt_alt_tokens_k,
         )
         check_sample(request)
-        new = sampling_params.max_tokens or _UNKNOWN_LENGTH_TOKENS
-        tokens = prompt.length + num_samples * new
+        tokens = planned_tokens(request)
         return self._submit("sample", request, tokens, num_samples, lambda payload: decode(payload, SampleResponse))
 
     async def sample_async(

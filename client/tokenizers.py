@@ -9,11 +9,15 @@ if TYPE_CHECKING:
 
 
 async def load_tokenizer(tokenizer_id: str) -> "PreTrainedTokenizerBase":
-    """`tokenizer_id` is a local folder or a hub id. Raises OSError where it is neither here."""
+    """`tokenizer_id`, a local folder or a hub id, is a server's word: code that lies there is not run.
+
+    Raises OSError where it is neither here, ValueError where it cannot be loaded without its own code.
+    """
 
     def load() -> "PreTrainedTokenizerBase":
         from transformers import AutoTokenizer  # slow to import, and only this needs it
 
-        return AutoTokenizer.from_pretrained(tokenizer_id)
+        # Said and not left out: without an answer, transformers may ask for one on standard input.
+        return AutoTokenizer.from_pretrained(tokenizer_id, trust_remote_code=False)
 
     return await to_thread.run_sync(load)

@@ -16,6 +16,7 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 import lorry
+from lorry.actors.config import ActorSettings
 from lorry.config import ModelConfig, ServeConfig
 from lorry.serve import Deployment, serving
 
@@ -27,7 +28,9 @@ console = Console()
 async def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lorry-demo-") as data:
         model = ModelConfig(MODEL, str(ROOT / "tests/assets/base-model"))
-        config = ServeConfig((model,), Path(data), bind="tcp://127.0.0.1:*", threads=1, log_level="warning")
+        config = ServeConfig(
+            (model,), Path(data), bind="tcp://127.0.0.1:*", actor=ActorSettings(threads=1), log_level="warning"
+        )
         with console.status("Starting the broker and an actor…") as status:
             async with serving(config) as deployment:
                 status.stop()

@@ -1,11 +1,12 @@
 """What a deployment on one machine is made of. Every field has a default that works on a laptop."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from platformdirs import user_data_path
 
+from lorry.actors.config import ActorSettings
 from lorry.scheduler.planning.prices import Prices, parse_prices
 from lorry.wire.errors import InvalidRequestError
 
@@ -46,7 +47,7 @@ def read_prices(file: Path) -> Prices:
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """`replicas` actors for each model. See BrokerConfig and ActorConfig for the fields that they take over.
+    """`replicas` actors for each model, all with the settings `actor`. See BrokerConfig for the fields it takes over.
 
     `http` is HOST:PORT for clients of the Tinker SDK, port 0 for any that is free; None serves none. `prices` is a TOML
     file, see `scheduler.planning.prices`; without it, costs are zero.
@@ -56,17 +57,8 @@ class ServeConfig:
     data: Path
     bind: str = "tcp://127.0.0.1:5570"
     http: str | None = None
-    device: str = "cpu"
-    dtype: str = "auto"
     replicas: int = 1
-    slots: int = 16
-    token_budget: int = 8192
-    sample_rows: int = 64
-    prefill_chunk: int = 512
-    kv_cache_bytes: int | None = None
-    sample_share: float = 0.5
-    compile: bool = False
-    threads: int | None = None
+    actor: ActorSettings = field(default_factory=ActorSettings)
     prices: Path | None = None
     heartbeat_s: float = 5.0
     log_level: str = "info"

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from lorry.actors.config import ActorSettings
 from lorry.client import ServiceClient, connect
 from lorry.config import ModelConfig, ServeConfig
 from lorry.serve import serving
@@ -23,8 +24,7 @@ async def local(
             models=(ModelConfig.parse(str(model)),),
             data=data or Path(temporary),
             bind="tcp://127.0.0.1:*",
-            device=device,
-            dtype=dtype,
+            actor=ActorSettings(device=device, dtype=dtype),
             log_level=log_level,
         )
         async with serving(config) as deployment:

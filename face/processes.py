@@ -55,6 +55,7 @@ def announce(what: dict[str, str]) -> None:
 
 async def _until_stopped(serve: Callable[[], Awaitable[None]], supervised: bool) -> None:
     os.umask(0o077)  # the database, checkpoints and keys are the service's alone
+    os.environ["PYTHONSAFEPATH"] = "1"  # torch.compile starts Python, too: the working directory is not its code
     async with background_tasks() as tasks:
         if supervised:
             # A Ctrl-C reaches the whole foreground group; the supervisor decides what it means for its children.

@@ -20,6 +20,7 @@ from anyio import to_thread
 from anyio.abc import Process, TaskGroup
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from lorry.arguments import arguments_of
 from lorry.config import ServeConfig
 from lorry.storage.store import Store
 from lorry.wire.errors import LorryError
@@ -34,6 +35,8 @@ _GRACE_S = 3.0
 _QUICK_DEATH_S = 30.0
 _QUICK_DEATHS_AT_MOST = 5
 _MAX_LINE_BYTES = 64 * 1024
+_SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""A child runs what is installed: `python -m` alone looks into the working directory first."""
 
 
 class ChildFailedError(LorryError):
@@ -145,7 +148,7 @@ async def _keep_alive(child: _Child) -> None:
 async def _run(child: _Child) -> int:
     """One process from start to end; cancelled, it is asked to stop, and killed where it does not within seconds."""
     process = await anyio.open_process(
-        [sys.executable, "-m", "lorry", *child.command], stderr=None, env=os.environ | child.environment
+        [sys.executable, "-m", "lorry", *child.command], stderr=None, env=os.environ | child.environment | _SAFE_PATH
     )
     child.process = process
     try:
@@ -193,23 +196,5 @@ def _gateway_command(config: ServeConfig, http: str, announced: Mapping[str, str
 
 
 def _actor_command(config: ServeConfig, name: str, model: str, source: str, connect: str) -> list[str]:
-    options = {
-        "--name": name,
-        "--model": f"{model}={source}",
-        "--connect": connect,
-        "--device": config.device,
-        "--dtype": config.dtype,
-        "--slots": str(config.slots),
-        "--token-budget": str(config.token_budget),
-        "--sample-rows": str(config.sample_rows),
-        "--prefill-chunk": str(config.prefill_chunk),
-        "--sample-share": str(config.sample_share),
-    }
-    if config.kv_cache_bytes:
-        options["--kv-cache-bytes"] = str(config.kv_cache_bytes)
-    if config.threads:
-        options["--threads"] = str(config.threads)
-    flat = [part for option in options.items() for part in option]
-    if config.compile:
-        flat.append("--compile")
-    return ["--log-level", config.log_level, "actor", *flat, "--supervised"]
+    options = ["--name", name, "--model", f"{model}={source}", "--connect", connect, *arguments_of(config.actor)]
+    return ["--log-level", config.log_level, "actor", *options, "--supervised"]

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,14 +46,25 @@ class Server:
             return self.process.wait(timeout=15)
 
 
-def start_server(data: Path, *options: str, model: str = f"{MODEL}={BASE_MODEL}") -> Server:
+LORRY = (sys.executable, "-m", "lorry")
+
+
+def start_server(
+    data: Path,
+    *options: str,
+    model: str = f"{MODEL}={BASE_MODEL}",
+    command: Sequence[str] = LORRY,
+    folder: Path | None = None,
+) -> Server:
+    """`command` is how `lorry` is called, and `folder` the working directory in which it is."""
     started = time.monotonic()
-    command = [sys.executable, "-m", "lorry", "--log-level", "warning", "serve", "--model", model]
+    command = [*command, "--log-level", "warning", "serve", "--model", model]
     command += ["--data", str(data), *([] if "--bind" in options else ["--bind", "tcp://127.0.0.1:*"]), *options]
     command += [] if "--http" in options else ["--no-http"]
     # One thread is the fastest for so small a model, and two would fight with whatever else the machine does.
     command += [] if "--threads" in options else ["--threads", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"})
+    environment = os.environ | {"COLUMNS": "200"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder)
     assert process.stdout is not None
     line = process.stdout.readline()
     if "Serving" not in line:

@@ -74,6 +74,16 @@ class SampleInput(msgspec.Struct, frozen=True):
     prompt_alt_tokens_k: int = 0
 
 
+_UNKNOWN_LENGTH_TOKENS = 256
+"""What a sample without `max_tokens` is planned at, per sequence."""
+
+
+def planned_tokens(request: SampleInput) -> int:
+    """What a sample is planned at, before anybody knows where its sequences stop; billed is what they come to."""
+    new = request.sampling_params.max_tokens or _UNKNOWN_LENGTH_TOKENS
+    return request.prompt.length + request.num_samples * new
+
+
 class ComputeLogprobsInput(msgspec.Struct, frozen=True):
     prompt: ModelInput
 

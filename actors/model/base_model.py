@@ -63,12 +63,13 @@ def load_base_model(path: str | Path, device: str = "cpu", dtype: str = "auto") 
     """Loads any decoder that AutoModelForCausalLM knows, from a local folder or a hub id.
 
     `dtype` "auto" is the checkpoint's own; otherwise the name of a torch dtype, such as "float32" or "bfloat16".
-    Raises UnsupportedModelError where there is no such model, or none that runs packed.
+    Code that lies beside the weights is not run. Raises UnsupportedModelError where there is no such model, none that
+    runs packed, or one that needs code of its own.
     """
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise UnsupportedModelError(f"dtype is {dtype!r}, expected 'auto', 'float32', 'bfloat16' or 'float16'")
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UnsupportedModelError(f"cannot load a base model from {str(path)!r}: {reason}") from error

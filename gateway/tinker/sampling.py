@@ -20,7 +20,7 @@ from tinker.types import SamplingParams as SdkSamplingParams
 from ...wire import types as lorry
 from ...wire.client_messages import CreateSampler, JoinSampler, SamplerCreated, SamplerInfo, SamplerJoined, Slot
 from ...wire.codec import encode
-from ...wire.commands import SampleInput, check_sample
+from ...wire.commands import SampleInput, check_sample, planned_tokens
 from ...wire.errors import InvalidRequestError
 from ..bodies import body_of
 from ..broker import BrokerOf
@@ -30,8 +30,6 @@ from .tensors import check_shape, fill, unfold
 
 router = APIRouter()
 
-_UNKNOWN_LENGTH_TOKENS = 256
-"""What a sample without `max_tokens` is planned at, per sequence."""
 _SEEDS = 2**63 - 1
 
 
@@ -82,14 +80,13 @@ async def asample(
         body.prompt_alt_tokens_k,
     )
     check_sample(wanted)
-    new = wanted.sampling_params.max_tokens or _UNKNOWN_LENGTH_TOKENS
     made = await broker.submit(
         body.sampling_session_id,
         seq_of(body.seq_id),
         "sample",
         "sample",
         encode(wanted),
-        wanted.prompt.length + wanted.num_samples * new,
+        planned_tokens(wanted),
         wanted.num_samples,
     )
     sequences = [f"{made.future}:{i}" for i in range(body.num_samples)]

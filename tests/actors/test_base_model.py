@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,21 @@ def test_the_operator_may_ask_for_another_dtype(saved: Path) -> None:
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=str(tmp_path)):
         load_base_model(tmp_path)
+
+
+def test_code_that_lies_beside_the_weights_is_not_run(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where whoever holds standard input would say yes to it."""
+    monkeypatch.setattr("builtins.input", lambda prompt: "yes")
+    marker = tmp_path / "was-run"
+    (saved / "own.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    config = json.loads((saved / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match="custom code"):
+        load_base_model(saved)
+    assert not marker.exists()
 
 
 def test_a_dtype_that_does_not_exist_is_refused(saved: Path) -> None:

@@ -1,0 +1,25 @@
+"""Addresses as an operator writes them. Pure: nothing is looked up."""
+
+from ipaddress import ip_address
+
+from lorry.wire.errors import InvalidRequestError
+
+
+def host_and_port(http: str) -> tuple[str, int]:
+    host, _, port = http.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise InvalidRequestError.of("http", http, "HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(bind: str) -> bool:
+    """Whether ipc://PATH or tcp://HOST:PORT is reached from this machine alone; InvalidRequestError otherwise."""
+    if bind.startswith("ipc://"):
+        return True
+    host = bind.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    if not bind.startswith("tcp://") or not host:
+        raise InvalidRequestError.of("bind", bind, "tcp://HOST:PORT")
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,58 @@
+"""The options that several subcommands share, each with its help, and all of an actor's, made of ActorSettings."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+import typer
+
+from lorry.actors.config import ActorSettings
+from lorry.arguments import option_name
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="Where the database and checkpoints lie [default: $LORRY_DATA or the user's data folder]"
+    ),
+]
+Models = Annotated[
+    list[str],
+    typer.Option("--model", help="[NAME=]PATH_OR_HUB_ID: a folder or hub id, and the public name to serve it under"),
+]
+Bind = Annotated[str, typer.Option(help="Where clients connect, as tcp://HOST:PORT; beyond loopback it is encrypted")]
+Http = Annotated[str, typer.Option(help="Where scripts written for the Tinker SDK connect, as HOST:PORT")]
+Heartbeat = Annotated[float, typer.Option(min=0.05, help="Seconds between signs of life; three missed are a death")]
+Prices = Annotated[
+    Path | None, typer.Option(help="TOML, USD per million tokens: ['NAME'] prefill = 0.1, sample = 0.4, train = 0.4")
+]
+ServerKey = Annotated[str | None, typer.Option(help="The broker's public key, where it is not on loopback")]
+Supervised = Annotated[bool, typer.Option(hidden=True, help="Stop when standard input closes")]
+
+
+def with_actor_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with an option for each field of ActorSettings in place of its parameter `settings`."""
+
+    @wraps(command)
+    def collected(**given: Any) -> None:
+        chosen = {field.name: given.pop(field.name) for field in fields(ActorSettings)}
+        command(**given, settings=ActorSettings(**chosen))
+
+    own = [parameter for parameter in signature(command).parameters.values() if parameter.name != "settings"]
+    parameters = [*own, *_actor_options()]
+    collected.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    vars(collected)["__signature__"] = Signature(parameters)  # where typer, as everybody, looks for parameters
+    return collected
+
+
+def _actor_options() -> list[Parameter]:
+    options: list[Parameter] = []
+    hints = get_type_hints(ActorSettings, include_extras=True)
+    for field in fields(ActorSettings):
+        kind, meta = get_args(hints[field.name])
+        option = typer.Option(option_name(field.name), min=meta.ge, max=meta.le, help=meta.description)
+        annotation = Annotated[kind, option]
+        options.append(Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation))
+    return options
