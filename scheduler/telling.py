@@ -19,7 +19,7 @@ def told(row: CommandRow, error: ErrorInfo) -> ErrorInfo:
     """`error` with the request that it is about, where the sender may not know which that is."""
     if row.kind not in _SENT_IN_PARTS:
         return error
-    message = f"In request {row.seq} of this run, a {row.kind}: {error.message}"
+    message = f"In request {row.seq} of this run: {error.message}"
     if row.kind == "forward_backward":
         message = f"{message} {_STANDS}"
     return ErrorInfo(error.code, message, error.field)

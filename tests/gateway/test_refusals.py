@@ -1,0 +1,233 @@
+"""After any refusal the same run goes on: every place in the code that refuses is known here, or this fails."""
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+import lorry.gateway.errors
+import lorry.wire.errors
+from lorry.gateway.app import running
+from lorry.gateway.config import GatewayConfig
+from lorry.wire.errors import LorryError
+from tests.conftest import ROOT
+
+from .conftest import Tenant
+from .refusals import ADAM, MISTAKES, Mistake, Run
+
+NO_COMMAND = "it refuses a question, a creation or a sample: these have no order, and leave no gap"
+NO_PLACE = "what it refuses has no place in a run's order: there is no such run, seq, or readable request"
+COMES_AGAIN = "it asks for the same request again, which keeps its seq"
+AT_START = "it ends a process or a connection, not a request"
+OUTCOME = "an actor's outcome like any other, shown in tests/actors: the broker ends its seq as the others'"
+IS_OVER = "its command has a seq that is over, or ends with it: shown in tests/scheduler and tests/service"
+
+ELSEWHERE: dict[str, tuple[int, str]] = {
+    "wire/codec.py::decode": (1, NO_PLACE),  # a header above the limit, which no client of ours sends
+    "wire/commands.py::check_lora_config": (4, NO_COMMAND),
+    "wire/commands.py::check_sample": (10, NO_COMMAND),
+    "wire/commands.py::_check_prompt_targets": (2, NO_COMMAND),
+    "wire/commands.py::_check_stop": (1, NO_COMMAND),
+    "wire/sockets.py::_channel": (1, AT_START),
+    "client/connection.py::submit": (1, "raised where the command is made, before its seq is used"),
+    "client/connection.py::_start": (2, "raised where the command is made, before its seq is used"),
+    "client/connection.py::open": (1, AT_START),
+    "client/connection.py::close": (1, AT_START),
+    "client/probe.py::probe": (1, NO_COMMAND),
+    "storage/lock.py::sole_writer": (1, AT_START),
+    "scheduler/accepting.py::_resent": (1, IS_OVER),
+    "scheduler/accepting.py::_plan_or_fail": (1, IS_OVER),
+    "scheduler/accepting.py::_outcome": (1, IS_OVER),
+    "scheduler/admission.py::check_place": (3, f"{NO_PLACE}; or {COMES_AGAIN}"),
+    "scheduler/admission.py::admit": (1, NO_COMMAND),  # rows of a sample
+    "scheduler/admission.py::_check_save": (1, "a slot of a run without a session: tests/gateway/test_names"),
+    "scheduler/catalogue.py::_revoke": (1, NO_COMMAND),
+    "scheduler/catalogue.py::_expiry": (1, NO_COMMAND),
+    "scheduler/client_door.py::_hello": (2, AT_START),
+    "scheduler/client_door.py::_watch": (1, NO_COMMAND),
+    "scheduler/client_door.py::_look_up": (1, NO_COMMAND),
+    "scheduler/client_door.py::_create_sampler": (1, NO_COMMAND),
+    "scheduler/client_door.py::_close_opened_with": (1, AT_START),
+    "scheduler/client_sessions.py::get": (1, NO_COMMAND),
+    "scheduler/client_sessions.py::touch": (1, NO_COMMAND),
+    "scheduler/commands.py::queue_state": (1, NO_COMMAND),
+    "scheduler/commands.py::item": (2, IS_OVER),
+    "scheduler/commands.py::cancel": (1, IS_OVER),
+    "scheduler/finishing.py::finish": (1, IS_OVER),
+    "scheduler/models.py::known": (1, NO_COMMAND),
+    "scheduler/planning/prices.py::parse_prices": (2, AT_START),
+    "scheduler/recovering.py::actor_lost": (1, IS_OVER),
+    "scheduler/recovering.py::_break": (1, IS_OVER),
+    "scheduler/registry.py::run": (1, NO_PLACE),
+    "scheduler/registry.py::sampler": (1, NO_PLACE),
+    "scheduler/registry.py::checkpoint": (1, NO_COMMAND),
+    "scheduler/registry.py::loadable": (1, "another base model's: tests/gateway/test_names"),
+    "gateway/app.py::_listen": (1, AT_START),
+    "gateway/bodies.py::read": (1, COMES_AGAIN),
+    "gateway/bodies.py::_unpacked": (2, NO_PLACE),
+    "gateway/broker.py::api_key": (1, NO_PLACE),
+    "gateway/broker.py::_check_expiry": (1, NO_PLACE),
+    "gateway/connections.py::use": (1, COMES_AGAIN),
+    "gateway/errors.py::install": (1, COMES_AGAIN),
+    "gateway/request_ids.py::parse": (1, NO_COMMAND),
+    "gateway/tinker/billing.py::billing_usage": (1, NO_COMMAND),
+    "gateway/tinker/downloads.py::download": (2, NO_COMMAND),
+    "gateway/tinker/downloads.py::_folder": (1, NO_COMMAND),
+    "gateway/tinker/downloads.py::_files": (1, NO_COMMAND),
+    "gateway/tinker/models.py::create_model": (1, NO_COMMAND),
+    "gateway/tinker/ordered.py::seq_of": (1, NO_PLACE),
+    "gateway/tinker/ordered.py::submit": (1, "a bug: test_a_bug_in_the_gateway_costs_its_request_alone"),
+    "gateway/tinker/runs.py::get_training_run": (1, NO_COMMAND),
+    "gateway/tinker/runs.py::copy_weights": (1, NO_COMMAND),
+    "gateway/tinker/sampling.py::asample": (1, NO_COMMAND),
+    "gateway/tinker/sampling.py::_check_supported": (2, NO_COMMAND),
+    "gateway/tinker/sampling.py::_prompt_targets": (1, NO_COMMAND),
+    "gateway/tinker/sampling.py::_model_input": (1, NO_COMMAND),
+    "gateway/tinker/sessions.py::get_session": (1, NO_COMMAND),
+    "gateway/tinker/unsupported.py::create_custom_loss": (1, NO_COMMAND),
+    "gateway/tinker/unsupported.py::audit_log": (1, NO_COMMAND),
+    "gateway/tinker/unsupported.py::assign_session_project": (1, NO_COMMAND),
+    "gateway/tinker/unsupported.py::export_session_trace": (1, NO_COMMAND),
+    "gateway/tinker/weights.py::_load": (1, NO_PLACE),
+    "actors/actor.py::_check_device": (1, AT_START),
+    "actors/actor.py::join": (1, AT_START),
+    "actors/actor.py::_handle": (1, AT_START),
+    "actors/actor.py::heartbeat": (1, AT_START),
+    "actors/adapters/snapshots.py::load_state": (2, OUTCOME),
+    "actors/adapters/snapshots.py::load_sampler_weights": (1, NO_COMMAND),
+    "actors/adapters/snapshots.py::_read_weights": (2, OUTCOME),
+    "actors/adapters/snapshots.py::_read_json": (1, OUTCOME),
+    "actors/adapters/snapshots.py::_read_tensors": (1, OUTCOME),
+    "actors/model/attention.py::attend_packed": (1, AT_START),
+    "actors/model/attention.py::_refuse_unknown": (3, AT_START),
+    "actors/model/attention.py::_window_of_mask": (1, AT_START),
+    "actors/model/base_model.py::load_base_model": (2, AT_START),
+    "actors/model/base_model.py::wrap_model": (2, AT_START),
+    "actors/model/base_model.py::_probe": (2, AT_START),
+    "actors/model/lora.py::select": (2, OUTCOME),
+    "actors/model/lora.py::attach_lora": (1, AT_START),
+    "actors/sampling/compiled.py::_build_kernel": (1, AT_START),
+    "actors/sampling/compiled.py::_check": (2, AT_START),
+    "actors/sampling/decoder.py::_join": (1, NO_COMMAND),
+    "actors/sampling/prompt_logprobs.py::score_prompt": (1, NO_COMMAND),
+    "actors/sampling/sequences.py::accept": (1, NO_COMMAND),
+    "actors/training/engine.py::_attempt_smaller": (1, OUTCOME),
+    "actors/training/engine.py::_step": (1, OUTCOME),
+    "actors/training/engine.py::_unknown": (1, OUTCOME),
+    "actors/training/trainer.py::_guarded": (1, OUTCOME),
+    "actors/worker.py::_cancel": (1, NO_COMMAND),
+    "actors/worker.py::_step": (2, NO_COMMAND),
+}
+"""Refusals of which no mistake of a run's command is made here: how many in each function, and why."""
+
+ERRORS = {
+    name
+    for module in (lorry.wire.errors, lorry.gateway.errors)
+    for name, kind in vars(module).items()
+    if isinstance(kind, type) and issubclass(kind, LorryError)
+}
+
+
+class Refusals(ast.NodeVisitor):
+    """Counts where errors of ours are made, by the outermost function of each."""
+
+    def __init__(self) -> None:
+        self.found: Counter[str] = Counter()
+        self._functions: list[str] = []
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        self._functions.append(node.name)
+        self.generic_visit(node)
+        self._functions.pop()
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_Call(self, node: ast.Call) -> None:
+        made = node.func.value if isinstance(node.func, ast.Attribute) and node.func.attr == "of" else node.func
+        if isinstance(made, ast.Name) and made.id in ERRORS:
+            self.found[self._functions[0]] += 1
+        self.generic_visit(node)
+
+
+def refusals() -> Iterator[tuple[str, int]]:
+    for package in ("wire", "storage", "client", "scheduler", "gateway", "actors"):
+        for file in sorted((ROOT / package).rglob("*.py")):
+            visitor = Refusals()
+            visitor.visit(ast.parse(file.read_text()))
+            for function, count in visitor.found.items():
+                yield f"{file.relative_to(ROOT)}::{function}", count
+
+
+def test_every_refusal_that_the_code_can_make_is_made_here_or_has_a_reason_not_to_be() -> None:
+    known = Counter({where: count for where, (count, _) in ELSEWHERE.items()})
+    made: dict[str, set[str]] = {}
+    for mistake in MISTAKES:
+        made.setdefault(mistake.where, set()).add(mistake.says)
+    there = dict(refusals())
+    assert {where: count for where, count in there.items() if known[where] + len(made.get(where, ())) < count} == {}
+    assert (known.keys() | made.keys()) - there.keys() == set(), "these functions refuse nothing any more"
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: f"{mistake.where.rpartition('::')[2]}-{mistake.says}")
+def test_after_any_refusal_the_same_run_goes_on(tenant: Tenant, mistake: Mistake) -> None:
+    with tenant.http() as http:
+        run = Run(tenant, http)
+        assert mistake.says in mistake.make(run)
+        assert run.goes_on()
+
+
+def test_a_refused_command_costs_nothing_and_is_told_like_any_that_failed(tenant: Tenant) -> None:
+    with tenant.http() as http:
+        run = Run(tenant, http)
+        run.post("save_weights", path="epoch/1")
+        assert tenant.lorry("usage").count(run.id) == 0
+    lines = [line for line in tenant.lorry("status").splitlines() if run.id in line]
+    assert any("save_state" in line and "InvalidRequestError" in line for line in lines), lines
+
+
+def test_a_mistake_that_is_sent_again_is_the_same_failure(tenant: Tenant) -> None:
+    with tenant.http() as http:
+        run = Run(tenant, http)
+        body = {"model_id": run.id, "seq_id": run.next(), "path": "epoch/1"}
+        assert run.failure("save_weights", json=body) == run.failure("save_weights", json=body)
+        answer = http.post("save_weights", json=body | {"path": "epoch-1"})
+        assert answer.status_code == 400 and "under its seq" not in answer.text
+        assert "number names one request" in answer.json()["detail"]
+        assert run.goes_on()
+
+
+async def test_a_bug_in_the_gateway_costs_its_request_alone(tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(body: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    config = GatewayConfig(tenant.server.address, port=0)
+    with tenant.http() as plain:
+        run = Run(tenant, plain)
+        async with (
+            running(config) as url,
+            httpx.AsyncClient(base_url=f"{url}/api/v1", headers={"X-API-Key": tenant.key}, timeout=600) as http,
+        ):
+            monkeypatch.setattr("lorry.gateway.tinker.training._adam_params", bug)
+            body = {"model_id": run.id, "seq_id": run.next(), "optim_params": ADAM}
+            assert (await http.post("optim_step", json=body)).status_code == 500
+        assert run.goes_on()
+
+
+def test_a_part_that_failed_says_which_it_was_and_what_stands(tenant: Tenant) -> None:
+    with tenant.http() as http:
+        run = Run(tenant, http)
+        run.http.post("forward_backward", content=run.a_pass().SerializeToString())
+        said = run.backward(run.a_pass("focal"))
+    assert f"In request {run.seq} of this run" in said
+    assert "stand until the next optim_step" in said
+    assert "othing was executed" not in said
+
+
+def test_the_reasons_name_files_that_exist() -> None:
+    for _, why in ELSEWHERE.values():
+        for word in why.replace(":", " ").replace(",", " ").split():
+            if word.startswith("tests/"):
+                assert (ROOT / word).exists() or Path(ROOT / f"{word}.py").exists(), word
