@@ -1,5 +1,7 @@
 """What commands of one micro-batch leave of their run, and what their outcomes tell the broker of it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ OVERFLOWS = encode(OptimStepInput(AdamParams(learning_rate=1e39)))
 
 
 class Bench:
-    """A trainer and one run, which has learned from one step."""
+    """A trainer and one run."""
 
     def __init__(self, folder: str | None = None) -> None:
         self.shop = Workshop(tiny_qwen3())
@@ -76,3 +78,21 @@ def test_the_replay_of_a_step_that_failed_leaves_the_run_where_the_failure_left_
         assert each.do("optim_step", STEP).error is None
     assert torch.equal(replayed.adapter.weights, bench.adapter.weights)
     assert (replayed.adapter.step, replayed.adapter.pending) == (2, False)
+
+
+def test_a_loaded_checkpoint_has_no_gradient_pending_and_a_recovered_run_has_its_own(
+    bench: Bench, tmp_path: Path
+) -> None:
+    folder = str(tmp_path / "state")
+    bench.learn(1)
+    pending = bench.adapter.grad.clone()
+    assert bench.do("save_state", folder=folder).error is None
+    recovered = Bench(folder)
+    assert recovered.do("save_weights_for_sampler", folder=str(tmp_path / "weights")).error is None
+    assert (recovered.adapter.step, recovered.adapter.pending) == (1, True)
+    assert torch.equal(recovered.adapter.grad, pending)
+    for optimizer in (False, True):
+        bench.learn(2)
+        assert bench.do("load_state", folder=folder, optimizer=optimizer).error is None
+        assert (bench.adapter.step, bench.adapter.pending) == (int(optimizer), False)
+        assert bench.adapter.grad.abs().max() == 0
