@@ -126,9 +126,7 @@ class Decoder:
         if request.key in self._requests:
             raise ValueError(f"{request.key!r} is being sampled already")
         if not self.lineup.fits(request):
-            room = self.pool.blocks * BLOCK_TOKENS
-            wanted = f"at most {room} tokens of prompt and sample together, which is what this actor's cache holds"
-            raise InvalidRequestError.of("prompt.length + sampling_params.max_tokens", request.longest, wanted)
+            raise _too_long(request, self.pool.blocks * BLOCK_TOKENS)
         self._requests[request.key] = request
         self.lineup.join(Stem(request, request.prompt, deque(rows)))
 
@@ -286,6 +284,15 @@ def _useful_blocks(shape: Survey, kv_cache_bytes: int, max_rows: int, max_contex
     """As many as fit into the memory, and no more than all rows at their longest would fill twice."""
     most = 2 * max_rows * -(-max_context // BLOCK_TOKENS)
     return min(most, block_count(kv_cache_bytes, shape.token_bytes, BLOCK_TOKENS))
+
+
+def _too_long(request: Request, room: int) -> InvalidRequestError:
+    """For a cache of `room` tokens."""
+    if not request.max_new_tokens:
+        return InvalidRequestError.of("prompt.length", len(request.prompt), f"at most {room}, this actor's cache")
+    wanted = f"at most {room + 1} tokens of prompt and sample together: all but the last have to fit this actor's cache"
+    longest = len(request.prompt) + request.max_new_tokens
+    return InvalidRequestError.of("prompt.length + sampling_params.max_tokens", longest, wanted)
 
 
 def _is_awaited(chunk: Chunk) -> bool:

@@ -54,7 +54,7 @@ class Lineup:
 
     def fits(self, request: Request) -> bool:
         """Whether the longest sequence that the request may have finds blocks when nothing else runs."""
-        return self._blocks_for(request.longest) <= self.pool.blocks
+        return self._blocks_for(request.most_computed) <= self.pool.blocks
 
     def join(self, stem: Stem) -> None:
         self._queue.append(stem)
