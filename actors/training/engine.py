@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import torch
 
 from ...wire.commands import ForwardBackwardInput, check_adam_params, check_forward_backward
 from ...wire.errors import InvalidRequestError, LorryError, NonFiniteError, NotFoundError, OutOfMemoryError
@@ -18,6 +17,7 @@ from ..adapters.slots import AdapterPool
 from ..model.base_model import BaseModel
 from ..model.in_flight import Segment
 from ..model.lora import LoraTargets
+from ..model.memory import memory_ran_out
 from .adam import adam_step, all_finite
 from .batch import lay_out
 from .logprobs import OutputHead, Scores
@@ -157,7 +157,7 @@ class Engine:
         except BaseException as error:
             for adapter in adapters.values():
                 adapter.rollback()
-            if not _memory_ran_out(error):
+            if not memory_ran_out(error):
                 raise
             return None
         spoiled |= {job.adapter for job, tally in zip(jobs, tallies, strict=True) if job.backward and tally.problem}
@@ -213,7 +213,7 @@ class Engine:
             for key, norm in zip(due, norms, strict=True):
                 outcomes[key] = _stepped(norm)
         except (RuntimeError, MemoryError) as error:
-            if not _memory_ran_out(error):
+            if not memory_ran_out(error):
                 raise
         left = [key for key in due if key not in outcomes]
         if len(left) == len(due) == 1:
@@ -283,8 +283,3 @@ def _stepped(norm: float | None) -> OptimStepOutcome:
 
 def _unknown(key: str) -> NotFoundError:
     return NotFoundError(f"there is no adapter {key!r} on this actor")
-
-
-def _memory_ran_out(error: BaseException) -> bool:
-    """On CUDA by its type; the CPU's allocator raises a bare RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -43,9 +43,9 @@ def step(lineup: Lineup) -> list[Request]:
     ]
     assert all(lineup.pool.holders(block) == 1 for block in written), "a shared block is never written"
     assert len(set(written)) == len(written)
-    lineup.advance(plan)
+    lineup.advance(plan.rows, plan.chunks)
     seats = lineup.seat()
-    ended = [row for row in (*plan.rows, *(row for row, _ in seats.rows)) if row.accept(1, 0.0, None, Letters())]
+    ended = [row for row in (*plan.rows, *(seat.row for seat in seats)) if row.accept(1, 0.0, None, Letters())]
     lineup.leave([row for row in ended if row in lineup.rows])
     return [row.request for row in ended if row.request.complete]
 
@@ -105,7 +105,7 @@ def test_no_decoding_row_misses_a_step_while_a_long_prompt_is_computed() -> None
     while len(lineup.rows) == 15:
         plan = lineup.plan()
         assert sum(chunk.end - chunk.start for chunk in plan.chunks) <= 64
-        lineup.advance(plan)
+        lineup.advance(plan.rows, plan.chunks)
         lineup.seat()
         for row in plan.rows:
             row.accept(1, 0.0, None, Letters())
