@@ -25,6 +25,7 @@ from ..wire.commands import (
 from ..wire.errors import CommandCancelledError, InternalError, LorryError, OutOfMemoryError
 from ..wire.ids import BatchId, FutureId
 from .adapters.residents import Residents
+from .model.memory import memory_ran_out
 from .orders import Order, Sample, Stop, Train, runs_of, take_together
 from .sampling.decoder import Decoder, Finished
 from .sampling.sequences import Usage
@@ -178,8 +179,7 @@ class Worker:
 
     def _decode(self, contended: bool) -> None:
         started = time.perf_counter()
-        self._residents.pool.acquire(sorted(self._sampled_adapters()))
-        for key, result, usage in self._step():
+        for key, result, usage in (*self._fetch_adapters(), *self._step()):
             future = cast(FutureId, key)
             failed = isinstance(result, LorryError)
             outcome = Outcome(
@@ -193,19 +193,40 @@ class Worker:
         self.sample_s += (spent := time.perf_counter() - started)
         self._turns.sampled(spent, contended)
 
+    def _fetch_adapters(self) -> list[Finished]:
+        """Those that are sampled from, onto the device. Where one does not fit into its memory, its requests end."""
+        ended: list[Finished] = []
+        pool, wanted = self._residents.pool, sorted(self._sampled_adapters())
+        while True:
+            try:
+                pool.acquire(wanted)
+                return ended
+            except (RuntimeError, MemoryError) as error:
+                if not memory_ran_out(error):
+                    raise
+            lacking = next(key for key in wanted if key not in pool.hot)
+            log.warning("memory ran out", adapter=lacking)
+            wanted.remove(lacking)
+            failure = OutOfMemoryError(
+                f"the adapter does not fit into the actor's memory beside {len(pool.hot)} others"
+            )
+            for future in [future for future, key in self._decoding.items() if key == lacking]:
+                self._decoder.cancel(future)
+                ended.append((future, failure, Usage(0, 0)))
+
     def _step(self) -> list[Finished]:
-        """A step that raises, for want of memory or by a bug, ends all requests that were in it, and only those."""
+        """The decoder ends requests that raise, for want of memory or by a bug, by themselves. What it cannot tell
+        apart ends all that were in the step, and only those."""
         try:
             return self._decoder.step()
         except torch.AcceleratorError:
             raise
         except Exception as error:
             log.exception("decoding failed", requests=list(self._decoding))
-            short = isinstance(error, torch.OutOfMemoryError | MemoryError)
             problem = f"decoding {len(self._decoding)} requests together raised {type(error).__name__}: {error}"
             for future in self._decoding:
                 self._decoder.cancel(future)
-            failure = OutOfMemoryError(problem) if short else InternalError(problem)
+            failure = OutOfMemoryError(problem) if memory_ran_out(error) else InternalError(problem)
             return [(future, failure, Usage(0, 0)) for future in self._decoding]
 
     # Training --------------------------------------------------------------------------------------------------------

@@ -154,14 +154,14 @@ class TrainingClient:
         return self._submit("save_state", None, _to(SaveWeightsResponse), arguments=arguments)
 
     def load_state(self, path: str) -> Future[LoadWeightsResponse]:
-        """Weights of a `save_state`; the optimizer starts afresh."""
+        """Weights of a `save_state`; the optimizer starts afresh, and no gradient is pending."""
         return self._load(path, optimizer=False)[0]
 
     async def load_state_async(self, path: str) -> Future[LoadWeightsResponse]:
         return await _acknowledged(self._load(path, optimizer=False))
 
     def load_state_with_optimizer(self, path: str) -> Future[LoadWeightsResponse]:
-        """Everything of a `save_state`: training goes on as if it had never stopped."""
+        """Weights, moments and step count of a `save_state`; no gradient is pending."""
         return self._load(path, optimizer=True)[0]
 
     async def load_state_with_optimizer_async(self, path: str) -> Future[LoadWeightsResponse]:

@@ -55,8 +55,8 @@ class ActorHello(msgspec.Struct, frozen=True, tag="hello"):
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a command ended. Its result, if any, is the frame at the same index. Token counts are the actor's own.
 
-    `cached_prefill_tokens` of the `prefill_tokens` were found computed. `discarded` says that the command failed, and
-    that the pending gradient was dropped with it.
+    `cached_prefill_tokens` of the `prefill_tokens` were found computed. `discarded` says that the run's pending
+    gradient was dropped: by an optim_step that failed since it was not finite, or by the replay of one.
     """
 
     future: FutureId
@@ -121,6 +121,9 @@ class Item(msgspec.Struct, frozen=True):
 
     Without an adapter, prompts whose `scope` is the same may share what is computed of equal beginnings. It is the
     tenant's, for how much was found computed tells what was asked before.
+
+    `discard` makes an optim_step the replay of one whose outcome was `discarded`: the pending gradient is dropped, and
+    nothing is computed.
     """
 
     future: FutureId

@@ -215,6 +215,14 @@ def check_lora_config(
             raise InvalidRequestError.of(f"train_{group}", True, f"False for this base model: {why}")
 
 
+def most_new_tokens(prompt: int, max_context: int) -> int:
+    """What may be sampled after a prompt of that many tokens.
+
+    One token even after a prompt that fills the context: what is sampled last is never fed to the model.
+    """
+    return max(1, max_context - prompt)
+
+
 def check_sample(request: SampleInput, vocab_size: int | None = None, max_context: int | None = None) -> None:
     check_tokens("prompt", request.prompt, vocab_size, max_context)
     params = request.sampling_params
@@ -230,13 +238,15 @@ def check_sample(request: SampleInput, vocab_size: int | None = None, max_contex
         raise InvalidRequestError.of("sampling_params.seed", params.seed, "a whole number from 0 to 2**63 - 1")
     if params.max_tokens is not None and params.max_tokens < 1:
         raise InvalidRequestError.of("sampling_params.max_tokens", params.max_tokens, "a whole number from 1")
-    room = None if max_context is None else max_context - request.prompt.length
+    room = None if max_context is None else most_new_tokens(request.prompt.length, max_context)
     if room is not None and room < (params.max_tokens or 1):
         wanted = f"at most {room}: the prompt has {request.prompt.length} tokens and the context {max_context}"
         raise InvalidRequestError.of("sampling_params.max_tokens", params.max_tokens, wanted)
     last = request.prompt_logprobs_last_n
     if last is not None and not 1 <= last < request.prompt.length:
         wanted = f"a whole number from 1 to {request.prompt.length - 1}, one below the prompt's length"
+        if request.prompt.length == 1:
+            wanted = "None: the one token of the prompt has no logprob, for nothing comes before it"
         raise InvalidRequestError.of("prompt_logprobs_last_n", last, wanted)
     alternatives = request.prompt_alt_tokens_k
     if not 0 <= alternatives <= MAX_PROMPT_ALT_TOKENS:

@@ -108,7 +108,8 @@ class CommandCancelledError(LorryError):
 
 
 class NonFiniteError(LorryError, ArithmeticError):
-    """Weights, moments and pending gradients were left as they were before this command."""
+    """Weights and moments are as they were before this command. A forward_backward that is not finite adds nothing to
+    the pending gradient, and an optim_step that is not finite drops it."""
 
     category = "user"
 

@@ -9,7 +9,7 @@ from ...wire.types import LoraConfig
 from ..model.adapter import Adapter, AdapterSpec
 from ..model.lora import LoraTargets
 from .slots import AdapterPool
-from .snapshots import load_sampler_weights, load_state
+from .snapshots import load_sampler_weights, restore_state
 
 
 class Residents:
@@ -18,11 +18,14 @@ class Residents:
         self._samplers: OrderedDict[str, None] = OrderedDict()  # least recently used first
 
     def run(self, state: AdapterState) -> str:
-        """The pool's key of a run's adapter. Raises InvalidRequestError, CheckpointError."""
+        """The pool's key of a run's adapter, which is what it was when its folder was saved, pending gradient included.
+
+        Raises InvalidRequestError, CheckpointError.
+        """
         if state.key not in self.pool:
             adapter = self._targets.new_adapter(_spec(state.lora), self.pool.host)
             if state.folder is not None:
-                load_state(adapter, Path(state.folder), optimizer=True)
+                restore_state(adapter, Path(state.folder))
             self.pool.add(state.key, adapter)
         return state.key
 

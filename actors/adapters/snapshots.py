@@ -63,15 +63,25 @@ def save_sampler_weights(adapter: Adapter, targets: LoraTargets, folder: Path, b
 
 
 def load_state(adapter: Adapter, folder: Path, *, optimizer: bool) -> None:
-    """Sets `adapter` to the saved weights, and with `optimizer` to the saved moments, step and pending gradient.
+    """Sets `adapter` to the saved weights, and with `optimizer` to the saved moments and step count.
 
-    Without `optimizer` these start afresh. Raises CheckpointError, with nothing changed, where a file is missing,
-    differs from its checksum or is of another shape than the adapter.
+    Without `optimizer` these start afresh. No gradient is pending afterwards, whatever was saved. Raises
+    CheckpointError, with nothing changed, where a file is missing, differs from its checksum or is of another shape
+    than the adapter.
     """
+    _load(adapter, folder, optimizer=optimizer, gradient=False)
+
+
+def restore_state(adapter: Adapter, folder: Path) -> None:
+    """Makes `adapter` what it was when it was saved, its pending gradient included. Raises as `load_state` does."""
+    _load(adapter, folder, optimizer=True, gradient=True)
+
+
+def _load(adapter: Adapter, folder: Path, *, optimizer: bool, gradient: bool) -> None:
     _verify(folder)
     weights = _read_weights(folder, adapter)
     vectors: dict[str, Tensor] = {}
-    state: dict[str, Any] = {"step": 0, "pending": False}
+    state: dict[str, Any] = {"step": 0}
     if optimizer:
         vectors, state = _read_tensors(folder / _OPTIMIZER), _read_json(folder / _STATE)
         if state["format"] != _FORMAT:
@@ -79,11 +89,13 @@ def load_state(adapter: Adapter, folder: Path, *, optimizer: bool) -> None:
         wanted = {"exp_avg", "exp_avg_sq"} | ({"grad"} if state["pending"] else set())
         if vectors.keys() != wanted or any(vector.shape != adapter.weights.shape for vector in vectors.values()):
             raise CheckpointError(f"{folder / _OPTIMIZER} does not fit an adapter of {adapter.size} parameters")
+    if not gradient:
+        vectors.pop("grad", None)
     adapter.weights.copy_(weights)
     for name in ("exp_avg", "exp_avg_sq", "grad"):
         vector: Tensor = getattr(adapter, name)
         vector.copy_(vectors[name]) if name in vectors else vector.zero_()
-    adapter.step, adapter.pending = state["step"], state["pending"]
+    adapter.step, adapter.pending = state["step"], "grad" in vectors
     adapter.refresh()
 
 

@@ -123,6 +123,11 @@ class Adapter:
         if self.compute is not self.weights:
             self.compute.copy_(self.weights)
 
+    def discard(self) -> None:
+        """The pending gradient is dropped."""
+        self.grad.zero_()
+        self.pending = False
+
     def mark(self) -> None:
         """Remembers the pending gradient until `commit` or `rollback`; nothing is copied where none is pending."""
         self._marked = self.pending, self.grad.clone() if self.pending else None

@@ -5,6 +5,7 @@ It executes what it is given; it checks no request and knows no tenant. `lineup`
 
 from collections import deque
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -12,19 +13,21 @@ from torch import Tensor
 
 from ...wire.commands import SampleInput
 from ...wire.errors import InvalidRequestError, LorryError
-from ...wire.types import ModelInput, SampleResponse, TopkLogprobs
+from ...wire.types import ModelInput, SampleResponse
 from ..model.base_model import BaseModel
 from ..model.survey import Survey, block_count, survey
 from .block_pool import BlockPool
 from .compiled import CompiledModel
-from .decode_batch import DecodeBatch, sampling_rows, segments_of
+from .decode_batch import DecodeBatch, sampling_rows
 from .decode_linears import DecodeLinears
-from .kv_cache import KVCache, PromptChunk
-from .lineup import Chunk, Lineup, Plan
-from .prompt_logprobs import list_top, score_prompt
+from .drawn import Drawn, draw_tokens
+from .kv_cache import KVCache
+from .lineup import Chunk, Lineup, Plan, Seat
+from .model_pass import ModelPass
+from .narrowing import in_parts
 from .sequences import Request, Row, Stem, Usage
 from .stopping import Detokenizer
-from .tokens import MAX_TOP_LOGPROBS, Sampled, SamplingRows, sample, seed_of_sample
+from .tokens import seed_of_sample
 
 if TYPE_CHECKING:
     from ..model.adapter import Adapter
@@ -53,7 +56,7 @@ class Decoder:
     ) -> None:
         self.prompts_computed = 0
         self.tokens_computed = 0
-        self._base, self._tokenizer, self._compiled = base, tokenizer, compiled
+        self._base, self._tokenizer = base, tokenizer
         shape = survey(base)
         blocks = _useful_blocks(shape, kv_cache_bytes, max_rows, base.max_context)
         self.pool = BlockPool(blocks)
@@ -61,10 +64,12 @@ class Decoder:
         self._cache = KVCache(shape, blocks, BLOCK_TOKENS, base.device)
         native = compiled is not None and compiled.native
         self._linears = DecodeLinears(base, shape.groups, native=native)
+        self._pass = ModelPass(base, compiled, self._linears, self._cache)
         self._requests: dict[Hashable, Request] = {}
         self._arrivals = 0
         self._batch: DecodeBatch | None = None
-        self._batch_of = -1  # the lineup's count of changes when the batch was made
+        self._batch_of: tuple[int, list[Row]] = (-1, [])  # the lineup's count of changes, and the batch's rows
+        self._unclean: list[int] = []  # blocks that were handed out and are to be cleared before anything is computed
 
     @property
     def active(self) -> bool:
@@ -107,10 +112,8 @@ class Decoder:
     def step(self) -> list[Finished]:
         """One token of every sequence, and a chunk of the prompts that wait; returns the requests that ended."""
         plan = self.lineup.plan()
-        ended: dict[Request, None] = {}
-        if plan.rows or plan.chunks:
-            ended |= self._compute(plan)
-        ended |= self._seat()
+        self._unclean += plan.fresh
+        ended = self._compute(plan) | self._seat()
         for request in ended:
             del self._requests[request.key]
             self.lineup.remove(request)
@@ -126,9 +129,7 @@ class Decoder:
         if request.key in self._requests:
             raise ValueError(f"{request.key!r} is being sampled already")
         if not self.lineup.fits(request):
-            room = self.pool.blocks * BLOCK_TOKENS
-            wanted = f"at most {room} tokens of prompt and sample together, which is what this actor's cache holds"
-            raise InvalidRequestError.of("prompt.length + sampling_params.max_tokens", request.longest, wanted)
+            raise _too_long(request, self.pool.blocks * BLOCK_TOKENS)
         self._requests[request.key] = request
         self.lineup.join(Stem(request, request.prompt, deque(rows)))
 
@@ -139,147 +140,93 @@ class Decoder:
         if not self._requests:
             self._batch = None
 
-    # The model -------------------------------------------------------------------------------------------------------
+    # A step ----------------------------------------------------------------------------------------------------------
 
     def _compute(self, plan: Plan) -> dict[Request, None]:
-        """The plan through the model; samples a token of every row. Returns the requests that ended."""
-        chunks = plan.chunks
-        self._cache.clear(plan.fresh)
-        batch = self._decode_batch(plan.rows)
-        tokens, positions = self._pack(batch, chunks)
-        hidden = self._forward(batch, chunks, tokens, positions)  # [tokens, hidden]
-        complete = self.lineup.advance(plan)
-        self.tokens_computed += len(tokens)
+        """The plan through the model, and a token of every row. Returns the requests that ended."""
+        pieces: list[Row | Chunk] = [*plan.rows, *plan.chunks]
+        ended: dict[Request, None] = {}
+        for some, computed in in_parts(pieces, self._attempt):
+            ended |= self._commit(some, computed)
+        return ended | _failed(pieces)
+
+    def _attempt(self, pieces: "Sequence[Row | Chunk]") -> "_Computed":
+        """All that may fail, with nothing changed but what another attempt may find as it is: blocks that are clean
+        now, prompts that are scored, entries of the cache that will be written again."""
+        rows, chunks = _apart(pieces)
+        self._cache.clear(self._unclean)
+        self._unclean.clear()
+        batch = self._decode_batch(rows)
+        hidden = self._pass.hidden_states(batch, chunks)  # [tokens, hidden]
+        self._pass.score(chunks, hidden[len(rows) :])
+        logits = self._pass.logits(batch, chunks, hidden)  # [rows and complete stems, vocab]
+        drawn = None if batch is None else draw_tokens(logits[: len(rows)], batch.sampling, batch.positions + 1)
+        return _Computed(batch, drawn, logits[len(rows) :])
+
+    def _commit(self, pieces: "Sequence[Row | Chunk]", computed: "_Computed") -> dict[Request, None]:
+        rows, chunks = _apart(pieces)
+        complete = self.lineup.advance(rows, chunks)
+        self.tokens_computed += len(rows) + sum(chunk.end - chunk.start for chunk in chunks)
         self.prompts_computed += len(complete)
-        failed = self._score(chunks, hidden[len(plan.rows) :])
-        logits = self._logits(batch, chunks, hidden)  # [rows and complete stems, vocab]
-        for stem, row in zip([stem for stem in complete if stem.waiting], logits[len(plan.rows) :], strict=True):
-            stem.logits = row
-        if batch is None:
-            return failed
-        return failed | self._accept(batch.rows, batch.sampling, logits[: len(plan.rows)], batch)
+        for stem, logits in zip([stem for stem in complete if stem.waiting], computed.logits, strict=True):
+            stem.logits = logits
+        ended = {stem.request: None for stem in complete if stem.request.complete}
+        if computed.batch is not None and computed.drawn is not None:
+            ended |= self._accept(computed.batch.rows, computed.drawn)
+            computed.batch.advance(computed.drawn.on_device)
+        return ended
 
     def _decode_batch(self, rows: list[Row]) -> DecodeBatch | None:
         if not rows:
             return None
-        if self._batch is None or self._batch_of != self.lineup.changes:
+        if self._batch is None or self._batch_of != (self.lineup.changes, rows):
+            self._batch = None
             self._batch = DecodeBatch(rows, self._linears, self._cache, self._base.device)
-            self._batch_of = self.lineup.changes
+            self._batch_of = self.lineup.changes, rows
         self._batch.refresh()
         return self._batch
-
-    def _pack(self, batch: DecodeBatch | None, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
-        """Tokens and positions of the packed row, [tokens] int64 each: rows, then chunks."""
-        device = self._base.device
-        new = [token for chunk in chunks for token in chunk.stem.slice(chunk.start, chunk.end)]
-        at = [position for chunk in chunks for position in range(chunk.start, chunk.end)]
-        if batch is None:
-            return torch.tensor(new, device=device), torch.tensor(at, device=device)
-        if not new:
-            return batch.tokens, batch.positions
-        tokens = torch.cat((batch.tokens, torch.tensor(new, device=device)))
-        return tokens, torch.cat((batch.positions, torch.tensor(at, device=device)))
-
-    def _forward(self, batch: DecodeBatch | None, chunks: Sequence[Chunk], tokens: Tensor, positions: Tensor) -> Tensor:
-        in_flight, rows = self._base.in_flight, 0 if batch is None else len(batch.rows)
-        none = torch.empty(0, dtype=torch.int64, device=self._base.device)
-        prompts = [PromptChunk(chunk.start, chunk.end - chunk.start, chunk.stem.held.blocks) for chunk in chunks]
-        self._set_adapters(batch, chunks, [chunk.end - chunk.start for chunk in chunks])
-        if batch is None:
-            self._cache.begin([], none, none, prompts)
-        else:
-            self._cache.begin(batch.readings, positions[:rows], batch.slots, prompts)
-        in_flight.cache = self._cache
-        try:
-            if self._compiled is not None:
-                return self._compiled.hidden_states(tokens, positions)
-            return self._base.hidden_states(tokens, positions, grad=False)
-        finally:
-            in_flight.cache = None
-            self._cache.end()
-            self._clear_adapters()
-
-    def _logits(self, batch: DecodeBatch | None, chunks: Sequence[Chunk], hidden: Tensor) -> Tensor:
-        """Of every row and every stem that is complete and awaited, each through its own adapter's head."""
-        rows, ends = 0 if batch is None else len(batch.rows), list[int]()
-        at = rows
-        for chunk in chunks:
-            at += chunk.end - chunk.start
-            ends.append(at - 1)
-        last = [(chunk, end) for chunk, end in zip(chunks, ends, strict=True) if _is_awaited(chunk)]
-        if chunks:
-            wanted = [*range(rows), *(end for _, end in last)]
-            hidden = hidden[torch.tensor(wanted, dtype=torch.int64, device=hidden.device)]
-        if not len(hidden):
-            return hidden
-        self._set_adapters(batch, [chunk for chunk, _ in last], [1] * len(last))
-        try:
-            return self._base.logits(hidden)
-        finally:
-            self._clear_adapters()
-
-    def _set_adapters(self, batch: DecodeBatch | None, chunks: Sequence[Chunk], lengths: Sequence[int]) -> None:
-        in_flight, rows = self._base.in_flight, 0 if batch is None else len(batch.rows)
-        in_flight.segments = segments_of([chunk.stem.request.adapter for chunk in chunks], lengths, rows)
-        in_flight.linears = self._linears
-        self._linears.gathering = batch is not None and batch.gathered
-        if batch is not None:
-            in_flight.segments = batch.segments + in_flight.segments
-
-    def _clear_adapters(self) -> None:
-        self._base.in_flight.segments, self._base.in_flight.linears = [], None
-        self._linears.gathering = False
-        self._linears.forget()
-
-    # What comes of it ------------------------------------------------------------------------------------------------
-
-    def _score(self, chunks: Sequence[Chunk], hidden: Tensor) -> dict[Request, None]:
-        """Prompt logprobs where they are wanted and not known. hidden [tokens, hidden] of the chunks.
-
-        Returns the requests that ended with it.
-        """
-        ended: dict[Request, None] = {}
-        at = 0
-        self._base.in_flight.linears = self._linears
-        for chunk in chunks:
-            request, new = chunk.stem.request, chunk.end - chunk.start
-            score_prompt(self._base, hidden[at : at + new], chunk.start, request)
-            at += new
-            if request.error is not None or (chunk.stem.ready and request.complete):
-                ended[request] = None
-        self._clear_adapters()
-        return ended
 
     def _seat(self) -> dict[Request, None]:
         """Rows whose stem is complete join and get their first token. Returns the requests that ended."""
         seats = self.lineup.seat()
-        if not seats.rows:
-            return {}
-        self._cache.copy(seats.copies)
-        rows = [row for row, _ in seats.rows]
-        logits = torch.stack([stem.logits for _, stem in seats.rows if stem.logits is not None])
-        return self._accept(rows, sampling_rows(rows, self._base.device), logits, None)
+        ended: dict[Request, None] = {}
+        for some, drawn in in_parts(seats, self._start):
+            ended |= self._accept([seat.row for seat in some], drawn)
+        return ended | _failed(seats)
 
-    def _accept(
-        self, rows: Sequence[Row], sampling: SamplingRows, logits: Tensor, batch: DecodeBatch | None
-    ) -> dict[Request, None]:
-        """Samples a token of each of `rows` from logits [rows, vocab]; rows that end leave. Returns ended requests."""
-        if batch is None:
-            positions = torch.tensor([row.length for row in rows], device=logits.device)
-        else:
-            positions = batch.positions + 1
-        sampled = sample(logits, sampling, positions)
-        tops = _tops(sampled, sampling)
+    def _start(self, seats: Sequence[Seat]) -> Drawn:
+        self._cache.copy([pair for seat in seats for pair in seat.copies])
+        rows = [seat.row for seat in seats]
+        logits = torch.stack([seat.logits for seat in seats if seat.logits is not None])  # [seats, vocab]
+        positions = torch.tensor([row.length for row in rows], device=logits.device)
+        return draw_tokens(logits, sampling_rows(rows, self._base.device), positions)
+
+    def _accept(self, rows: Sequence[Row], drawn: Drawn) -> dict[Request, None]:
+        """Each row gets its token; rows that end leave. Returns the requests that ended."""
         ended: list[Row] = []
-        # One read from the device, in a type that holds tokens and logprobs exactly.
-        tokens, logprobs = torch.stack((sampled.tokens.double(), sampled.logprobs.double())).tolist()
-        for i, (row, token, logprob) in enumerate(zip(rows, tokens, logprobs, strict=True)):
-            if row.accept(int(token), logprob, tops.get(i), self._tokenizer):
+        for i, (row, token, logprob) in enumerate(zip(rows, drawn.tokens, drawn.logprobs, strict=True)):
+            if row.accept(token, logprob, drawn.top.get(i), self._tokenizer):
                 ended.append(row)
-        if batch is not None:
-            batch.advance(sampled.tokens)
         self.lineup.leave(ended)
         return {row.request: None for row in ended if row.request.complete}
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """`logits` [stems, vocab] are those of the stems that are complete now and awaited."""
+
+    batch: DecodeBatch | None
+    drawn: Drawn | None
+    logits: Tensor
+
+
+def _apart(pieces: "Sequence[Row | Chunk]") -> tuple[list[Row], list[Chunk]]:
+    rows = [piece for piece in pieces if isinstance(piece, Row)]
+    return rows, [piece for piece in pieces if isinstance(piece, Chunk)]
+
+
+def _failed(pieces: "Sequence[Row | Chunk | Seat]") -> dict[Request, None]:
+    return {piece.request: None for piece in pieces if piece.request.error is not None}
 
 
 def _useful_blocks(shape: Survey, kv_cache_bytes: int, max_rows: int, max_context: int) -> int:
@@ -288,13 +235,10 @@ def _useful_blocks(shape: Survey, kv_cache_bytes: int, max_rows: int, max_contex
     return min(most, block_count(kv_cache_bytes, shape.token_bytes, BLOCK_TOKENS))
 
 
-def _is_awaited(chunk: Chunk) -> bool:
-    return chunk.stem.ready and bool(chunk.stem.waiting)
-
-
-def _tops(sampled: Sampled, sampling: SamplingRows) -> dict[int, TopkLogprobs]:
-    """The likeliest tokens of the rows that want them, by place in the batch."""
-    if not len(sampling.top):
-        return {}
-    found = list_top(sampled.top_tokens, sampled.top_logprobs, MAX_TOP_LOGPROBS)
-    return dict(zip(sampling.top.tolist(), found, strict=True))
+def _too_long(request: Request, room: int) -> InvalidRequestError:
+    """For a cache of `room` tokens."""
+    if not request.max_new_tokens:
+        return InvalidRequestError.of("prompt.length", len(request.prompt), f"at most {room}, this actor's cache")
+    wanted = f"at most {room + 1} tokens of prompt and sample together: all but the last have to fit this actor's cache"
+    longest = len(request.prompt) + request.max_new_tokens
+    return InvalidRequestError.of("prompt.length + sampling_params.max_tokens", longest, wanted)

@@ -4,10 +4,15 @@ It moves blocks and rows about and knows their number; keys, values and tokens i
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .block_pool import BlockPool, PrefixKey, next_key, prefix_keys, root_key
 from .sequences import Held, Request, Row, Stem
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +22,14 @@ class Chunk:
     stem: Stem
     start: int
     end: int
+
+    @property
+    def request(self) -> Request:
+        return self.stem.request
+
+    @property
+    def is_last(self) -> bool:
+        return self.end == len(self.stem.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +41,17 @@ class Plan:
     fresh: list[int]
 
 
-@dataclass(slots=True)
-class Seats:
-    """Rows that begin or go on, each with its stem's logits, and the blocks to copy for them: (from, to)."""
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A row that begins or goes on with its stem's logits [vocab], once blocks are copied for it: (from, to)."""
 
-    rows: list[tuple[Row, Stem]] = field(default_factory=list[tuple[Row, Stem]])
-    copies: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    row: Row
+    logits: "Tensor | None"
+    copies: list[tuple[int, int]]
+
+    @property
+    def request(self) -> Request:
+        return self.row.request
 
 
 class Lineup:
@@ -54,7 +72,7 @@ class Lineup:
 
     def fits(self, request: Request) -> bool:
         """Whether the longest sequence that the request may have finds blocks when nothing else runs."""
-        return self._blocks_for(request.longest) <= self.pool.blocks
+        return self._blocks_for(request.most_computed) <= self.pool.blocks
 
     def join(self, stem: Stem) -> None:
         self._queue.append(stem)
@@ -76,7 +94,8 @@ class Lineup:
     # A step ----------------------------------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
-        """Blocks are handed out for what is planned. The caller computes it and then calls `advance`, and `seat`."""
+        """Blocks are handed out for what is planned. The caller computes it, all at once or in parts,
+        calls `advance` for each part, and then `seat`."""
         fresh: list[int] = []
         at_end = [row for row in self.rows if row.held.computed == len(row.held.blocks) * self._block_tokens]
         for row in sorted(at_end, key=lambda row: row.rank):
@@ -87,28 +106,30 @@ class Lineup:
             chunks = self._chunks(fresh)
         return Plan(list(self.rows), chunks, fresh)
 
-    def advance(self, plan: Plan) -> list[Stem]:
-        """The plan was computed. Returns the stems that are complete now, in order."""
-        for row in plan.rows:
+    def advance(self, rows: Sequence[Row], chunks: Sequence[Chunk]) -> list[Stem]:
+        """These were computed, of a plan. Returns the stems that are complete now, in order."""
+        for row in rows:
             row.held.computed += 1
             if row.held.computed % self._block_tokens == 0:
                 self._publish(row)
-        for chunk in plan.chunks:
+        for chunk in chunks:
             chunk.stem.held.computed = chunk.end
             self._publish(chunk.stem)
-        return [chunk.stem for chunk in plan.chunks if chunk.stem.ready]
+        return [chunk.stem for chunk in chunks if chunk.stem.ready]
 
-    def seat(self) -> Seats:
+    def seat(self) -> list[Seat]:
         """Rows of complete stems join, as long as there is room; a stem that none waits for gives its blocks back."""
-        seats = Seats()
+        seats: list[Seat] = []
         for stem in [stem for stem in self._queue if stem.ready]:
             while stem.ready and stem.waiting and len(self.rows) < self._max_rows:
-                if not self._seat_first(stem, seats):
+                seat = self._seat_first(stem)
+                if seat is None:
                     break
+                seats.append(seat)
             if not stem.waiting:
                 self._give_back(stem.held)
                 self._queue.remove(stem)
-        self.changes += bool(seats.rows)
+        self.changes += bool(seats)
         return seats
 
     # Prompts ---------------------------------------------------------------------------------------------------------
@@ -157,23 +178,22 @@ class Lineup:
         stem.held.keys = keys[: len(found)]
         return found
 
-    def _seat_first(self, stem: Stem, seats: Seats) -> bool:
+    def _seat_first(self, stem: Stem) -> Seat | None:
         """The last row takes the stem's own blocks; one before it shares the full ones and gets a copy of the rest."""
-        row, held = stem.waiting[0], stem.held
+        row, held, copies = stem.waiting[0], stem.held, list[tuple[int, int]]()
         full = held.computed // self._block_tokens
         own = self.pool.allocate(len(held.blocks) - full) if len(stem.waiting) > 1 else None
         if own is not None:
             self.pool.retain(held.blocks[:full])
             row.held = Held(held.blocks[:full] + own, held.computed, list(held.keys))
-            seats.copies += zip(held.blocks[full:], own, strict=True)
+            copies = list(zip(held.blocks[full:], own, strict=True))
         elif len(stem.waiting) == 1 or not self.rows:  # no block and nobody who will give one back: the others wait
             row.held, stem.held = held, Held()
         else:
-            return False
+            return None
         stem.waiting.popleft()
         self.rows.append(row)
-        seats.rows.append((row, stem))
-        return True
+        return Seat(row, stem.logits, copies)
 
     # Blocks ----------------------------------------------------------------------------------------------------------
 

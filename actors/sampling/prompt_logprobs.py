@@ -39,17 +39,25 @@ def score_prompt(base: BaseModel, hidden: Tensor, start: int, request: Request) 
         logprobs = logits.log_softmax(-1)
         targets = torch.tensor(prompt[first + 1 : last + 1], device=hidden.device)
         found = logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).tolist()
-        scores.logprobs += found
+        top: list[TopkLogprobs] = []
+        of_targets: list[list[float]] = []
+        drawn: list[list[int]] = []
+        drawn_logprobs: list[list[float]] = []
         if request.top_prompt:
-            top = top_logprobs(logprobs)
-            scores.top += list_top(top.indices, top.values, request.top_prompt)
+            likeliest = top_logprobs(logprobs)
+            top = list_top(likeliest.indices, likeliest.values, request.top_prompt)
         if scores.targets is not None:
-            scores.target_logprobs += _of_targets(logprobs, scores, first, last)
+            of_targets = _of_targets(logprobs, scores, first, last)
         if scores.alternatives:
             positions = torch.arange(first + 1, last + 1, device=hidden.device)
-            drawn = _draw(logprobs, request, scores.alternatives, positions)  # [chunk, k]
-            scores.drawn += drawn.tolist()
-            scores.drawn_logprobs += logprobs.gather(-1, drawn).tolist()
+            ids = _draw(logprobs, request, scores.alternatives, positions)  # [chunk, k]
+            drawn, drawn_logprobs = ids.tolist(), logprobs.gather(-1, ids).tolist()
+        # All of it or, where memory ran out above, nothing.
+        scores.logprobs += found
+        scores.top += top
+        scores.target_logprobs += of_targets
+        scores.drawn += drawn
+        scores.drawn_logprobs += drawn_logprobs
         if not all(math.isfinite(logprob) for logprob in found):
             request.error = NonFiniteError("the prompt's logprobs are not finite", field="prompt")
 

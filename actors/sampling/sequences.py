@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ...wire.commands import most_new_tokens
 from ...wire.errors import LorryError, NonFiniteError
 from ...wire.types import (
     ModelInput,
@@ -142,7 +143,7 @@ class Request:
         max_context: int,
     ) -> "Request":
         params, prompt = request.sampling_params, request.prompt.to_ints()
-        room = max_context - len(prompt)
+        room = most_new_tokens(len(prompt), max_context)
         return cls(
             key,
             arrival,
@@ -170,9 +171,9 @@ class Request:
         return cls(key, arrival, tokens, adapter, owner, params, rule, 0, max_new_tokens=0, scores=PromptScores(1, 1))
 
     @property
-    def longest(self) -> int:
-        """How many tokens each of its sequences may have, with the prompt."""
-        return len(self.prompt) + self.max_new_tokens
+    def most_computed(self) -> int:
+        """How many tokens of each of its sequences the cache may have to hold: the last one is never computed."""
+        return len(self.prompt) + max(0, self.max_new_tokens - 1)
 
     @property
     def scored(self) -> bool:

@@ -17,16 +17,16 @@ _ELEMENTS_AT_ONCE = 1 << 25
 nothing from company."""
 
 
-def adam_step(adapters: Sequence[Adapter], params: Sequence[AdamParams]) -> list[float | None]:
-    """One step of torch.optim.AdamW's rule for each adapter; returns the gradients' norms before clipping.
+def adam_step(adapters: Sequence[Adapter], params: Sequence[AdamParams]) -> Iterator[float | None]:
+    """One step of torch.optim.AdamW's rule for each adapter; yields the gradients' norms before clipping.
 
-    The gradient is zeroed and no longer pending. None, and nothing changed at all, for an adapter whose gradient or
-    new state would not be finite. Adapters must be distinct and have a pending gradient.
+    The gradient is zeroed and no longer pending. None for an adapter whose gradient or new state would not be finite:
+    its weights, moments and step count stay as they were. Adapters must be distinct and have a pending gradient.
+
+    It steps as it is read: where memory runs out, those whose norm came have stepped, and no others.
     """
-    norms: list[float | None] = []
     for chosen in _groups(adapters):
-        norms += _step_together(adapters[chosen], params[chosen])
-    return norms
+        yield from _step_together(adapters[chosen], params[chosen])
 
 
 def _groups(adapters: Sequence[Adapter]) -> Iterator[slice]:
@@ -40,7 +40,8 @@ def _groups(adapters: Sequence[Adapter]) -> Iterator[slice]:
 
 
 def _step_together(adapters: Sequence[Adapter], params: Sequence[AdamParams]) -> list[float | None]:
-    norms: list[float] = torch.stack(torch._foreach_norm([adapter.grad for adapter in adapters])).tolist()
+    """Where memory runs out, nothing has changed."""
+    norms = _norms([adapter.grad for adapter in adapters])
     updates = _updates(adapters, params, norms)
     finite = [all(checks) for checks in zip(map(math.isfinite, norms), *map(all_finite, updates), strict=True)]
     good = [i for i, ok in enumerate(finite) if ok]
@@ -48,12 +49,24 @@ def _step_together(adapters: Sequence[Adapter], params: Sequence[AdamParams]) ->
         stepped = [adapters[i] for i in good]
         for name, new in zip(("weights", "exp_avg", "exp_avg_sq"), updates, strict=True):
             torch._foreach_copy_([getattr(adapter, name) for adapter in stepped], [new[i] for i in good])
-        torch._foreach_zero_([adapter.grad for adapter in stepped])
         for adapter in stepped:
             adapter.step += 1
-            adapter.pending = False
             adapter.refresh()
+    torch._foreach_zero_([adapter.grad for adapter in adapters])
+    for adapter in adapters:
+        adapter.pending = False
     return [norm if ok else None for norm, ok in zip(norms, finite, strict=True)]
+
+
+def _norms(grads: list[Tensor]) -> list[float]:
+    """In float32, and once more where its squares overflow: finite where all elements are."""
+    norms: list[float] = torch.stack(torch._foreach_norm(grads)).tolist()
+    return [norm if math.isfinite(norm) else _wide_norm(grad) for norm, grad in zip(norms, grads, strict=True)]
+
+
+def _wide_norm(grad: Tensor) -> float:
+    """Float64 holds the square of any float32."""
+    return float(torch.linalg.vector_norm(grad, dtype=torch.float64))
 
 
 def _updates(
@@ -63,7 +76,7 @@ def _updates(
     grads = [adapter.grad for adapter in adapters]
     clips = [_clip_factor(p.grad_clip_norm, norm) for p, norm in zip(params, norms, strict=True)]
     if any(clip != 1.0 for clip in clips):
-        grads = list(torch._foreach_mul(grads, clips))
+        grads = _scaled(grads, clips)
     exp_avg = list(torch._foreach_mul([adapter.exp_avg for adapter in adapters], [p.beta1 for p in params]))
     torch._foreach_add_(exp_avg, torch._foreach_mul(grads, [1 - p.beta1 for p in params]))
     exp_avg_sq = list(torch._foreach_mul([adapter.exp_avg_sq for adapter in adapters], [p.beta2 for p in params]))
@@ -80,6 +93,15 @@ def _updates(
     return weights, exp_avg, exp_avg_sq
 
 
+def _scaled(grads: list[Tensor], factors: Sequence[float]) -> list[Tensor]:
+    """A factor that float32 has no precise number for, as a huge gradient's may be, is multiplied in float64."""
+    scaled = list(torch._foreach_mul(grads, factors))
+    for i, (grad, factor) in enumerate(zip(grads, factors, strict=True)):
+        if factor < torch.finfo(torch.float32).tiny:
+            scaled[i] = grad.double().mul_(factor).float()
+    return scaled
+
+
 def _float32(value: float) -> float:
     """Infinity where float32 ends: torch refuses the number itself, and then nobody would step."""
     return value if abs(value) <= torch.finfo(torch.float32).max else math.copysign(math.inf, value)
@@ -91,8 +113,10 @@ def _clip_factor(limit: float, norm: float) -> float:
 
 
 def all_finite(tensors: Sequence[Tensor]) -> list[bool]:
-    """Whether each tensor's elements are all finite; also False where their sum overflows, far beyond any use.
+    """Whether each tensor's elements are all finite.
 
-    A sum is the cheapest reduction that infinities and NaN survive.
+    A sum is the cheapest reduction that infinities and NaN survive. Since it may overflow, what it condemns is looked
+    at element by element.
     """
-    return torch.stack([tensor.sum() for tensor in tensors]).isfinite().tolist()
+    sums: list[bool] = torch.stack([tensor.sum() for tensor in tensors]).isfinite().tolist()
+    return [ok or bool(tensor.isfinite().all()) for ok, tensor in zip(sums, tensors, strict=True)]

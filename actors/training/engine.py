@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import torch
 
 from ...wire.commands import ForwardBackwardInput, check_adam_params, check_forward_backward
 from ...wire.errors import InvalidRequestError, LorryError, NonFiniteError, NotFoundError, OutOfMemoryError
@@ -18,6 +17,7 @@ from ..adapters.slots import AdapterPool
 from ..model.base_model import BaseModel
 from ..model.in_flight import Segment
 from ..model.lora import LoraTargets
+from ..model.memory import memory_ran_out
 from .adam import adam_step, all_finite
 from .batch import lay_out
 from .logprobs import OutputHead, Scores
@@ -88,8 +88,8 @@ class Engine:
     def optim_step(self, steps: Sequence[tuple[str, AdamParams]]) -> list[OptimStepOutcome]:
         """One Adam step for each (adapter, hyperparameters); nothing happens where no gradient is pending.
 
-        The errors among the outcomes: InvalidRequestError, NotFoundError, and with nothing changed NonFiniteError
-        and OutOfMemoryError.
+        The errors among the outcomes: InvalidRequestError, NotFoundError and OutOfMemoryError, with nothing changed;
+        and NonFiniteError, with the gradient dropped and all else as it was.
         """
         outcomes: list[OptimStepOutcome] = []
         together: dict[str, AdamParams] = {}
@@ -157,7 +157,7 @@ class Engine:
         except BaseException as error:
             for adapter in adapters.values():
                 adapter.rollback()
-            if not _memory_ran_out(error):
+            if not memory_ran_out(error):
                 raise
             return None
         spoiled |= {job.adapter for job, tally in zip(jobs, tallies, strict=True) if job.backward and tally.problem}
@@ -209,17 +209,20 @@ class Engine:
                 outcomes[key] = OptimStepResponse({})
         due = [key for key in steps if key not in outcomes]
         try:
-            norms = adam_step(self.pool.acquire(due), [steps[key] for key in due]) if due else []
+            norms = adam_step(self.pool.acquire(due), [steps[key] for key in due]) if due else ()
+            for key, norm in zip(due, norms, strict=True):
+                outcomes[key] = _stepped(norm)
         except (RuntimeError, MemoryError) as error:
-            if not _memory_ran_out(error):
+            if not memory_ran_out(error):
                 raise
-        else:
-            outcomes |= {key: _stepped(norm) for key, norm in zip(due, norms, strict=True)}
-            due = []
-        if len(due) == 1:
-            outcomes[due[0]] = OutOfMemoryError("an optimizer step does not fit into the actor's memory")
-        elif due:
-            outcomes |= {key: self._step({key: steps[key]})[0] for key in due}
+        left = [key for key in due if key not in outcomes]
+        if len(left) == len(due) == 1:
+            problem = (
+                "an optimizer step does not fit into the actor's memory; its gradient still waits for the next one"
+            )
+            outcomes[left[0]] = OutOfMemoryError(problem)
+        elif left:
+            outcomes |= {key: self._step({key: steps[key]})[0] for key in left}
         return [outcomes[key] for key in steps]
 
 
@@ -270,14 +273,13 @@ def _innocent(jobs: Sequence[ForwardBackwardJob], tallies: Sequence[_Tally], spo
 
 def _stepped(norm: float | None) -> OptimStepOutcome:
     if norm is None:
-        return NonFiniteError("the optimizer's step is not finite", field="adam_params")
+        problem = (
+            "the optimizer's step is not finite: its pending gradient was discarded; weights and moments are as they "
+            "were; the run goes on"
+        )
+        return NonFiniteError(problem, field="adam_params")
     return OptimStepResponse({"grad_norm": norm})
 
 
 def _unknown(key: str) -> NotFoundError:
     return NotFoundError(f"there is no adapter {key!r} on this actor")
-
-
-def _memory_ran_out(error: BaseException) -> bool:
-    """On CUDA by its type; the CPU's allocator raises a bare RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

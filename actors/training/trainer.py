@@ -13,7 +13,7 @@ import torch
 from ...wire.actor_messages import Item, Outcome
 from ...wire.codec import decode, encode
 from ...wire.commands import PHASES, ForwardBackwardInput, OptimStepInput
-from ...wire.errors import InternalError, LorryError, StorageError
+from ...wire.errors import InternalError, LorryError, NonFiniteError, StorageError
 from ...wire.ids import FutureId
 from ...wire.types import AdamParams
 from ..adapters.residents import Residents
@@ -91,18 +91,27 @@ class Trainer:
 
     def _optim_step(self, chosen: Work) -> list[Ended]:
         prepared = [self._prepare_step(*one) for one in chosen]
-        outcomes = iter(self._engine.optim_step([step for step in prepared if not isinstance(step, LorryError)]))
+        outcomes = iter(self._engine.optim_step([step for step in prepared if isinstance(step, tuple)]))
         ends: list[Ended] = []
         for (item, _), step in zip(chosen, prepared, strict=True):
-            result = step if isinstance(step, LorryError) else next(outcomes)
-            failed = isinstance(result, LorryError)
-            ends.append(_failed(item, result) if failed else (Outcome(item.future), encode(result)))
+            result = next(outcomes) if isinstance(step, tuple) else step
+            if result is None:
+                ends.append((Outcome(item.future, discarded=True), b""))
+            elif isinstance(result, LorryError):
+                ends.append(_failed(item, result, discarded=isinstance(result, NonFiniteError)))
+            else:
+                ends.append((Outcome(item.future), encode(result)))
         return ends
 
-    def _prepare_step(self, item: Item, payload: bytes) -> tuple[str, AdamParams] | LorryError:
+    def _prepare_step(self, item: Item, payload: bytes) -> tuple[str, AdamParams] | LorryError | None:
+        """None where nothing is left to compute: the gradient is discarded."""
         try:
             assert item.adapter is not None
-            return self._residents.run(item.adapter), decode(payload, OptimStepInput).adam_params
+            key = self._residents.run(item.adapter)
+            if item.discard:
+                self._residents.get(key).discard()
+                return None
+            return key, decode(payload, OptimStepInput).adam_params
         except LorryError as error:
             return error
 
@@ -123,6 +132,6 @@ class Trainer:
             return _failed(item, StorageError(f"{item.kind} in {folder}: {error}"))
 
 
-def _failed(item: Item, error: object) -> Ended:
+def _failed(item: Item, error: object, *, discarded: bool = False) -> Ended:
     assert isinstance(error, LorryError)
-    return Outcome(item.future, error.info), b""
+    return Outcome(item.future, error.info, discarded=discarded), b""

@@ -12,7 +12,7 @@ from lorry.actors.model.base_model import BaseModel, load_base_model, wrap_model
 from lorry.actors.model.lora import attach_lora
 from lorry.actors.sampling.decoder import BLOCK_TOKENS, Decoder
 from lorry.actors.training.engine import Engine, ForwardBackwardJob
-from lorry.wire.commands import ForwardBackwardInput
+from lorry.wire.commands import ForwardBackwardInput, check_sample
 from lorry.wire.errors import InvalidRequestError
 from lorry.wire.types import Datum, ForwardBackwardOutput, ModelInput, TensorData
 
@@ -168,9 +168,11 @@ def test_who_gives_way_when_blocks_run_out_samples_the_same_tokens_later() -> No
 def test_a_request_that_outgrows_the_cache_alone_is_refused_at_once_and_others_go_on() -> None:
     base, _ = with_adapters()
     decoder = new_decoder(base, 8, 32, blocks=4)
-    decoder.add("fits", request(PROMPTS[1], max_tokens=40), None, 0)
-    with pytest.raises(InvalidRequestError, match="at most 64 tokens"):
-        decoder.add("too long", request(PROMPTS[1], max_tokens=60), None, 0)
+    decoder.add("fits", request(PROMPTS[1], max_tokens=58), None, 0)
+    with pytest.raises(InvalidRequestError, match="at most 65 tokens"):
+        decoder.add("too long", request(PROMPTS[1], max_tokens=59), None, 0)
+    with pytest.raises(InvalidRequestError, match=r"prompt\.length is 65, expected at most 64"):
+        decoder.add_prompt("too long", ModelInput.from_ints(LONG[:65]), None)
     assert list(run(decoder)) == ["fits"]
 
 
@@ -202,6 +204,37 @@ def logprobs_of_trainer(engine: Engine, sequences: list[tuple[list[int], list[in
         output["logprobs"].to_torch()[len(prompt) - 1 :]
         for output, (prompt, _) in zip(outcome[0].loss_fn_outputs, sequences, strict=True)
     ]
+
+
+@pytest.mark.parametrize("new", [1, None], ids=["one token", "as many as there is room for"])
+def test_a_prompt_that_fills_the_context_is_scored_and_one_token_drawn_as_the_trainer_has_them(new: int | None) -> None:
+    base = wrap_model(tiny_qwen3(max_position_embeddings=48))
+    targets = attach_lora(base)
+    adapter = targets.new_adapter(AdapterSpec(rank=4), base.device)
+    adapter.weights.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+    adapter.refresh()
+    prompt = LONG[: base.max_context]
+    wanted = request(prompt, 2, max_tokens=new, include_prompt_logprobs=True, seed=3)
+    check_sample(wanted, base.vocab_size, base.max_context)
+    decoder = new_decoder(base, 4, 20, blocks=3)
+    decoder.add("full", wanted, adapter, 0)
+    response = run(decoder)["full"]
+    pool = AdapterPool(1, base.device)
+    pool.add("run", adapter)
+    drawn = [sequence.tokens for sequence in response.sequences]
+    assert [len(tokens) for tokens in drawn] == [1, 1]
+    expected = logprobs_of_trainer(Engine(base, targets, pool), [(prompt[:1], prompt[1:] + tokens) for tokens in drawn])
+    for sequence, own in zip(response.sequences, expected, strict=True):
+        found = torch.tensor([*response.prompt_logprobs[1:], *sequence.logprobs])
+        torch.testing.assert_close(found, own, rtol=0, atol=1e-4)
+
+
+def test_after_a_prompt_that_fills_the_context_no_second_token_is_drawn() -> None:
+    with pytest.raises(InvalidRequestError, match="max_tokens is 2, expected at most 1"):
+        check_sample(request(LONG[:48], max_tokens=2), 97, 48)
+    with pytest.raises(InvalidRequestError, match=r"prompt\.length is 49, expected at most 48"):
+        check_sample(request(LONG[:49], max_tokens=1), 97, 48)
+    check_sample(request(LONG[:47], max_tokens=1), 97, 48)
 
 
 def test_10_000_sampled_logprobs_are_the_trainers_within_1e_4() -> None:

@@ -2,6 +2,7 @@
 
 from collections import deque
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,9 +43,9 @@ def step(lineup: Lineup) -> list[Request]:
     ]
     assert all(lineup.pool.holders(block) == 1 for block in written), "a shared block is never written"
     assert len(set(written)) == len(written)
-    lineup.advance(plan)
+    lineup.advance(plan.rows, plan.chunks)
     seats = lineup.seat()
-    ended = [row for row in (*plan.rows, *(row for row, _ in seats.rows)) if row.accept(1, 0.0, None, Letters())]
+    ended = [row for row in (*plan.rows, *(seat.row for seat in seats)) if row.accept(1, 0.0, None, Letters())]
     lineup.leave([row for row in ended if row in lineup.rows])
     return [row.request for row in ended if row.request.complete]
 
@@ -104,7 +105,7 @@ def test_no_decoding_row_misses_a_step_while_a_long_prompt_is_computed() -> None
     while len(lineup.rows) == 15:
         plan = lineup.plan()
         assert sum(chunk.end - chunk.start for chunk in plan.chunks) <= 64
-        lineup.advance(plan)
+        lineup.advance(plan.rows, plan.chunks)
         lineup.seat()
         for row in plan.rows:
             row.accept(1, 0.0, None, Letters())
@@ -126,5 +127,18 @@ def test_the_latest_arrival_gives_way_and_everyone_else_goes_on() -> None:
 
 def test_a_request_that_no_pool_of_this_size_can_hold_does_not_fit() -> None:
     lineup = Lineup(BlockPool(8), BLOCK, max_rows=4, chunk_tokens=64)
-    assert lineup.fits(new_request(0, 12, 4, 20))
-    assert not lineup.fits(new_request(0, 13, 1, 20))
+    assert lineup.fits(new_request(0, 12, 4, 21))
+    assert not lineup.fits(new_request(0, 13, 1, 21))
+    assert lineup.fits(new_request(0, 32, 0, 0))
+    assert not lineup.fits(new_request(0, 33, 0, 0))
+
+
+@pytest.mark.parametrize(("prompt", "new"), [(1, 32), (17, 16), (31, 2), (32, 1)])
+def test_a_pool_of_exactly_the_right_size_holds_a_sequence_that_fits_to_the_token(prompt: int, new: int) -> None:
+    lineup = Lineup(BlockPool(8), BLOCK, max_rows=4, chunk_tokens=5)
+    request = new_request(0, prompt, 2, new)
+    assert lineup.fits(request)
+    join(lineup, request)
+    ended = [one for _ in range(200) for one in step(lineup)]
+    assert set(ended) == {request}
+    assert [len(sequence.tokens) for sequence in request.sequences if sequence is not None] == [new, new]

@@ -8,7 +8,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from lorry.actors.adapters import snapshots
-from lorry.actors.adapters.snapshots import load_sampler_weights, load_state, save_sampler_weights, save_state
+from lorry.actors.adapters.snapshots import (
+    load_sampler_weights,
+    load_state,
+    restore_state,
+    save_sampler_weights,
+    save_state,
+)
 from lorry.actors.model.adapter import Adapter, AdapterSpec
 from lorry.wire.errors import CheckpointError
 from lorry.wire.types import AdamParams
@@ -19,12 +25,12 @@ from .workshop import Family, Workshop, assert_close, job, logprobs, request
 SPECS = [AdapterSpec(4, seed=1), AdapterSpec(3, seed=2, train_mlp=False), AdapterSpec(2, seed=3, train_unembed=False)]
 
 
-def trained(shop: Workshop, spec: AdapterSpec, *, pending: bool = False) -> Adapter:
-    adapter = shop.add("run", spec)
-    shop.engine.forward_backward([job("run", request(0))])
-    shop.engine.optim_step([("run", AdamParams(learning_rate=1e-2))])
+def trained(shop: Workshop, spec: AdapterSpec, *, key: str = "run", pending: bool = False) -> Adapter:
+    adapter = shop.add(key, spec)
+    shop.engine.forward_backward([job(key, request(0))])
+    shop.engine.optim_step([(key, AdamParams(learning_rate=1e-2))])
     if pending:
-        shop.engine.forward_backward([job("run", request(1))])
+        shop.engine.forward_backward([job(key, request(1))])
     return adapter
 
 
@@ -59,13 +65,31 @@ def test_a_run_goes_on_from_its_saved_state_as_if_never_interrupted(pending: boo
     adapter = trained(shop, SPECS[0], pending=pending)
     save_state(adapter, shop.targets, tmp_path / "state", "tiny/model")
     resumed = other.add("run", AdapterSpec(4, seed=99))
-    load_state(resumed, tmp_path / "state", optimizer=True)
+    restore_state(resumed, tmp_path / "state")
     assert (resumed.step, resumed.pending) == (1, pending)
+    assert torch.equal(resumed.grad, adapter.grad)
     for each in (shop, other):
         each.engine.forward_backward([job("run", request(3))])
         each.engine.optim_step([("run", AdamParams(learning_rate=1e-2))])
     assert torch.equal(resumed.weights, adapter.weights)
     assert torch.equal(resumed.exp_avg_sq, adapter.exp_avg_sq)
+
+
+@pytest.mark.parametrize("optimizer", [False, True], ids=["weights alone", "with the optimizer"])
+def test_after_a_checkpoint_is_loaded_no_gradient_is_pending_though_one_was_saved(
+    optimizer: bool, tmp_path: Path
+) -> None:
+    shop = Workshop(tiny_qwen3())
+    adapter = trained(shop, SPECS[0], pending=True)
+    saved = [vector.clone() for vector in (adapter.weights, adapter.exp_avg, adapter.exp_avg_sq)]
+    save_state(adapter, shop.targets, tmp_path / "state", "tiny/model")
+    other = trained(shop, AdapterSpec(4, seed=99), key="other", pending=True)
+    load_state(other, tmp_path / "state", optimizer=optimizer)
+    assert (other.step, other.pending) == (int(optimizer), False)
+    assert other.grad.abs().max() == 0
+    assert torch.equal(other.weights, saved[0])
+    assert torch.equal(other.exp_avg, saved[1] if optimizer else torch.zeros_like(saved[1]))
+    assert torch.equal(other.exp_avg_sq, saved[2] if optimizer else torch.zeros_like(saved[2]))
 
 
 def test_weights_can_be_loaded_without_the_optimizer(tmp_path: Path) -> None:

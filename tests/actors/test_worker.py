@@ -1,15 +1,17 @@
 """The compute thread with a real engine and decoder on a tiny model: the orders it takes, the outcomes it posts."""
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Thread
 
 import pytest
+import torch
 
 from lorry.actors.adapters.residents import Residents
 from lorry.actors.adapters.snapshots import save_sampler_weights
-from lorry.actors.model.adapter import AdapterSpec
+from lorry.actors.model.adapter import Adapter, AdapterSpec
+from lorry.actors.model.base_model import BaseModel
 from lorry.actors.model.survey import survey
 from lorry.actors.orders import Sample, Stop, Train
 from lorry.actors.sampling.decoder import BLOCK_TOKENS, Decoder
@@ -26,6 +28,7 @@ from .test_decoder import Letters
 from .workshop import Workshop, assert_close, request
 
 PROMPT = [(5 * i + 1) % 90 for i in range(40)]
+MARK = 95
 
 
 class Desk:
@@ -49,13 +52,20 @@ class Desk:
         self.thread = Thread(target=self.worker.run)
         self.thread.start()
 
-    def sample(self, future: str, adapter: str | None, new: int = 5, scope: str | None = None) -> None:
+    def sample(
+        self,
+        future: str,
+        adapter: str | None,
+        new: int = 5,
+        scope: str | None = None,
+        prompt: Sequence[int] = PROMPT,
+    ) -> None:
         state = (
             AdapterState(str(self.folder / adapter), LoraConfig(rank=4), str(self.folder / adapter))
             if adapter
             else None
         )
-        payload = encode(SampleInput(ModelInput.from_ints(PROMPT), 1, SamplingParams(max_tokens=new, stop=[])))
+        payload = encode(SampleInput(ModelInput.from_ints(prompt), 1, SamplingParams(max_tokens=new, stop=[])))
         self.worker.orders.put(Sample(BatchId(1), Item(FutureId(future), "sample", state, scope=scope), payload))
 
     def train(self, future: str, rows: int, run: str = "run") -> None:
@@ -137,6 +147,45 @@ def test_a_request_that_outgrows_the_cache_fails_alone(desk: Desk) -> None:
     error = outcomes[FutureId("large")].error
     assert error is not None and error.field == "prompt.length + sampling_params.max_tokens"
     assert outcomes[FutureId("small")].error is None
+
+
+def test_memory_that_runs_out_in_one_request_ends_it_alone(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden_states = BaseModel.hidden_states
+
+    def scarce(self: BaseModel, tokens: torch.Tensor, positions: torch.Tensor, *, grad: bool) -> torch.Tensor:
+        if ((tokens == MARK) & (positions == len(PROMPT))).any():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return hidden_states(self, tokens, positions, grad=grad)
+
+    monkeypatch.setattr(BaseModel, "hidden_states", scarce)
+    desk.sample("before", "one", new=30)
+    desk.sample("ill", "two", prompt=[*PROMPT, MARK])
+    desk.sample("after", None, new=30)
+    outcomes = {outcome.future: outcome.error for outcome in (desk.next_outcome() for _ in range(3))}
+    assert outcomes.pop(FutureId("before")) is None
+    assert outcomes.pop(FutureId("after")) is None
+    (error,) = outcomes.values()
+    assert error is not None and error.code == "OutOfMemoryError"
+    assert "token 41 of a sequence of 41" in error.message
+
+
+def test_an_adapter_that_does_not_fit_beside_others_ends_its_own_requests(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move, lacking = Adapter.to, str(desk.folder / "one")
+
+    def scarce(self: Adapter, device: torch.device | str) -> None:
+        if lacking in desk.pool and desk.pool.get(lacking) is self:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        move(self, device)
+
+    monkeypatch.setattr(Adapter, "to", scarce)
+    for future, adapter in (("ill", "one"), ("well", "two"), ("bare", None)):
+        desk.sample(future, adapter)
+    outcomes = {outcome.future: outcome.error for outcome in (desk.next_outcome() for _ in range(3))}
+    assert {future for future, error in outcomes.items() if error is not None} == {"ill"}
+    error = outcomes[FutureId("ill")]
+    assert error is not None and error.code == "OutOfMemoryError"
 
 
 def test_a_cancelled_request_gives_its_blocks_to_the_next(desk: Desk) -> None:
