@@ -8,7 +8,7 @@ OLD_SDK := build/sdk-0.34.0
 # tinker-cookbook pins an older transformers, so it gets an environment of its own.
 COOKBOOK := build/cookbook
 
-.PHONY: help install demo test cookbook check format types bench lock clean
+.PHONY: help install demo test timings cookbook check format types bench lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo: $(INSTALLED)  ## two tenants train and sample one base model, all on this 
 
 test: $(INSTALLED) $(OLD_SDK)  ## run the tests
 	$(BIN)/python -m pytest
+
+timings: $(INSTALLED)  ## run the tests of how long things take, on a machine that does nothing else
+	$(BIN)/python -m pytest -m timed tests/service/test_timings.py
 
 cookbook: $(INSTALLED) $(COOKBOOK)/.installed  ## run tinker-cookbook's trainers against Lorry, in its own environment
 	$(BIN)/python -m pytest tests/cookbook

@@ -10,7 +10,8 @@ import zmq
 
 from lorry.wire.client_messages import VERSION
 
-PATIENCE_MS = 20_000
+PATIENCE_MS = 120_000
+"""For a broker that hangs."""
 
 
 class Raw:
@@ -39,9 +40,6 @@ class Raw:
 
     def receive_header(self) -> dict[str, Any]:
         return msgpack.unpackb(self.receive()[0])
-
-    def is_silent(self, for_ms: int = 300) -> bool:
-        return not self._socket.poll(for_ms)
 
     def ask(self, *frames: object) -> dict[str, Any]:
         self.send(*frames)
