@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,6 +84,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def raw(server: Server) -> Iterator[Raw]:
     with Raw.connected(server.address) as raw:
         yield raw
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What each folder took, of all workers together: CONTRIBUTING.md says what it may take."""
+    seconds = Counter[str]()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[os.path.dirname(report.location[0])] += report.duration
+    terminalreporter.write_line(", ".join(f"{folder} {took:.0f} s" for folder, took in seconds.most_common()))
 
 
 _tenants = itertools.count()
