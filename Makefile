@@ -2,13 +2,15 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+# Two of them, each with servers of its own; who is done early takes tests from the other.
+TESTS := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 INSTALLED := $(VENV)/.installed
 # The oldest Tinker SDK that the tests run against, in a folder of its own.
 OLD_SDK := build/sdk-0.34.0
 # tinker-cookbook pins an older transformers, so it gets an environment of its own.
 COOKBOOK := build/cookbook
 
-.PHONY: help install demo test cookbook check format types bench lock clean
+.PHONY: help install demo test timings cookbook check format types bench lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +27,10 @@ demo: $(INSTALLED)  ## two tenants train and sample one base model, all on this 
 	$(BIN)/python docs/demo.py
 
 test: $(INSTALLED) $(OLD_SDK)  ## run the tests
-	$(BIN)/python -m pytest
+	$(TESTS)
+
+timings: $(INSTALLED)  ## run the tests of how long things take, on a machine that does nothing else
+	$(BIN)/python -m pytest -m timed tests/service/test_timings.py
 
 cookbook: $(INSTALLED) $(COOKBOOK)/.installed  ## run tinker-cookbook's trainers against Lorry, in its own environment
 	$(BIN)/python -m pytest tests/cookbook
@@ -33,7 +38,7 @@ cookbook: $(INSTALLED) $(COOKBOOK)/.installed  ## run tinker-cookbook's trainers
 check: $(INSTALLED) $(OLD_SDK) types  ## formatting, lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 format: $(INSTALLED)  ## format, and fix what lint can fix
 	$(BIN)/ruff format .

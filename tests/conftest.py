@@ -1,4 +1,7 @@
-"""One real server for all tests that only need one: `lorry serve` as a user starts it, in processes of its own."""
+"""One real server for all tests that only need one: `lorry serve` as a user starts it, in processes of its own.
+
+Nothing here or in a test says how long something may take: the one limit is pytest's, for a test that hangs.
+"""
 
 import itertools
 import os
@@ -6,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lorry.storage.store import Store
 from lorry.wire.ids import TenantId
@@ -20,7 +26,12 @@ from tests.service.raw import Raw
 ROOT = Path(__file__).resolve().parent.parent
 BASE_MODEL = ROOT / "tests/assets/base-model"
 MODEL = "jargon-1m"
-START_TIMEOUT_S = 60.0
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+# Tiny models gain nothing from a second thread, and threads that spin beside another busy process cost tenfold.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +40,6 @@ class Server:
     address: str
     data: Path
     first_line: str
-    started_in_s: float
     url: str = ""
 
     def new_key(self, tenant: str) -> str:
@@ -43,7 +53,7 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         with self.process:
-            return self.process.wait(timeout=15)
+            return self.process.wait()
 
 
 LORRY = (sys.executable, "-m", "lorry")
@@ -57,12 +67,11 @@ def start_server(
     folder: Path | None = None,
 ) -> Server:
     """`command` is how `lorry` is called, and `folder` the working directory in which it is."""
-    started = time.monotonic()
     command = [*command, "--log-level", "warning", "serve", "--model", model]
     command += ["--data", str(data), *([] if "--bind" in options else ["--bind", "tcp://127.0.0.1:*"]), *options]
     command += [] if "--http" in options else ["--no-http"]
-    # One thread is the fastest for so small a model, and two would fight with whatever else the machine does.
-    command += [] if "--threads" in options else ["--threads", "1"]
+    # Whoever is silent for three heartbeats is taken for dead, which on a busy machine must not happen to the living.
+    command += [] if "--heartbeat-s" in options else ["--heartbeat-s", "60"]
     environment = os.environ | {"COLUMNS": "200"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder)
     assert process.stdout is not None
@@ -71,9 +80,8 @@ def start_server(
         process.kill()
         raise AssertionError(f"lorry serve said {line!r}")
     address = line.split(" at ")[1].split(",")[0]
-    started_in_s = time.monotonic() - started
     url = process.stdout.readline().strip().rpartition("=")[2] if "--http" in options else ""
-    return Server(process, address, data, line, started_in_s, url)
+    return Server(process, address, data, line, url)
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +95,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def raw(server: Server) -> Iterator[Raw]:
     with Raw.connected(server.address) as raw:
         yield raw
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What each folder took, of all workers together: CONTRIBUTING.md says what it may take."""
+    seconds = Counter[str]()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[os.path.dirname(report.location[0])] += report.duration
+    terminalreporter.write_line(", ".join(f"{folder} {took:.0f} s" for folder, took in seconds.most_common()))
 
 
 _tenants = itertools.count()
@@ -107,3 +125,14 @@ def children_of(process: int) -> dict[str, int]:
         if role:
             found[role] = child.pid
     return found
+
+
+@contextmanager
+def standing_still(server: Server) -> Iterator[None]:
+    """Its actor does nothing meanwhile, so that what it is to do has not been done."""
+    actor = children_of(server.process.pid)["actor"]
+    os.kill(actor, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(actor, signal.SIGCONT)

@@ -116,8 +116,7 @@ class AdapterState(msgspec.Struct, frozen=True):
 
 
 class Item(msgspec.Struct, frozen=True):
-    """`folder` is what a save writes and a load reads; `optimizer` is load_state's. `discard` repeats what an
-    optim_step did that failed: it drops the pending gradient, and computes nothing.
+    """`folder` is what a save writes and a load reads; `optimizer` is load_state's.
 
     Without an adapter, prompts whose `scope` is the same may share what is computed of equal beginnings. It is the
     tenant's, for how much was found computed tells what was asked before.

@@ -1,7 +1,8 @@
 """The compute thread with a real engine and decoder on a tiny model: the orders it takes, the outcomes it posts."""
 
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -36,7 +37,7 @@ class Desk:
 
     def __init__(self, folder: Path, slots: int = 8) -> None:
         workshop = Workshop(tiny_qwen3(), slots)
-        self.pool = workshop.pool
+        self.pool, self.in_flight = workshop.pool, workshop.base.in_flight
         base, targets = workshop.base, workshop.targets
         for name in ("one", "two"):
             adapter = targets.new_adapter(AdapterSpec(rank=4), base.device)
@@ -76,7 +77,18 @@ class Desk:
         self.worker.orders.put(Train(MicroBatch(BatchId(2), "train", [item], 100 * rows), [payload]))
 
     def next_outcome(self) -> Outcome:
-        return self.posted.get(timeout=30).outcomes[0]
+        return self.posted.get().outcomes[0]
+
+    def in_mid_pass(self, *orders: Callable[[], None]) -> None:
+        """Each is given in a pause of its own between the products of the next pass, from the first pause on."""
+        waiting, pause = list(orders), self.in_flight.pause
+
+        def give_and_pause() -> None:
+            if waiting:
+                waiting.pop(0)()
+            pause()
+
+        self.in_flight.pause = give_and_pause
 
 
 @pytest.fixture
@@ -106,23 +118,23 @@ def test_of_the_bare_base_a_prefix_is_found_within_its_scope_alone(desk: Desk) -
 
 
 def test_sequences_get_their_tokens_between_the_products_of_a_pass(desk: Desk) -> None:
+    desk.in_mid_pass(partial(desk.sample, "sample", "one"))
     desk.train("train", rows=60)
-    desk.sample("sample", "one")
     assert [desk.next_outcome().future for _ in range(2)] == ["sample", "train"]
 
 
 @pytest.mark.parametrize("desk", [1], indirect=True)
 def test_where_the_slots_are_those_of_the_pass_sequences_wait_for_its_end(desk: Desk) -> None:
+    desk.in_mid_pass(partial(desk.sample, "sample", "one"))
     desk.train("train", rows=60)
-    desk.sample("sample", "one")
     outcomes = [desk.next_outcome() for _ in range(2)]
     assert {(outcome.future, outcome.error) for outcome in outcomes} == {("train", None), ("sample", None)}
 
 
 def test_a_request_is_cancelled_between_the_products_of_a_pass(desk: Desk) -> None:
+    cancel = partial(desk.worker.orders.put, CancelCommand(FutureId("sample")))
+    desk.in_mid_pass(partial(desk.sample, "sample", "one", new=140), cancel)
     desk.train("train", rows=60)
-    desk.sample("sample", "one", new=140)
-    desk.worker.orders.put(CancelCommand(FutureId("sample")))
     outcomes = [desk.next_outcome() for _ in range(2)]
     assert [(outcome.future, outcome.error is None) for outcome in outcomes] == [("sample", False), ("train", True)]
 

@@ -16,7 +16,6 @@ import pytest
 
 from tests.conftest import ROOT, Server, start_server
 
-TIMEOUT_S = 120.0
 OLD_SDK = ROOT / "build/sdk-0.34.0"
 """`make test` puts it there."""
 PRICES = """
@@ -41,7 +40,7 @@ class Tenant:
     def environment(self) -> dict[str, str]:
         settings = {"TINKER_BASE_URL": self.server.url, "TINKER_API_KEY": self.key, "TINKER_TELEMETRY": "1"}
         sdk = {"PYTHONPATH": str(self.sdk)} if self.sdk else {}
-        return os.environ | settings | sdk | self.extra | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        return os.environ | settings | sdk | self.extra | {"PYTHONWARNINGS": "ignore"}
 
     def start(self, program: str, *arguments: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "tests.gateway.programs", program, *arguments]
@@ -56,9 +55,7 @@ class Tenant:
     def tinker(self, *arguments: str) -> str:
         """What the `tinker` command prints."""
         command = [sys.executable, "-m", "tinker.cli", *arguments]
-        done = subprocess.run(
-            command, env=self.environment, text=True, capture_output=True, timeout=TIMEOUT_S, check=False
-        )
+        done = subprocess.run(command, env=self.environment, text=True, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
 
@@ -69,11 +66,11 @@ class Tenant:
         return subprocess.run(command, env=environment, text=True, capture_output=True, check=True).stdout
 
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=f"{self.server.url}/api/v1", headers={"X-API-Key": self.key}, timeout=60)
+        return httpx.Client(base_url=f"{self.server.url}/api/v1", headers={"X-API-Key": self.key}, timeout=None)
 
 
 def finish(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    output, errors = process.communicate(timeout=TIMEOUT_S)
+    output, errors = process.communicate()
     assert process.returncode == 0, errors[-4000:]
     return json.loads(output.splitlines()[-1])
 

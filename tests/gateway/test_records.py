@@ -121,10 +121,10 @@ def test_a_link_serves_its_file_until_it_expires_and_nothing_else(tenant: Tenant
         path = tenant.run("training.resume")["path"]
         run, _, checkpoint = path.removeprefix("tinker://").partition("/")
         link = http.get(f"training_runs/{run}/checkpoints/{checkpoint}/archive").json()["url"]
-    assert httpx.get(link).content[:512].strip(b"\0")
-    assert httpx.get(link.replace("archive.tar", "adapter_model.safetensors")).status_code == 404
-    assert httpx.get(link.replace("expires=", "expires=1")).status_code == 404
-    assert httpx.get(link.replace(run.partition(":")[0], "somebody")).status_code == 404
+    assert httpx.get(link, timeout=None).content[:512].strip(b"\0")
+    assert httpx.get(link.replace("archive.tar", "adapter_model.safetensors"), timeout=None).status_code == 404
+    assert httpx.get(link.replace("expires=", "expires=1"), timeout=None).status_code == 404
+    assert httpx.get(link.replace(run.partition(":")[0], "somebody"), timeout=None).status_code == 404
 
 
 def test_a_public_checkpoint_can_be_used_and_not_changed_by_others(new_tenant: Callable[[], Tenant]) -> None:

@@ -111,7 +111,7 @@ def test_what_is_not_there_says_so(tenant: Tenant, method: str, path: str, statu
 
 
 def test_every_endpoint_but_the_public_ones_wants_a_key(tenant: Tenant) -> None:
-    with httpx.Client(base_url=f"{tenant.server.url}/api/v1") as http:
+    with httpx.Client(base_url=f"{tenant.server.url}/api/v1", timeout=None) as http:
         assert http.get("healthz").json()["status"] == "ok"
         assert http.get("readyz").json()["models"] == {"ready": 1, "loading": 0, "failed": 0}
         assert http.get("training_runs").status_code == 401
@@ -140,7 +140,7 @@ def test_a_request_that_is_sent_twice_is_one_request(tenant: Tenant) -> None:
 def test_a_cancelled_sample_fails_with_the_users_category(tenant: Tenant) -> None:
     with tenant.http() as http:
         sampler = a_sampler(http)
-        request = http.post("asample", json=a_sample(sampler, 0, tokens=200, count=4)).json()["request_id"]
+        request = http.post("asample", json=a_sample(sampler, 0, tokens=4000, count=4)).json()["request_id"]
         assert http.post("cancel_future", json={"request_id": request}).status_code == 204
         failed = http.post("retrieve_future", json={"request_id": request}).json()
         assert failed["category"] == "user"
@@ -211,7 +211,7 @@ async def impatient(tenant: Tenant) -> AsyncGenerator[httpx.AsyncClient]:
     )
     async with (
         running(config) as url,
-        httpx.AsyncClient(base_url=f"{url}/api/v1", headers={"X-API-Key": tenant.key}) as http,
+        httpx.AsyncClient(base_url=f"{url}/api/v1", headers={"X-API-Key": tenant.key}, timeout=None) as http,
     ):
         yield http
 

@@ -10,8 +10,6 @@ import zmq
 
 from lorry.wire.client_messages import VERSION
 
-PATIENCE_MS = 20_000
-
 
 class Raw:
     def __init__(self, socket: "zmq.Socket[bytes]") -> None:
@@ -34,14 +32,10 @@ class Raw:
         self._socket.send_multipart([f if isinstance(f, bytes) else msgpack.packb(f) for f in frames])
 
     def receive(self) -> list[bytes]:
-        assert self._socket.poll(PATIENCE_MS), "the broker does not answer"
         return self._socket.recv_multipart()
 
     def receive_header(self) -> dict[str, Any]:
         return msgpack.unpackb(self.receive()[0])
-
-    def is_silent(self, for_ms: int = 300) -> bool:
-        return not self._socket.poll(for_ms)
 
     def ask(self, *frames: object) -> dict[str, Any]:
         self.send(*frames)

@@ -65,12 +65,15 @@ async def test_a_command_that_is_sent_twice_is_executed_and_billed_once(
         assert (row.kind, row.tokens) == ("train", 12)
 
 
-def test_a_late_seq_waits_for_the_gap(raw: Raw, key: str, run: str) -> None:
+async def test_a_late_seq_waits_for_the_gap(server: Server, raw: Raw, key: str, run: str) -> None:
+    async with lorry.connect(server.address, api_key=key) as service:
+        another = (await service.create_lora_training_client_async(MODEL, rank=4)).model_id
     raw.hello(key)
     raw.send(submit(run, 2), BACKWARD)
     raw.send(submit(run, 1, "optim_step"), STEP)
     assert [raw.receive_header()["request"] for _ in range(2)] == [2, 1], "both are acknowledged"
-    assert raw.is_silent(), "and neither has run"
+    raw.send(submit(another, 0), BACKWARD)
+    assert set(resolved(raw, 1)) == {f"{another}:0"}, "and neither has run before what came after them"
     raw.send(submit(run, 0), BACKWARD)
     results = resolved(raw, 3)
     assert loss(results[f"{run}:2"]) < loss(results[f"{run}:0"])

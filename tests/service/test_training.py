@@ -8,8 +8,6 @@ import pytest
 import lorry
 from tests.conftest import MODEL, Server
 
-pytestmark = pytest.mark.timeout(120)
-
 Key = Callable[[], str]
 
 

@@ -57,9 +57,9 @@ def everything(key: str) -> dict[str, Any]:
         call("checkpoint", *command)
         return [checkpoint().public, checkpoint().expires_at is not None]
 
-    now = datetime.now(UTC)
-    hour = now.replace(minute=0, second=0, microsecond=0)
-    usage = in_json("billing", "usage", hour.isoformat(), (hour + timedelta(hours=1)).isoformat())
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    since, until = (hour + timedelta(hours=hours) for hours in (-1, 1))
+    usage = in_json("billing", "usage", since.isoformat(), until.isoformat())
     return {
         "published": after("publish", path),
         "unpublished": after("unpublish", path),

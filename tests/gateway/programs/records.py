@@ -67,18 +67,18 @@ def sessions() -> dict[str, Any]:
     }
 
 
-def billed_this_hour() -> Any:
+def billed_lately() -> Any:
     from datetime import UTC, datetime, timedelta
 
     hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-    return tinker.AdminClient().get_billing_usage(hour, hour + timedelta(hours=1)).result()
+    return tinker.AdminClient().get_billing_usage(hour - timedelta(hours=1), hour + timedelta(hours=1)).result()
 
 
 def billing() -> dict[str, Any]:
     training = new_run(tinker.ServiceClient(user_metadata={"grant": "x"}))
     tokens = tokens_of(training)
     steps(training, [example(tokens)], 1)
-    usage = billed_this_hour()
+    usage = billed_lately()
     return {
         "events": [[e.event_info.type, e.event_info.token_count] for e in usage.data],
         "rates": [e.effective_rate_usd_per_million_tokens for e in usage.data],
@@ -96,7 +96,7 @@ def cached_prompts() -> dict[str, Any]:
     prompt, params = types.ModelInput.from_ints(list(range(5, 45))), types.SamplingParams(max_tokens=1, stop=[])
     for _ in range(2):
         sampler.sample(prompt, 1, params).result()
-    prefill = [e.event_info for e in billed_this_hour().data if e.event_info.type == "sampling_prefill"]
+    prefill = [e.event_info for e in billed_lately().data if e.event_info.type == "sampling_prefill"]
     return {"prefill": sorted([e.cached, e.token_count] for e in prefill)}
 
 
