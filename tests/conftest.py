@@ -103,7 +103,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
-                seconds[os.path.dirname(report.location[0])] += report.duration
+                seconds[os.path.dirname(report.nodeid.partition("::")[0])] += report.duration
     terminalreporter.write_line(", ".join(f"{folder} {took:.0f} s" for folder, took in seconds.most_common()))
 
 

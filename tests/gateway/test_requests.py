@@ -137,6 +137,35 @@ def test_a_request_that_is_sent_twice_is_one_request(tenant: Tenant) -> None:
         assert "loss:sum" in results[0]["metrics"]
 
 
+def test_a_resend_in_another_form_is_the_same_request_and_another_content_a_conflict(tenant: Tenant) -> None:
+    with tenant.http() as http:
+        run = a_run(http)
+        weighted = public_pb.ForwardBackwardRequest.FromString(a_pass(run, 1))
+        weights = public_pb.Tensor(dtype=public_pb.DTYPE_FLOAT32, shape=[2], dense=b"\0\0\x80?" * 2)
+        weighted.data[0].loss_fn_inputs["weights"].CopyFrom(weights)
+        sent = weighted.SerializeToString()
+        assert http.post("forward_backward", content=sent).status_code == 200
+        again = public_pb.ForwardBackwardRequest.FromString(a_pass(run, 1))  # the same in another order, and packed
+        again.data[0].loss_fn_inputs.clear()
+        again.data[0].loss_fn_inputs["weights"].CopyFrom(weights)
+        again.data[0].loss_fn_inputs["target_tokens"].CopyFrom(weighted.data[0].loss_fn_inputs["target_tokens"])
+        packed = zstandard.ZstdCompressor().compress(again.SerializeToString())
+        assert http.post("forward_backward", content=packed, headers={"Content-Encoding": "zstd"}).status_code == 200
+        other = http.post("forward_backward", content=a_pass(run, 1))
+        assert other.status_code == 400 and "with another content" in other.json()["detail"]
+        body = {"model_id": run, "seq_id": 1, "path": "x"}
+        kind = http.post("save_weights", json=body)
+        assert kind.status_code == 400 and "forward_backward" in kind.text and "save_state" in kind.text
+
+
+def test_a_samplers_request_is_not_taken_for_another_under_its_number(tenant: Tenant) -> None:
+    with tenant.http() as http:
+        sampler = a_sampler(http)
+        assert http.post("asample", json=a_sample(sampler, 0, tokens=2)).status_code == 200
+        assert http.post("asample", json=a_sample(sampler, 0, tokens=2)).status_code == 200
+        assert http.post("asample", json=a_sample(sampler, 0, tokens=3)).status_code == 400
+
+
 def test_a_cancelled_sample_fails_with_the_users_category(tenant: Tenant) -> None:
     with tenant.http() as http:
         sampler = a_sampler(http)

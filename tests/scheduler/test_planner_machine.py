@@ -87,6 +87,14 @@ class PlannerMachine(RuleBasedStateMachine):
         if outcome == "dropped":
             self.cancelled.add(future)
 
+    @rule(run=st.sampled_from(RUNS))
+    def a_command_is_refused(self, run: tuple[LaneId, TenantId]) -> None:
+        lane, _ = run
+        seq = self.seqs[lane]
+        self.seqs[lane] += 1
+        self.planner.skip(lane, seq)
+        self.cancelled.add(future_id(lane, seq))
+
     @rule(actor=actors)
     def an_actor_is_given_all_it_takes(self, actor: ActorId) -> None:
         if actor not in self.held:
@@ -172,6 +180,17 @@ class PlannerMachine(RuleBasedStateMachine):
 
 PlannerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
 TestPlanner = PlannerMachine.TestCase
+
+
+def test_what_waits_behind_a_refused_command_runs() -> None:
+    planner, lane, actor = Planner(), LaneId("run"), ActorId("actor")
+    planner.add_lane(Lane(lane, TENANTS[0], MODEL))
+    planner.add_actor(actor, MODEL, CAPACITY)
+    planner.submit(Command(future_id(lane, 1), lane, 1, "optim_step", TENANTS[0], MODEL, 1, 0))
+    assert planner.next_micro_batch(actor) is None
+    planner.skip(lane, 0)
+    plan = planner.next_micro_batch(actor)
+    assert plan is not None and [command.seq for command in plan.commands] == [1]
 
 
 def test_a_command_that_kills_actors_runs_alone_and_then_fails_alone() -> None:

@@ -1,5 +1,6 @@
 """Whatever is wrong gets a typed, readable error at the caller, and everyone else's work goes on."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -169,6 +170,28 @@ async def test_a_request_above_the_limit_is_refused_before_it_is_sent(server: Se
         row = lorry.Datum(lorry.ModelInput.from_ints(tokens), {"target_tokens": tokens, "weights": [1.0] * len(tokens)})
         with refusal(lorry.MessageTooLargeError, "67,108,864"):
             training.forward_backward([row] * 60, "cross_entropy")
+        assert (await training.forward([datum()], "cross_entropy")).metrics["loss:sum"] > 0
+
+
+async def test_arguments_of_a_wrong_type_or_size_are_refused_where_they_were_made(server: Server, new_key: Key) -> None:
+    async with lorry.connect(server.address, api_key=new_key()) as service:
+        training = await service.create_lora_training_client_async(MODEL, rank=4)
+        other = training.forward([datum()], "cross_entropy")
+        with refusal(lorry.InvalidRequestError, "name"):
+            training.save_state(5)  # type: ignore[arg-type]
+        with refusal(lorry.MessageTooLargeError, "65,536"):
+            training.save_state("x", user_metadata={"note": "x" * MAX_HEADER_BYTES})
+        assert (await other).metrics["loss:sum"] > 0
+        assert (await training.forward([datum()], "cross_entropy")).metrics["loss:sum"] > 0
+
+
+async def test_two_clients_that_drive_one_run_learn_it_at_their_first_collision(server: Server, new_key: Key) -> None:
+    async with lorry.connect(server.address, api_key=new_key()) as service:
+        training = await service.create_lora_training_client_async(MODEL, rank=4)
+        twin = copy.copy(training)
+        assert (await training.forward([datum()], "cross_entropy")).metrics["loss:sum"] > 0
+        with refusal(lorry.SeqConflictError, "request 0", "optim_step", "forward", "another client"):
+            await twin.optim_step(lorry.AdamParams())
         assert (await training.forward([datum()], "cross_entropy")).metrics["loss:sum"] > 0
 
 

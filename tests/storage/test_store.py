@@ -1,6 +1,7 @@
 """A real SQLite file: what was recorded is there after a restart, once, and keys are never stored."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,22 @@ from sqlite_utils import Database
 
 from lorry.storage.checkpoints import delete_folder
 from lorry.storage.reports import actors, usage
-from lorry.storage.rows import CommandRow, CommandState, ResultRow, RunRow, UsageEntry, UsedSeq
+from lorry.storage.rows import (
+    CheckpointRow,
+    CommandRow,
+    CommandState,
+    ResultRow,
+    RunRow,
+    SamplerRow,
+    UsageEntry,
+    UsedSeq,
+)
 from lorry.storage.schema import migrations
 from lorry.storage.store import FILE, Store, key_hash
 from lorry.storage.writer import Writer
 from lorry.wire.client_messages import CommandArguments
-from lorry.wire.ids import FutureId, LaneId, RunId, TenantId
+from lorry.wire.codec import encode
+from lorry.wire.ids import FutureId, LaneId, RunId, SamplerId, TenantId
 from lorry.wire.tasks import background_tasks
 from lorry.wire.types import LoraConfig
 
@@ -98,6 +109,66 @@ def test_a_replay_has_what_changed_the_state_and_nothing_else(store: Store) -> N
     assert [row.seq for row in store.replayable_commands(RUN.id, 3, 10)] == [5]
     assert store.payload(command(2).future) == b"" and store.payload(command(5).future) == b"p"
     assert (store.runs()[0].restore_folder, store.runs()[0].restore_seq) == ("/folder", 3)
+
+
+def test_a_replay_repeats_what_dropped_a_gradient(store: Store) -> None:
+    for seq, kind in enumerate(["forward_backward", "optim_step"]):
+        store.command_accepted(command(seq, kind), b"p", b"", 1.0)
+    finish(store, 0)
+    with store.transaction():
+        store.command_finished(ResultRow(command(1).future, b"not finite", None), "discarded", None, [], 2.0)
+    assert [(row.seq, row.state) for row in store.replayable_commands(RUN.id, -1, 10)] == [
+        (0, "done"),
+        (1, "discarded"),
+    ]
+
+
+def a_load(seq: int, folder: str) -> CommandRow:
+    return replace(command(seq, "load_state"), folder=folder)
+
+
+def test_a_folder_is_in_use_as_long_as_anything_may_need_it(store: Store) -> None:
+    for seq, folder in enumerate(["loaded", "refused", "waiting"]):
+        store.command_accepted(a_load(seq, folder), b"", b"", 1.0)
+    finish(store, 0)
+    finish(store, 1, error=b"refused")
+    sampler = SamplerRow(SamplerId("s"), ALICE, "n", "base", "tinker://x", 1.0, folder="sampled")
+    store.sampler_created(sampler)
+    assert store.folders_in_use() == {"loaded", "waiting", "sampled"}
+    store.restore_point_set(RUN.id, "newest", 0)
+    assert store.folders_in_use() == {"newest", "waiting", "sampled"}
+    assert store.folder_is_in_use("waiting") and not store.folder_is_in_use("loaded")
+
+
+def test_a_sampler_keeps_its_weights_until_nobody_has_used_it_for_long(store: Store) -> None:
+    for name, folder in (("named", "kept"), ("idle", "gone"), ("base", None)):
+        store.sampler_created(SamplerRow(SamplerId(name), ALICE, name, "base", None, 1.0, folder=folder))
+    store.checkpoint_saved(
+        CheckpointRow("tinker://x", RUN.id, ALICE, "sampler", "x", "kept", 0, 1, "", created_at=1.0, expires_at=None)
+    )
+    store.command_accepted(
+        replace(command(0, "sample"), lane=LaneId("idle"), future=FutureId("idle:0")), b"", b"", 50.0
+    )
+    assert store.samplers_expired(50.0) == []
+    assert store.samplers_expired(50.1) == ["idle"]
+    assert {row.id for row in store.samplers()} == {"named", "base"}
+
+
+def test_an_older_journal_learns_which_folders_its_loads_meant(tmp_path: Path) -> None:
+    old = Database(tmp_path / FILE)
+    migrations.apply(old, stop_before="m005_names_are_resolved_once")
+    old.table("tenants").insert({"id": ALICE, "created_at": 1.0})
+    old.table("runs").insert({"id": RUN.id, "tenant": ALICE, "nonce": "n", "restore_seq": -1})
+    path = "tinker://run/weights/x"
+    old.table("checkpoints").insert({"path": path, "run": RUN.id, "tenant": ALICE, "folder": "at-x"})
+    arguments = encode(CommandArguments(path=path))
+    row = {"future": "run:0", "lane": RUN.id, "seq": 0, "kind": "load_state", "state": "done", "arguments": arguments}
+    old.table("commands").insert(row)
+    old.table("samplers").insert({"id": "s", "tenant": ALICE, "nonce": "s", "model_path": path, "created_at": 1.0})
+    old.close()
+    store = Store(tmp_path)
+    assert [sampler.folder for sampler in store.samplers()] == ["at-x"]
+    assert store.rows("SELECT folder, digest FROM commands") == [{"folder": "at-x", "digest": None}]
 
 
 async def test_one_commit_covers_all_that_came_in_during_the_one_before(store: Store) -> None:
