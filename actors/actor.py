@@ -6,7 +6,7 @@ import secrets
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import structlog
@@ -30,7 +30,7 @@ from ..wire.actor_messages import (
     ToActor,
 )
 from ..wire.codec import MAX_HEADER_BYTES, decode, encode
-from ..wire.errors import ConnectionLostError, InvalidRequestError, LorryError
+from ..wire.errors import ConnectionLostError, InvalidRequestError, LorryError, UnsupportedModelError
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
 from .config import ActorConfig
@@ -81,7 +81,6 @@ async def serve(config: ActorConfig, ready: Callable[[], None]) -> None:
 def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None]) -> "tuple[Worker, ModelFacts]":
     """Everything that takes seconds: torch, transformers, the weights."""
     import torch
-    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     from .adapters.residents import Residents
@@ -101,7 +100,7 @@ def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None])
         torch.set_num_threads(settings.threads)
     _check_device(settings.device)
     base = load_base_model(config.model, settings.device, settings.dtype)
-    tokenizer = AutoTokenizer.from_pretrained(config.model, trust_remote_code=False)
+    tokenizer = _load_tokenizer(config.model)
     targets = attach_lora(base)
     pool = AdapterPool(settings.slots, base.device)
     engine = Engine(base, targets, pool, token_budget=settings.token_budget)
@@ -121,6 +120,17 @@ def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None])
         has_experts=targets.has_experts,
     )
     return worker, facts
+
+
+def _load_tokenizer(model: str) -> Any:
+    """Raises UnsupportedModelError where there is none, or none that is data alone."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UnsupportedModelError(f"cannot load a tokenizer from {model!r}: {reason}") from error
 
 
 def _kv_cache_bytes(device: "torch.device") -> int:

@@ -2,7 +2,10 @@
 
 import os
 import secrets
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from lorry.wire.errors import InvalidRequestError
 from lorry.wire.sockets import CurveKeys
@@ -10,24 +13,29 @@ from lorry.wire.sockets import CurveKeys
 
 def link_key(data: Path) -> bytes:
     """What signs the links to downloads, made once and kept in the data folder, so that gateways agree on it."""
-    file = data / "links.key"
-    if not file.exists():
-        data.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)
-        file.write_bytes(secrets.token_bytes(32))
-    return file.read_bytes()
+    return _made_once(data / "links.key", lambda: secrets.token_bytes(32))
 
 
 def curve_keys(data: Path) -> CurveKeys:
     """The server's key pair, made once and kept in the data folder, so that clients can rely on it."""
-    file = data / "curve.key"
-    if file.exists():
-        return CurveKeys(*file.read_bytes().split())
-    pair = CurveKeys.generate()
-    data.mkdir(parents=True, exist_ok=True)
-    file.touch(mode=0o600)
-    file.write_bytes(pair.public + b"\n" + pair.secret + b"\n")
-    return pair
+
+    def make() -> bytes:
+        pair = CurveKeys.generate()
+        return pair.public + b"\n" + pair.secret + b"\n"
+
+    return CurveKeys(*_made_once(data / "curve.key", make).split())
+
+
+def _made_once(file: Path, make: Callable[[], bytes]) -> bytes:
+    """The same for all processes, however many come first at once: a file has its name only when it is whole."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=file.parent) as new:  # readable by its owner alone
+            new.write(make())
+            new.flush()
+            with suppress(FileExistsError):
+                os.link(new.name, file)
+    return file.read_bytes()
 
 
 def actor_token() -> str:

@@ -158,4 +158,4 @@ class _Broker:
         await self.writer.write_and_wait(lambda store: store.results_expired(before))
         for checkpoint in self._registry.expired():
             await self._clients.catalogue.remove_checkpoint(checkpoint)
-        await self.sweeper.sweep()
+        self.sweeper.want()

@@ -257,7 +257,7 @@ class Catalogue:
 
     async def _copy(self, tenant: TenantId, copy: CopyCheckpoint) -> CheckpointCopied:
         """A run that never trained, with the copy as its one checkpoint. Both names lead to one folder, which never
-        changes and stays as long as one of them does."""
+        changes and stays as long as one of them does. Between the look-up and the writing nothing is waited for."""
         source = self._registry.readable(tenant, copy.path)
         origin = self._registry.run(source.tenant, source.run)
         expires_at = self._expiry(copy.ttl_seconds)
@@ -284,13 +284,16 @@ class Catalogue:
         mine = replace(source, path=path, run=RunId(run.id), tenant=tenant, name=path.rpartition("/")[2], seq=_NO_SEQ)
         mine = replace(mine, created_at=self._now(), expires_at=expires_at, public=False, ephemeral=False)
 
+        is_new = not self._registry.is_taken(path)
+        if is_new:
+            self._registry.add_checkpoint(mine)
+
         def record(store: Store) -> None:
             if isinstance(run, RunRow) and made_before is None:
                 store.run_created(run)
-            store.checkpoint_saved(mine)
+            if is_new:
+                store.checkpoint_saved(mine)
 
-        if not self._registry.is_taken(path, _NO_SEQ):
-            self._registry.add_checkpoint(mine)
         await self._writer.write_and_wait(record)
         return CheckpointCopied(path)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ..storage.writer import Writer
 from ..wire.actor_messages import AdapterState, Item, Outcome
 from ..wire.client_messages import FutureState
-from ..wire.errors import CommandCancelledError, NotFoundError
+from ..wire.errors import CommandCancelledError, LorryError, NotFoundError
 from ..wire.ids import ActorId, FutureId, LaneId
 from .accepting import Accepting
 from .config import BrokerConfig
@@ -58,7 +58,10 @@ class Commands:
         if (row := self._open.rows.get(future)) is None:
             raise NotFoundError(f"{future!r} does not wait for anything", field="future")
         if not self._planner.actors_of(row.base_model):
-            return self.model_state(row.base_model)
+            try:
+                return self.model_state(row.base_model)
+            except LorryError as error:  # should an actor load it later, the command will be executed
+                return FutureState("paused_capacity", str(error))
         if self._planner.holder(future):
             return FutureState("active", "it is being executed")
         if self._registry.run_of(row.lane) is None:

@@ -130,7 +130,7 @@ class Registry:
             raise InvalidRequestError.of("path", path, f"a checkpoint made by {verb}")
         return row
 
-    def is_taken(self, path: str, seq: int) -> bool:
+    def is_taken(self, path: str, seq: int | None = None) -> bool:
         """Whether another save than the one of this `seq` has the name, or will have it."""
         existing = self._unexpired(path)
         return (existing is not None and existing.seq != seq) or bool(self._saving.get(path, {}).keys() - {seq})

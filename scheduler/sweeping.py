@@ -25,7 +25,14 @@ class Sweeper:
     def __init__(self, root: Path, registry: Registry, writer: Writer, now: Callable[[], float]) -> None:
         self._root, self._registry, self._writer, self._now = root, registry, writer, now
         self._offered: list[str] = []
+        self._all = True  # a crash may have left something
         self._wanted = anyio.Event()
+        self._wanted.set()
+
+    def want(self) -> None:
+        """It is time to look at everything."""
+        self._all = True
+        self._wanted.set()
 
     def offer(self, folder: str) -> None:
         """It may have become nobody's."""
@@ -33,12 +40,12 @@ class Sweeper:
         self._wanted.set()
 
     async def run(self) -> None:
-        """What a crash left, and then what is offered."""
-        await self.sweep()
         while True:
             await self._wanted.wait()
             self._wanted = anyio.Event()
-            offered, self._offered = self._offered, []
+            (offered, self._offered), (everything, self._all) = (self._offered, []), (self._all, False)
+            if everything:
+                await self.sweep()
             for folder in offered:
                 await self.drop(folder)
 

@@ -93,6 +93,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "gateway/tinker/unsupported.py::export_session_trace": (1, NO_COMMAND),
     "gateway/tinker/weights.py::_load": (1, NO_PLACE),
     "actors/actor.py::_check_device": (1, AT_START),
+    "actors/actor.py::_load_tokenizer": (1, AT_START),
     "actors/actor.py::join": (1, AT_START),
     "actors/actor.py::_handle": (1, AT_START),
     "actors/actor.py::heartbeat": (1, AT_START),
