@@ -113,7 +113,7 @@ def attend(
     new, length = query.shape[2], key.shape[2]
     gqa = query.shape[1] != key.shape[1]
     if new == length and sinks is None and (sliding_window is None or length <= sliding_window):
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=gqa)
+        return dot_product_attention(query, key, value, None, scaling, is_causal=True, enable_gqa=gqa)
     position = torch.arange(length, device=query.device)
     distance = position[length - new :, None] - position  # [new, length]
     visible = distance >= 0
@@ -121,7 +121,29 @@ def attend(
         visible &= distance < sliding_window
     if sinks is not None:
         return attend_with_sinks(query, key, value, visible, scaling, sinks)
-    return F.scaled_dot_product_attention(query, key, value, visible, scale=scaling, enable_gqa=gqa)
+    return dot_product_attention(query, key, value, visible, scaling, enable_gqa=gqa)
+
+
+def dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    *,
+    is_causal: bool = False,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """torch's own; on the CPU in float32 whatever the dtype. Its low-precision kernel there rounds in blocks of queries
+    and keys, and so a token that is decoded would not get what the same token gets in training."""
+    dtype = query.dtype
+    if query.device.type == "cpu" and dtype != torch.float32:
+        query, key, value = query.float(), key.float(), value.float()
+        mask = mask if mask is None or mask.dtype == torch.bool else mask.float()
+    output = F.scaled_dot_product_attention(
+        query, key, value, mask, is_causal=is_causal, scale=scaling, enable_gqa=enable_gqa
+    )
+    return output.to(dtype)
 
 
 def _equal_neighbours(lengths: list[int]) -> Iterator[tuple[int, int, int]]:

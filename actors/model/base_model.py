@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from ...wire.errors import UnsupportedModelError
+from .agreement import agree
 from .attention import PACKED, PROBED, attend_sequences, set_attention
 from .in_flight import InFlight
 
@@ -148,5 +149,5 @@ def _probe(base: BaseModel) -> None:
     layers = model.config.get_text_config().num_hidden_layers
     if probe.layers != set(range(layers)):
         raise UnsupportedModelError(f"{len(probe.layers)} of the {layers} layers of {name} call packed attention")
-    if not torch.allclose(expected.float(), logits.float(), rtol=1e-3, atol=1e-3):
+    if not agree(logits, expected, same_operations=True):
         raise UnsupportedModelError(f"{name} changes its logits after the output head, by a softcap or a scale")

@@ -91,7 +91,8 @@ class LoraLinear(nn.Module):
 def add_lora(layout: Layout, x: Tensor, y: Tensor) -> list[Tensor | None]:
     """Adds scale (x A.T) B to `y` [tokens, outputs] in place, each stretch with its own A and B.
 
-    x [tokens, inputs]. Returns every stretch's x A.T [stretch, rank], which the backward wants.
+    x [tokens, inputs]; `y` may be float32 where x is not. Returns every stretch's x A.T [stretch, rank], which the
+    backward wants.
     """
     downs: list[Tensor | None] = []
     pieces = zip(layout.parts, x.split_with_sizes(layout.sizes), y.split_with_sizes(layout.sizes), strict=True)
@@ -100,7 +101,7 @@ def add_lora(layout: Layout, x: Tensor, y: Tensor) -> list[Tensor | None]:
             downs.append(None)
             continue
         down = torch.mm(x_piece, part.a_t)  # [stretch, rank]
-        y_piece.addmm_(down, part.b, alpha=part.scale)
+        y_piece.addmm_(down.to(y.dtype), part.b.to(y.dtype), alpha=part.scale)
         downs.append(down)
     return downs
 

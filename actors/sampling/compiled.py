@@ -13,6 +13,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from ...wire.errors import UnsupportedModelError
 from ..model import operators
+from ..model.agreement import agree
 from ..model.base_model import BaseModel
 from ..model.survey import standing_in
 from .lora.native import build_kernel
@@ -31,7 +32,12 @@ class CompiledModel:
     def __init__(self, base: BaseModel) -> None:
         self._base = base
         operators.register(base.in_flight)
-        options: dict[str, Any] = {"guard_filter_fn": _keep_the_models_name, "compile_threads": 1}
+        options: dict[str, Any] = {
+            "guard_filter_fn": _keep_the_models_name,
+            "compile_threads": 1,
+            # What is fused would keep float32 where the model rounds to its own dtype, and so would not be its own.
+            "emulate_precision_casts": base.dtype != torch.float32,
+        }
         self._run = torch.compile(self._decode, fullgraph=True, options=options)
         self._name = f"{type(base.model).__name__} {base.in_flight.number}"
         self._check(torch.arange(_SEVERAL, device=base.device))
@@ -69,7 +75,7 @@ class CompiledModel:
             except TorchDynamoException as error:
                 reason = str(error).strip().splitlines()[0]
                 raise UnsupportedModelError(f"{name} cannot be compiled, run it without: {reason}") from error
-        if not torch.allclose(expected.float(), found.float(), rtol=1e-2, atol=1e-2):
+        if not agree(found, expected):
             raise UnsupportedModelError(f"{name} computes something else when it is compiled, run it without")
 
 

@@ -15,7 +15,7 @@ from ..model.adapter import Adapter
 from ..model.base_model import BaseModel
 from ..model.in_flight import LinearLayer
 from ..model.lora import layers_of
-from ..model.products import pack
+from ..model.products import linear_float32, pack
 from .lora.gathered import Gathered
 from .lora.native import NativeRows, NativeWalked
 from .lora.walked import Walked
@@ -24,11 +24,12 @@ from .lora.walked import Walked
 class BaseProducts:
     """`groups` are the layers that read one tensor, in the order in which they do.
 
-    Where weights can be packed they are, once more beside the plain ones that training reads.
+    Where weights can be packed they are, once more beside the plain ones that training reads. The output `head`'s
+    products are in float32 always, as the trainer's are.
     """
 
-    def __init__(self, groups: Sequence[Sequence[LinearLayer]]) -> None:
-        self._groups = groups
+    def __init__(self, groups: Sequence[Sequence[LinearLayer]], head: object = None) -> None:
+        self._groups, self._head = groups, head
         self._packed = [pack([m.weight for m in group], [m.bias for m in group]) for group in groups]
         self._sizes = [[len(m.weight) for m in group] for group in groups]
 
@@ -36,9 +37,12 @@ class BaseProducts:
         """Of every layer of the group: x [rows, inputs] -> [rows, outputs], which may be views of one tensor."""
         packed, sizes = self._packed[group], self._sizes[group]
         if packed is None:
-            return [F.linear(x, module.weight, module.bias) for module in self._groups[group]]
+            return [self._product(module, x) for module in self._groups[group]]
         y = packed.linear(x)
         return (y,) if len(sizes) == 1 else y.split_with_sizes(sizes, -1)
+
+    def _product(self, module: LinearLayer, x: Tensor) -> Tensor:
+        return (linear_float32 if module is self._head else F.linear)(x, module.weight, module.bias)
 
 
 class RowAdapters(Protocol):
@@ -71,7 +75,8 @@ class DecodeLinears:
         self.gathering = False
         self._in_flight = base.in_flight
         modules = layers_of(base)
-        self._products = BaseProducts([[modules[index] for index in group] for group in groups])
+        head = base.model.get_output_embeddings()
+        self._products = BaseProducts([[modules[index] for index in group] for group in groups], head)
         self._rows: RowAdapters = NativeRows(groups) if native else Gathered(groups)
         self._walked = NativeWalked(groups) if native else Walked(groups)
         self._place = {module: (g, i, len(group)) for g, group in enumerate(groups) for i, module in enumerate(group)}

@@ -10,9 +10,8 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..model.attention import attend, attend_sequences, attend_with_sinks
+from ..model.attention import attend, attend_sequences, attend_with_sinks, dot_product_attention
 from ..model.survey import LayerShape, Survey
 
 READ_ELEMENTS = 2**24
@@ -159,7 +158,7 @@ class KVCache:
                 # A key's query heads become queries of one head: no key is read twice, and none is repeated in memory.
                 grouped = some.unflatten(1, (shape.kv_heads, -1))  # [n, kv_heads, groups, dim]
                 bias = self._bias(batch, i, sliding_window, query.dtype)
-                found = F.scaled_dot_product_attention(grouped, keys, values, bias, scale=scaling).flatten(1, 2)
+                found = dot_product_attention(grouped, keys, values, bias, scaling).flatten(1, 2)
             if reading.rows is None:
                 return found.transpose(0, 1)
             if not output.numel():

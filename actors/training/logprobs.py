@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..model.lora import Layout, LoraTargets, add_lora, add_lora_backward
-from ..model.products import linear, linear_backward
+from ..model.products import linear_backward, linear_float32
 
 Evaluate = Callable[[int, int, Tensor], tuple[Tensor, Tensor]]
 """(start, end, their logprobs) of some targets -> each one's loss and d loss / d logprob, [end - start] float32."""
@@ -128,9 +128,9 @@ class OutputHead:
             start = end
 
     def _chunk(self, x: Tensor, start: int, end: int, layout: Layout) -> _Chunk:
-        logits = linear(x, self.head.weight, self.head.bias)  # [chunk, vocab]
+        logits = linear_float32(x, self.head.weight, self.head.bias)  # [chunk, vocab]
         downs = add_lora(layout, x, logits)
-        return _Chunk(start, end, x, logits.float(), layout, downs)
+        return _Chunk(start, end, x, logits, layout, downs)
 
     def _backward(self, chunk: _Chunk, places: tuple[Tensor, Tensor], grads: Tensor, d_x: Tensor) -> None:
         """Turns probabilities into d loss / d logits in place, and these into `d_x` [chunk, hidden]."""

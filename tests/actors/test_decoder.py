@@ -124,6 +124,31 @@ def test_every_adapter_samples_from_its_own_model() -> None:
         assert_is_the_models_own(merged(adapters[i % 4]), prompt, results[i])
 
 
+def test_in_bfloat16_every_adapter_samples_from_its_own_model() -> None:
+    _, adapters = with_adapters()
+    base = wrap_model(tiny_qwen3().bfloat16())
+    targets = attach_lora(base)
+    decoder = new_decoder(base, 8, 32)
+    for i, prompt in enumerate(PROMPTS):
+        coarse = None
+        if (adapter := adapters[i % 4]) is not None:
+            coarse = targets.new_adapter(adapter.spec, "cpu", trainable=False)
+            coarse.weights.copy_(adapter.weights)
+            coarse.refresh()
+        decoder.add(i, request(prompt, include_prompt_logprobs=True), coarse, i)
+    results = run(decoder)
+    for i, prompt in enumerate(PROMPTS):
+        tokens = prompt + results[i].sequences[0].tokens
+        found = [*results[i].prompt_logprobs[1:], *results[i].sequences[0].logprobs]
+        models = [plain_logprobs(merged(adapter), tokens)[:-1] for adapter in adapters]
+        gaps = [
+            (torch.tensor(found) - logprobs.gather(-1, torch.tensor(tokens[1:])[:, None]).squeeze(-1)).abs().mean()
+            for logprobs in models
+        ]
+        assert gaps.index(min(gaps)) == i % 4
+        assert min(gaps) < 0.1 < sorted(gaps)[1] / 2
+
+
 def test_a_cache_that_grows_keeps_what_it_holds() -> None:
     model, decoder = tiny_qwen3(), new_decoder(wrap_model(tiny_qwen3()), 8, 64)
     decoder.add("long", request(PROMPTS[0], max_tokens=150), None, 0)

@@ -97,7 +97,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "actors/actor.py::join": (1, AT_START),
     "actors/actor.py::_handle": (1, AT_START),
     "actors/actor.py::heartbeat": (1, AT_START),
-    "actors/adapters/snapshots.py::load_state": (2, OUTCOME),
+    "actors/adapters/snapshots.py::_load": (2, OUTCOME),
     "actors/adapters/snapshots.py::load_sampler_weights": (1, NO_COMMAND),
     "actors/adapters/snapshots.py::_read_weights": (2, OUTCOME),
     "actors/adapters/snapshots.py::_read_json": (1, OUTCOME),
@@ -112,7 +112,8 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "actors/model/lora.py::attach_lora": (1, AT_START),
     "actors/sampling/compiled.py::_build_kernel": (1, AT_START),
     "actors/sampling/compiled.py::_check": (2, AT_START),
-    "actors/sampling/decoder.py::_join": (1, NO_COMMAND),
+    "actors/sampling/decoder.py::_too_long": (2, NO_COMMAND),
+    "actors/sampling/narrowing.py::_failure": (2, NO_COMMAND),
     "actors/sampling/prompt_logprobs.py::score_prompt": (1, NO_COMMAND),
     "actors/sampling/sequences.py::accept": (1, NO_COMMAND),
     "actors/training/engine.py::_attempt_smaller": (1, OUTCOME),
@@ -120,6 +121,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "actors/training/engine.py::_unknown": (1, OUTCOME),
     "actors/training/trainer.py::_guarded": (1, OUTCOME),
     "actors/worker.py::_cancel": (1, NO_COMMAND),
+    "actors/worker.py::_fetch_adapters": (1, NO_COMMAND),
     "actors/worker.py::_step": (2, NO_COMMAND),
 }
 """Refusals of which no mistake of a run's command is made here: how many in each function, and why."""

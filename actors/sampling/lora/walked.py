@@ -48,7 +48,8 @@ class Walked:
             for i, columns in stack.columns.items():
                 part = adapter.part(indices[i])
                 assert part is not None, "it has columns"
-                outputs[i][segment.start : segment.end].addmm_(down[:, columns], part.b, alpha=part.scale)
+                y = outputs[i][segment.start : segment.end]
+                y.addmm_(down[:, columns].to(y.dtype), part.b.to(y.dtype), alpha=part.scale)
 
     def _stack(self, adapter: Adapter, group: int) -> Stack | None:
         stacks = self._stacks.setdefault(adapter, {})
