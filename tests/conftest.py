@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 from lorry.storage.store import Store
@@ -82,6 +83,13 @@ def start_server(
     address = line.split(" at ")[1].split(",")[0]
     url = process.stdout.readline().strip().rpartition("=")[2] if "--http" in options else ""
     return Server(process, address, data, line, url)
+
+
+@pytest.fixture(autouse=True)
+def logs_of_its_own() -> Iterator[None]:
+    """A command that a test runs in this process sends logs to a stream that is closed after it."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
