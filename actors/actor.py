@@ -30,7 +30,13 @@ from ..wire.actor_messages import (
     ToActor,
 )
 from ..wire.codec import MAX_HEADER_BYTES, decode, encode
-from ..wire.errors import ConnectionLostError, InvalidRequestError, LorryError, UnsupportedModelError
+from ..wire.errors import (
+    ConnectionLostError,
+    ErrorInfo,
+    InvalidRequestError,
+    LorryError,
+    UnsupportedModelError,
+)
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
 from .config import ActorConfig
@@ -64,8 +70,8 @@ async def serve(config: ActorConfig, ready: Callable[[], None]) -> None:
 
             try:
                 worker, facts = await to_thread.run_sync(_build, config, post)
-            except LorryError as error:
-                failed = LoadFailed(VERSION, config.token, config.actor, config.base_model, error.info)
+            except Exception as error:  # whatever it is, who waits for the model is to know
+                failed = LoadFailed(VERSION, config.token, config.actor, config.base_model, _told(config, error))
                 channel.send([encode(failed)])
                 raise
             actor = _Actor(config, channel, worker, facts)
@@ -120,6 +126,13 @@ def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None])
         has_experts=targets.has_experts,
     )
     return worker, facts
+
+
+def _told(config: ActorConfig, error: Exception) -> ErrorInfo:
+    if isinstance(error, LorryError):
+        return error.info
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return UnsupportedModelError(f"{config.model!r} cannot be loaded: {type(error).__name__}: {reason}").info
 
 
 def _load_tokenizer(model: str) -> Any:

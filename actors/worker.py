@@ -7,7 +7,7 @@ here, and what is wrong with it fails that command alone.
 import queue
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias, cast
 from zlib import crc32
 
@@ -66,6 +66,7 @@ class Worker:
         self._training_since = 0.0
         self._last_runs = 0
         self._last_pass_s = 0.0
+        self._is_short = False
         self._stopped = False
 
     def run(self) -> None:
@@ -177,9 +178,16 @@ class Worker:
         del self._decoding[future]
         return self._batches.pop(future)
 
-    def _decode(self, contended: bool) -> None:
+    def _decode(self, contended: bool, *, in_pause: bool = False) -> None:
+        """`in_pause`, the pass of training that was set aside holds memory that is free after it."""
         started = time.perf_counter()
-        for key, result, usage in (*self._fetch_adapters(), *self._step()):
+        if self._fetch_adapters(in_pause):
+            self._end(self._step(in_pause))
+        self.sample_s += (spent := time.perf_counter() - started)
+        self._turns.sampled(spent, contended)
+
+    def _end(self, finished: Sequence[Finished]) -> None:
+        for key, result, usage in finished:
             future = cast(FutureId, key)
             failed = isinstance(result, LorryError)
             outcome = Outcome(
@@ -190,35 +198,39 @@ class Worker:
                 cached_prefill_tokens=usage.cached_tokens,
             )
             self._post(Completion(self._leave(future), [outcome], done=True), [b"" if failed else encode(result)])
-        self.sample_s += (spent := time.perf_counter() - started)
-        self._turns.sampled(spent, contended)
 
-    def _fetch_adapters(self) -> list[Finished]:
-        """Those that are sampled from, onto the device. Where one does not fit into its memory, its requests end."""
-        ended: list[Finished] = []
+    def _fetch_adapters(self, in_pause: bool) -> bool:
+        """Those that are sampled from, onto the device: whether they are there. Where one does not fit into its memory,
+        its requests end, or all wait until a pass that was set aside is over."""
         pool, wanted = self._residents.pool, sorted(self._sampled_adapters())
         while True:
             try:
                 pool.acquire(wanted)
-                return ended
+                return True
             except (RuntimeError, MemoryError) as error:
                 if not memory_ran_out(error):
                     raise
+            if in_pause:
+                self._is_short = True
+                return False
             lacking = next(key for key in wanted if key not in pool.hot)
             log.warning("memory ran out", adapter=lacking)
             wanted.remove(lacking)
             failure = OutOfMemoryError(
                 f"the adapter does not fit into the actor's memory beside {len(pool.hot)} others"
             )
-            for future in [future for future, key in self._decoding.items() if key == lacking]:
+            those = [future for future, key in self._decoding.items() if key == lacking]
+            for future in those:
                 self._decoder.cancel(future)
-                ended.append((future, failure, Usage(0, 0)))
+            self._end([(future, failure, Usage(0, 0)) for future in those])
 
-    def _step(self) -> list[Finished]:
+    def _step(self, in_pause: bool) -> list[Finished]:
         """The decoder ends requests that raise, for want of memory or by a bug, by themselves. What it cannot tell
         apart ends all that were in the step, and only those."""
         try:
-            return self._decoder.step()
+            finished = self._decoder.step(others_hold_memory=in_pause)
+            self._is_short = in_pause and self._decoder.postponed
+            return finished
         except torch.AcceleratorError:
             raise
         except Exception as error:
@@ -234,7 +246,7 @@ class Worker:
     def _run_micro_batches(self) -> None:
         """All that waits and may share a pass runs together."""
         merged = take_together(self._train, self._engine.token_budget)
-        self._last_runs = len(runs_of(merged))
+        self._last_runs, self._is_short = len(runs_of(merged)), False
         self._in_flight.beside_others = self._decoder.active
         self._training_since, trained_s = time.perf_counter(), self.train_s
         ended = self._trainer.run([pair for t in merged for pair in zip(t.batch.items, t.payloads, strict=True)])
@@ -253,13 +265,14 @@ class Worker:
         if self._decoder.active and self._turns.sampling_is_due:
             with self._in_flight.set_aside():
                 while self._may_decode() and self._turns.sampling_is_due:
-                    self._decode(contended=True)
+                    self._decode(contended=True, in_pause=True)
         self._in_flight.beside_others = self._decoder.active
         self._training_since = time.perf_counter()
 
     def _may_decode(self) -> bool:
-        """Beside the adapters of a pass under way there may be no room for those that decode."""
-        return self._decoder.active and self._residents.pool.has_room(self._sampled_adapters())
+        """Beside a pass under way there may be no slots, or too little memory, for those that decode."""
+        room = self._residents.pool.has_room(self._sampled_adapters())
+        return self._decoder.active and room and not self._is_short
 
     def _account_training(self) -> None:
         """The seconds since training had the device."""

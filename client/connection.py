@@ -5,6 +5,7 @@ A broker that restarts costs a pause: it answers `Unknown`, the connection says 
 
 import platform
 import secrets
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from ..wire.client_messages import (
 )
 from ..wire.codec import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, decode, encode
 from ..wire.errors import ConnectionLostError, LorryError, MessageTooLargeError, TooManyWaitingError, revive
-from ..wire.ids import FutureId
+from ..wire.ids import FutureId, LaneId
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
 from .futures import Future
@@ -43,6 +44,7 @@ class _Request:
     """Sent, and not answered yet; sent again after a reconnect."""
 
     frames: list[bytes]
+    lane: LaneId | None = None
     answered: anyio.Event = field(default_factory=anyio.Event)
     payload: bytes = b""
     error: LorryError | None = None
@@ -61,7 +63,7 @@ class Connection:
         self._channel, self._address, self._api_key, self._timeout_s = channel, address, api_key, timeout_s
         self._requests: dict[int, _Request] = {}
         self._futures: dict[FutureId, Future[Any]] = {}
-        self._held: set[int] = set()
+        self._held: dict[LaneId, deque[int]] = {}
         self._numbers = 0
         self._welcome: Welcome | None = None
         self._welcomed = anyio.Event()
@@ -98,11 +100,15 @@ class Connection:
         if len(payload) > limit:
             raise MessageTooLargeError(f"the request has {len(payload):,} bytes, the limit is {limit:,}")
 
+        watched_before = future.id in self._futures
+
         def refused(error: LorryError) -> None:
-            self._futures.pop(future.id, None)
-            future.reject(error)
+            if not watched_before:  # else it is another request's, which this one was not
+                self._futures.pop(future.id, None)
+                future.reject(error)
 
         request = self._start(message, payload, refused)
+        request.lane = message.lane
         self._futures[future.id] = future
         return Acknowledgement(self, request)
 
@@ -164,7 +170,7 @@ class Connection:
     def _handle(self, message: ToClient, payload: bytes) -> None:
         match message:
             case Resolved(future, error):
-                self._send_held()
+                self._send_held(LaneId(future.rpartition(":")[0]))
                 if waiting := self._futures.pop(future, None):
                     waiting.reject(revive(error)) if error else waiting.resolve(payload)
             case Answer(number):
@@ -182,7 +188,8 @@ class Connection:
                 self._welcome = None
                 self._hello()
             case Pong():
-                self._send_held()
+                for lane in list(self._held):
+                    self._send_held(lane)
 
     def _failed(self, number: int | None, error: LorryError) -> None:
         if number is None:
@@ -193,18 +200,23 @@ class Connection:
             for future in list(self._futures.values()):
                 future.reject(error)
             self._futures.clear()
-        elif isinstance(error, TooManyWaitingError) and number in self._requests and self._holds:
-            self._held.add(number)
+        elif isinstance(error, TooManyWaitingError) and self._holds and (lane := self._lane_of(number)):
+            self._held.setdefault(lane, deque()).append(number)
         elif request := self._requests.pop(number, None):
             request.error = error
             request.answered.set()
             if request.on_error:
                 request.on_error(error)
 
-    def _send_held(self) -> None:
-        """Something is over, so what found too much before it may come again."""
-        held, self._held = sorted(self._held), set()
-        for number in held:
+    def _lane_of(self, number: int) -> LaneId | None:
+        return self._requests[number].lane if number in self._requests else None
+
+    def _send_held(self, lane: LaneId) -> None:
+        """Something of this lane is over: the one that found too much before it first may come again."""
+        if held := self._held.get(lane):
+            number = held.popleft()
+            if not held:
+                del self._held[lane]
             if number in self._requests:
                 self._channel.send(self._requests[number].frames)
 
@@ -212,6 +224,7 @@ class Connection:
         self._channel.send([encode(Hello(VERSION, self._api_key, f"lorry on {platform.node()}"))])
 
     def _resume(self) -> None:
+        self._held.clear()
         for request in self._requests.values():
             self._channel.send(request.frames)
         if self._futures:

@@ -19,7 +19,8 @@ _STEP_BYTES = 256
 """A zstd block takes 4 bytes at least and holds 128 KiB at most: a step unpacks to 8 MiB at the very worst."""
 
 
-_BEGINNING_BYTES = 4096
+_BEGINNING_BYTES = 128 * 1024
+"""All of a body that is no data: what is larger is refused for its size."""
 
 
 class BodyBudget:

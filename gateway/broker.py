@@ -10,10 +10,11 @@ from fastapi import Depends, Request
 from tinker.lib._jwt_auth import jwt_claims
 
 from ..client.connection import Connection
-from ..wire.client_messages import CommandArguments, FutureState, Query, QueueState, Refuse, Submit
+from ..wire.client_messages import CommandArguments, FutureState, LaneState, Query, QueueState, Refuse, Submit
 from ..wire.commands import CommandKind
 from ..wire.errors import AuthenticationError, LorryError
 from ..wire.ids import FutureId, LaneId, future_id
+from .errors import LoadingError
 from .request_ids import RequestId, ResultKind
 
 T = TypeVar("T")
@@ -66,6 +67,16 @@ class Broker:
     async def result(self, future: FutureId, within_s: float) -> bytes:
         """The encoded result. Raises TimeoutError while there is none, the command's LorryError where it failed."""
         return await self._connection.watch(future).result_async(within_s)
+
+    async def lane_state(self, lane: LaneId, within_s: float) -> FutureState:
+        """Whether a run or a sampler can be used; waits while its model is being loaded."""
+        return await self.ask(lambda number: LaneState(number, lane, within_s), FutureState, more_s=within_s)
+
+    async def loaded(self, lane: str, within_s: float) -> None:
+        """Raises LoadingError where the model of a run or a sampler is still being loaded after a while."""
+        state = await self.lane_state(LaneId(lane), within_s)
+        if state.state != "active":
+            raise LoadingError(state.reason)
 
     async def queue_state(self, future: FutureId) -> FutureState:
         return await self.ask(lambda number: QueueState(number, future), FutureState)

@@ -2,7 +2,8 @@
 
 import structlog
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
 from tinker.types import RequestErrorCategory, RequestFailedResponse
 
 from ..wire.errors import (
@@ -20,6 +21,10 @@ log = structlog.get_logger("lorry.gateway")
 
 class OverloadedError(LorryError):
     """Send it again in a moment."""
+
+
+class LoadingError(LorryError):
+    """Ask again in a moment."""
 
 
 class NotSupportedError(LorryError):
@@ -44,6 +49,7 @@ _STATUS: dict[type[LorryError], int] = {
     TooManyWaitingError: 429,
     NotSupportedError: 400,
     ConnectionLostError: 503,
+    LoadingError: 503,
 }
 
 
@@ -86,6 +92,10 @@ def install(app: FastAPI) -> None:
         log.error("bug", path=request.url.path, error=repr(error))
         return JSONResponse({"detail": "This is a bug in Lorry; the server's log has the details."}, 500)
 
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
     app.add_exception_handler(LorryError, known)
+    app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(TimeoutError, late)
     app.add_exception_handler(Exception, unknown)

@@ -10,26 +10,23 @@ from .config import GatewayConfig
 router = APIRouter()
 
 _PATIENCE_S = 5.0
+_LATER = {"Retry-After": "1"}
 
 
 @router.get("/healthz")
-async def healthz(request: Request) -> Response:
-    """200 while the gateway lives, whatever is behind it."""
-    return JSONResponse(await _health(request))
+async def healthz() -> dict[str, str]:
+    """Whatever is behind the gateway, and at once."""
+    return {"status": "ok"}
 
 
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
-    """200 once every model can be used or has failed to load, and one can be used; 503 until then."""
-    health = await _health(request)
-    return JSONResponse(health, 200 if health["ready"] else 503, None if health["ready"] else {"Retry-After": "1"})
-
-
-async def _health(request: Request) -> dict[str, object]:
+    """200 once every model has an actor or has failed to load, and one can be used; 503 until then, with the reason."""
     config: GatewayConfig = request.app.state.gateway.config
     try:
         found = await probe(config.connect, config.server_key, _PATIENCE_S)
     except ConnectionLostError as error:
-        return {"status": "ok", "ready": False, "reason": str(error)}
+        return JSONResponse({"ready": False, "reason": str(error)}, 503, _LATER)
+    ready = found.ready > 0 and found.loading == 0
     models = {"ready": found.ready, "loading": found.loading, "failed": found.failed}
-    return {"status": "ok", "ready": bool(found.ready) and not found.loading, "models": models}
+    return JSONResponse({"ready": ready, "models": models}, 200 if ready else 503, None if ready else _LATER)

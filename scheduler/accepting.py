@@ -79,13 +79,30 @@ class Accepting:
                 lane.skip(store.finished_seqs(lane.id))
             self._planner.lose_state(lane.id)
             self._open.dormant.add(lane.id)
-        for row in store.queued_commands():
-            if row.kind in SAVES and row.folder is None:  # an older release named folders later
-                row = replace(row, folder=saved_folder(row, self._checkpoints))
+        for queued in store.queued_commands():
+            row = self._with_folder(queued, store)
             self._open.rows[row.future] = row
             self._registry.saving(row)
             self._waiters.opened(row.future)
             self._plan(row)
+
+    def _with_folder(self, row: CommandRow, store: Store) -> CommandRow:
+        """An older release looked names up later, and did not name folders in the journal."""
+        run = self._registry.run_of(row.lane)
+        if row.folder is not None or run is None or (row.kind not in SAVES and row.kind != "load_state"):
+            return row
+        try:
+            loads = row.kind == "load_state"
+            folder = (
+                self._registry.loadable(run, row.arguments.path, row.seq)
+                if loads
+                else saved_folder(row, self._checkpoints)
+            )
+        except LorryError:  # it will fail for want of one
+            return row
+        with store.transaction():
+            store.folder_named(row.future, folder)
+        return replace(row, folder=folder)
 
     def add_run(self, run: RunRow) -> Lane:
         self._registry.add_run(run)
@@ -98,7 +115,8 @@ class Accepting:
         is_new = not self._waiters.is_open(row.future)
         if is_new:
             self._open.rows[row.future], self._open.payloads[row.future] = row, payload
-            self._registry.saving(row)
+            if row.folder is not None and row.seq >= self._planner.next_seq(row.lane):
+                self._registry.saving(row)
         self._journal(row, payload, payload, None, request, lambda: self._plan_or_fail(row))
 
     def refuse(self, row: CommandRow, payload: bytes | None, error: ErrorInfo, request: Request) -> None:
@@ -156,7 +174,9 @@ class Accepting:
             self._open.rows.pop(row.future, None)
             self._open.payloads.pop(row.future, None)
             self._registry.saved(row)
-            self._finishing.tell(self._waiters.resolved(row.future), row.future, *_outcome(row, result))
+            told = self._waiters.resolved(row.future)
+            others = told if earlier.is_same else told - {request.connection}
+            self._finishing.tell(others, row.future, *_outcome(row, result))
 
     def _plan_or_fail(self, row: CommandRow) -> None:
         if row.lane in self._open.broken:

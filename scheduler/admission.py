@@ -46,8 +46,9 @@ class Admission:
             raise InvalidRequestError.of("ttl_seconds", ttl, "a whole number from 1, or None for ever")
         if isinstance(lane, SamplerRow):
             return row
-        if known := self._registry.models.known(lane.base_model):
-            known.check(lane.lora)  # it was made while nothing was known of its model
+        # It may have been made while nothing was known of its model; and one that failed may be loaded yet.
+        if known := self._registry.models.told_of(lane.base_model):
+            known.check(lane.lora)
         if row.kind in SAVES:
             self._check_save(lane, row)
             return replace(row, folder=saved_folder(row, self._config.checkpoints))

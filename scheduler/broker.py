@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup
 
 from ..storage.lock import sole_writer
 from ..storage.reader import Reader
+from ..storage.rows import CheckpointRow
 from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire import sockets
@@ -157,5 +158,9 @@ class _Broker:
         before = time.time() - self._config.result_ttl_s
         await self.writer.write_and_wait(lambda store: store.results_expired(before))
         for checkpoint in self._registry.expired():
-            await self._clients.catalogue.remove_checkpoint(checkpoint)
+            self._forget(checkpoint)
         self.sweeper.want()
+
+    def _forget(self, checkpoint: CheckpointRow) -> None:
+        self._registry.remove_checkpoint(checkpoint)
+        self.writer.write(lambda store: store.checkpoint_deleted(checkpoint), lambda: None)

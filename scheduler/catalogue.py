@@ -27,7 +27,9 @@ from ..wire.client_messages import (
     DeleteCheckpoint,
     ExpireCheckpoint,
     FinishClientSession,
+    FutureState,
     JoinSampler,
+    LaneState,
     MintToken,
     PublishCheckpoint,
     Query,
@@ -39,7 +41,7 @@ from ..wire.client_messages import (
     UsageBetween,
 )
 from ..wire.errors import InvalidRequestError, NotFoundError
-from ..wire.ids import KeyHash, LaneId, RunId, TenantId
+from ..wire.ids import KeyHash, LaneId, TenantId
 from ..wire.types import (
     Checkpoint,
     ClientSession,
@@ -52,12 +54,11 @@ from ..wire.types import (
 from . import tokens
 from .client_sessions import ClientSessions
 from .commands import Commands
-from .registry import Registry, checkpoint_path, run_in_slot
+from .creating import Creating
+from .registry import Registry
 from .sessions import Session
 
 MAX_WAIT_S = 60.0
-_NO_SEQ = -1
-"""Of a checkpoint that no command saved: a copy."""
 
 
 class Catalogue:
@@ -73,6 +74,7 @@ class Catalogue:
         self._registry, self._commands = registry, commands
         self._writer, self._reader, self._now, self._drop = writer, reader, now, drop
         self.sessions = ClientSessions()
+        self.creating = Creating(registry, self.sessions, now)
         self._token_secret = b""
 
     def key_of(self, api_key: str) -> KeyHash | None:
@@ -126,6 +128,8 @@ class Catalogue:
             case UsageBetween():
                 start, end = request.start, request.end
                 return await self._reader.read(lambda store: usage_between(store, tenant, start, end))
+            case LaneState():
+                return await self._lane_state(tenant, request)
             case QueueState():
                 self._registry.lane(tenant, LaneId(request.future.rpartition(":")[0]))
                 return self._commands.queue_state(request.future)
@@ -146,8 +150,6 @@ class Catalogue:
                 known = await self._registry.models.ready(run.base_model)
                 known.check(run.lora)
                 return GetInfoResponse(run.id, run.base_model, run.lora.rank, known.facts.tokenizer_id)
-            case "run_state":
-                return self._commands.model_state(self._registry.run(tenant, query.subject).base_model)
             case "sampler":
                 sampler = self._registry.sampler(tenant, query.subject)
                 facts = (await self._registry.models.ready(sampler.base_model)).facts
@@ -182,6 +184,16 @@ class Catalogue:
             training_run_ids=[run.id for run in self._registry.runs_of(row.tenant) if run.session == row.id],
             sampler_ids=[s.id for s in self._registry.samplers_of(row.tenant) if s.session == row.id],
         )
+
+    async def _lane_state(self, tenant: TenantId, request: LaneState) -> FutureState:
+        """Raises what its model, or the run's shape, makes of it."""
+        lane = self._registry.lane(tenant, request.lane)
+        with anyio.move_on_after(min(request.timeout_s, MAX_WAIT_S)):
+            known = await self._registry.models.ready(lane.base_model)
+            if isinstance(lane, RunRow):
+                known.check(lane.lora)
+            return FutureState("active", f"{lane.base_model} has been loaded")
+        return FutureState("paused_capacity", f"{lane.base_model} is being loaded")
 
     async def _completions(self, tenant: TenantId, request: Completions) -> CompletedSince:
         """The broker's clock runs out before the client's, so that an empty answer is an answer."""
@@ -251,51 +263,27 @@ class Catalogue:
 
     async def remove_checkpoint(self, checkpoint: CheckpointRow) -> None:
         """Its name is gone at once; its folder too, or when nothing needs it any more."""
-        self._registry.remove_checkpoint(checkpoint.path)
-        await self._writer.write_and_wait(lambda store: store.checkpoint_deleted(checkpoint.path))
+        self._registry.remove_checkpoint(checkpoint)
+        await self._writer.write_and_wait(lambda store: store.checkpoint_deleted(checkpoint))
         await self._drop(checkpoint.folder)
 
     async def _copy(self, tenant: TenantId, copy: CopyCheckpoint) -> CheckpointCopied:
-        """A run that never trained, with the copy as its one checkpoint. Both names lead to one folder, which never
-        changes and stays as long as one of them does. Between the look-up and the writing nothing is waited for."""
-        source = self._registry.readable(tenant, copy.path)
-        origin = self._registry.run(source.tenant, source.run)
-        expires_at = self._expiry(copy.ttl_seconds)
-        if copy.slot is not None:
-            self.sessions.get(tenant, copy.slot.session)
-        nonce = copy.nonce if copy.slot is None else run_in_slot(copy.slot.session, copy.slot.number)
-        run = made_before = self._registry.made_before(tenant, nonce)
-        if run is None:
-            name = nonce if copy.slot else "run-" + secrets.token_hex(8)
-            run = RunRow(
-                id=RunId(name),
-                tenant=tenant,
-                nonce=nonce,
-                base_model=origin.base_model,
-                lora=origin.lora,
-                user_metadata={},
-                created_at=self._now(),
-                last_request_at=self._now(),
-                session=copy.slot.session if copy.slot else None,
-                first_seq=1,
-            )
+        """Nothing is waited for between the look-up and the writing: the folder has another name before it can go."""
+        run, mine, run_is_new = self.creating.copy(tenant, copy, self._expiry(copy.ttl_seconds))
+        copy_is_new = not self._registry.is_taken(mine.path)
+        if run_is_new:
             self._commands.accepting.add_run(run)
-        path = checkpoint_path(RunId(run.id), source.kind, source.name or f"copy-{source.seq}")
-        mine = replace(source, path=path, run=RunId(run.id), tenant=tenant, name=path.rpartition("/")[2], seq=_NO_SEQ)
-        mine = replace(mine, created_at=self._now(), expires_at=expires_at, public=False, ephemeral=False)
-
-        is_new = not self._registry.is_taken(path)
-        if is_new:
+        if copy_is_new:
             self._registry.add_checkpoint(mine)
 
         def record(store: Store) -> None:
-            if isinstance(run, RunRow) and made_before is None:
+            if run_is_new:
                 store.run_created(run)
-            if is_new:
+            if copy_is_new:
                 store.checkpoint_saved(mine)
 
         await self._writer.write_and_wait(record)
-        return CheckpointCopied(path)
+        return CheckpointCopied(mine.path)
 
 
 def _nothing() -> None:

@@ -3,9 +3,7 @@
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
-from typing import Literal
 
-import msgspec
 import structlog
 from anyio.abc import TaskGroup
 
@@ -39,26 +37,23 @@ from ..wire.client_messages import (
     Welcome,
 )
 from ..wire.codec import MAX_HEADER_BYTES, decode, encode
-from ..wire.commands import CommandKind, check_lora_config
+from ..wire.commands import CommandKind
 from ..wire.errors import (
     AuthenticationError,
     ErrorInfo,
-    InvalidRequestError,
     LorryError,
     NotFoundError,
     ProtocolError,
 )
-from ..wire.ids import ActorId, FutureId, KeyHash, LaneId, RunId, SamplerId, SessionId, TenantId, future_id
+from ..wire.ids import ActorId, FutureId, KeyHash, LaneId, SessionId, TenantId, future_id
 from ..wire.sockets import Channel
-from ..wire.types import (
-    LoraConfig,
-)
 from .accepting import Request
 from .admission import Admission
 from .catalogue import Catalogue
 from .commands import Commands
 from .config import BrokerConfig
-from .registry import Registry, run_in_slot, sampler_in_slot
+from .registry import Registry
+from .salvage import number_of, refusal_of
 from .sessions import Session, Sessions
 
 log = structlog.get_logger("lorry.broker")
@@ -87,6 +82,7 @@ class ClientDoor:
         self._tasks, self._cancel_in_flight = tasks, cancel_in_flight
         self._sessions, self._admission = Sessions(), Admission(config, registry)
         self.catalogue = Catalogue(registry, commands, writer, reader, now, drop)
+        self._creating = self.catalogue.creating
 
     # In --------------------------------------------------------------------------------------------------------------
 
@@ -100,9 +96,7 @@ class ClientDoor:
             return
         try:
             if isinstance(message, Probe):
-                self._channel.send(
-                    [connection, encode(Answer(message.request)), encode(self._registry.models.readiness)]
-                )
+                self._channel.send([connection, encode(Answer(message.request)), encode(self._commands.readiness())])
             elif isinstance(message, Hello):
                 self._tasks.start_soon(self._hello, connection, message)
             elif session := self._sessions.heard(connection, self._monotonic()):
@@ -210,12 +204,12 @@ class ClientDoor:
         """What can be read of a message that is wrong is enough to answer it, and to end its place in a run's order."""
         session = self._sessions.heard(connection, self._monotonic())
         try:
-            if session is not None and (refuse := _refusal_of(header, error)):
+            if session is not None and (refuse := refusal_of(header, error)):
                 self._refuse(session, refuse)
                 return
         except LorryError as worse:
             error = worse
-        self._send(connection, Failed(_number_of(header), error.info))
+        self._send(connection, Failed(number_of(header), error.info))
 
     def _watch(self, session: Session, future: FutureId) -> None:
         try:
@@ -249,71 +243,18 @@ class ClientDoor:
     # Runs and samplers -----------------------------------------------------------------------------------------------
 
     def _create_run(self, session: Session, create: CreateRun) -> None:
-        slot = create.slot
-        if slot is not None:
-            self.catalogue.sessions.get(session.tenant, slot.session)
-        nonce = run_in_slot(slot.session, slot.number) if slot else create.nonce
-        if run := self._registry.made_before(session.tenant, nonce):
-            self._answer_when_durable(session, create.request, RunCreated(run.id))
-            return
-        check_lora_config(create.lora)
-        if known := self._registry.models.known(create.base_model):
-            known.check(create.lora)
-        seed = create.lora.seed if create.lora.seed is not None else secrets.randbits(63)
-        lora = LoraConfig(
-            rank=create.lora.rank,
-            seed=seed,
-            train_mlp=create.lora.train_mlp,
-            train_attn=create.lora.train_attn,
-            train_unembed=create.lora.train_unembed,
-        )
-        now = self._now()
-        run = RunRow(
-            id=RunId(nonce if slot else "run-" + secrets.token_hex(8)),
-            tenant=session.tenant,
-            nonce=nonce,
-            base_model=create.base_model,
-            lora=lora,
-            user_metadata=create.user_metadata,
-            created_at=now,
-            last_request_at=now,
-            session=slot.session if slot else None,
-            first_seq=create.first_seq,
-        )
-        self._commands.accepting.add_run(run)
-        created = RunCreated(run.id)
-        self._writer.write(lambda store: store.run_created(run), lambda: self._answer(session, create.request, created))
+        run, is_new = self._creating.run(session.tenant, create)
+        if is_new:
+            self._commands.accepting.add_run(run)
+            self._writer.write(lambda store: store.run_created(run), _nothing)
+        self._answer_when_durable(session, create.request, RunCreated(run.id))
 
     def _create_sampler(self, session: Session, create: CreateSampler) -> None:
-        slot = create.slot
-        if slot is not None:
-            self.catalogue.sessions.get(session.tenant, slot.session)
-        nonce = sampler_in_slot(slot.session, slot.number) if slot else create.nonce
-        if known := self._registry.made_before(session.tenant, nonce):
-            self._answer_when_durable(session, create.request, SamplerCreated(known.id, known.base_model))
-            return
-        if (create.base_model is None) == (create.model_path is None):
-            raise InvalidRequestError("give exactly one of base_model and model_path", field="model_path")
-        base_model, folder = create.base_model or "", None
-        if create.model_path is not None:
-            checkpoint = self._registry.readable(session.tenant, create.model_path, "sampler")
-            base_model, folder = self._registry.run(checkpoint.tenant, checkpoint.run).base_model, checkpoint.folder
-        self._registry.models.known(base_model)
-        sampler = SamplerRow(
-            id=SamplerId(nonce if slot else "sampler-" + secrets.token_hex(8)),
-            tenant=session.tenant,
-            nonce=nonce,
-            base_model=base_model,
-            model_path=create.model_path,
-            created_at=self._now(),
-            session=slot.session if slot else None,
-            folder=folder,
-        )
-        self._registry.add_sampler(sampler)
-        created = SamplerCreated(sampler.id, base_model)
-        self._writer.write(
-            lambda store: store.sampler_created(sampler), lambda: self._answer(session, create.request, created)
-        )
+        sampler, is_new = self._creating.sampler(session.tenant, create)
+        if is_new:
+            self._registry.add_sampler(sampler)
+            self._writer.write(lambda store: store.sampler_created(sampler), _nothing)
+        self._answer_when_durable(session, create.request, SamplerCreated(sampler.id, sampler.base_model))
 
     # Questions -------------------------------------------------------------------------------------------------------
 
@@ -356,35 +297,6 @@ class ClientDoor:
 
     def _send(self, connection: bytes, message: ToClient) -> None:
         self._channel.send([connection, encode(message)])
-
-
-class _Numbered(msgspec.Struct, frozen=True):
-    request: int
-
-
-class _Placed(msgspec.Struct, frozen=True):
-    """What a command needs to have a place in a run's order, whatever else is wrong with it."""
-
-    type: Literal["submit", "refuse"]
-    request: int
-    lane: LaneId
-    seq: int
-    kind: CommandKind
-
-
-def _number_of(header: bytes) -> int | None:
-    try:
-        return decode(header, _Numbered, MAX_HEADER_BYTES).request
-    except LorryError:
-        return None
-
-
-def _refusal_of(header: bytes, error: LorryError) -> Refuse | None:
-    try:
-        placed = decode(header, _Placed, MAX_HEADER_BYTES)
-    except LorryError:
-        return None
-    return Refuse(placed.request, placed.lane, placed.seq, placed.kind, error.info)
 
 
 def _nothing() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ..storage.writer import Writer
 from ..wire.actor_messages import AdapterState, Item, Outcome
-from ..wire.client_messages import FutureState
+from ..wire.client_messages import FutureState, Readiness
 from ..wire.errors import CommandCancelledError, LorryError, NotFoundError
 from ..wire.ids import ActorId, FutureId, LaneId
 from .accepting import Accepting
@@ -77,8 +77,14 @@ class Commands:
         if self._registry.models.known(base_model) is None:
             return FutureState("paused_capacity", f"{base_model} is being loaded")
         if not self._planner.actors_of(base_model):
-            return FutureState("paused_capacity", f"no actor serves {base_model} at the moment: one is being started")
+            return FutureState("paused_capacity", f"no actor serves {base_model} at the moment")
         return FutureState("active", f"{base_model} is ready")
+
+    def readiness(self) -> Readiness:
+        """One that no actor serves at the moment counts as loading."""
+        usable = self._registry.models.all()
+        ready = sum(facts is not None and bool(self._planner.actors_of(name)) for name, facts in usable.items())
+        return Readiness(ready, len(usable) - ready, self._registry.models.failures)
 
     # Handing out -----------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import anyio
 
 from ..wire.actor_messages import ModelFacts
-from ..wire.client_messages import Readiness
 from ..wire.commands import check_lora_config
 from ..wire.errors import ErrorInfo, UnknownModelError, revive
 from ..wire.types import LoraConfig
@@ -63,8 +62,11 @@ class Models:
         usable = {name: state for name, state in self._models.items() if not isinstance(state, ErrorInfo)}
         return {name: known and known.facts for name, known in usable.items()}
 
+    def told_of(self, name: str) -> Known | None:
+        """What is known of a model by now, whatever its state."""
+        known = self._models.get(name)
+        return known if isinstance(known, Known) else None
+
     @property
-    def readiness(self) -> Readiness:
-        states = list(self._models.values())
-        ready, loading = sum(isinstance(s, Known) for s in states), states.count(None)
-        return Readiness(ready, loading, len(states) - ready - loading)
+    def failures(self) -> int:
+        return sum(isinstance(state, ErrorInfo) for state in self._models.values())

@@ -106,8 +106,10 @@ class Registry:
     def add_checkpoint(self, checkpoint: CheckpointRow) -> None:
         self._checkpoints[checkpoint.path] = checkpoint
 
-    def remove_checkpoint(self, path: str) -> None:
-        self._checkpoints.pop(path, None)
+    def remove_checkpoint(self, checkpoint: CheckpointRow) -> None:
+        """Unless another has taken its name since."""
+        if self._checkpoints.get(checkpoint.path) is checkpoint:
+            del self._checkpoints[checkpoint.path]
 
     def checkpoint(self, tenant: TenantId, path: str | None) -> CheckpointRow:
         """One of the tenant's own."""
@@ -131,16 +133,16 @@ class Registry:
         return row
 
     def is_taken(self, path: str, seq: int | None = None) -> bool:
-        """Whether another save than the one of this `seq` has the name, or will have it."""
+        """Whether another save than the one of this `seq` has the name, or, for training states, will have it."""
         existing = self._unexpired(path)
         return (existing is not None and existing.seq != seq) or bool(self._saving.get(path, {}).keys() - {seq})
 
     def loadable(self, run: RunRow, path: str | None, seq: int) -> str:
         """The folder of the training state that a load_state with this `seq` finds at `path`, if it fits `run`'s
         adapter. A save of the run itself that is on its way before it counts as made."""
-        own = {at: folder for at, folder in self._saving.get(path or "", {}).items() if at < seq}
+        own = [at for at in self._saving.get(path or "", {}) if at < seq]
         if own and run_of_path(path) == run.id:
-            return own[max(own)]
+            return self._saving[path or ""][max(own)]
         checkpoint = self.readable(run.tenant, path, "training")
         source, shape = self._runs[checkpoint.run], ("rank", "train_attn", "train_mlp", "train_unembed")
         if source.base_model != run.base_model:

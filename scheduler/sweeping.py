@@ -7,7 +7,7 @@ import anyio
 import structlog
 from anyio import to_thread
 
-from ..storage.checkpoints import delete_folder, folders_below, not_in_use
+from ..storage.checkpoints import delete_folder, folders_below, not_in_use, place_of
 from ..storage.store import Store
 from ..storage.writer import Writer
 from .registry import Registry
@@ -74,7 +74,8 @@ class Sweeper:
             await self._delete(folder)
 
     async def _delete(self, folder: Path) -> None:
+        """Below our own root, wherever the data lay when the row was written."""
         try:
-            await to_thread.run_sync(delete_folder, self._root, folder)
+            await to_thread.run_sync(delete_folder, self._root, self._root.joinpath(*place_of(folder)))
         except OSError as error:  # the next sweep tries again; the service goes on
             log.warning("a folder could not be deleted", folder=str(folder), error=str(error))

@@ -16,16 +16,17 @@ def not_in_use(folders: Collection[Path], in_use: Collection[str]) -> list[Path]
     What is being written aside is called as its folder will be, with a dot before it and more behind: it is needed as
     long as that is.
     """
-    needed = {_place(Path(folder)) for folder in in_use}
-    return [folder for folder in folders if not (_place(folder) in needed or _is_written_aside(folder, needed))]
+    needed = {place_of(Path(folder)) for folder in in_use}
+    return [folder for folder in folders if not (place_of(folder) in needed or _is_written_aside(folder, needed))]
 
 
-def _place(folder: Path) -> tuple[str, ...]:
+def place_of(folder: Path) -> tuple[str, ...]:
+    """`RUN/KIND/NAME.SEQ`, in parts."""
     return folder.parts[-3:]
 
 
 def _is_written_aside(folder: Path, needed: Collection[tuple[str, ...]]) -> bool:
-    run, kind, name = _place(folder)
+    run, kind, name = place_of(folder)
     return name.startswith(".") and any(
         (run, kind) == target[:2] and name.startswith(f".{target[2]}.") for target in needed
     )

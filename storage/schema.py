@@ -176,7 +176,9 @@ def m005_names_are_resolved_once(db: Database) -> None:
     db.table("samplers").add_column("used_at", float)
     db.execute("UPDATE samplers SET used_at = created_at")
     db.execute("UPDATE samplers SET folder = (SELECT folder FROM checkpoints WHERE path = model_path)")
-    loads = list(db.query("SELECT future, arguments FROM commands WHERE kind = 'load_state'"))
+    db.execute("DELETE FROM samplers WHERE folder IS NULL AND model_path IS NOT NULL")
+    # What is queued is understood when the broker starts: a save before a load may be about to take its name.
+    loads = list(db.query("SELECT future, arguments FROM commands WHERE kind = 'load_state' AND state != 'queued'"))
     for load in loads:
         path = decode(load["arguments"], CommandArguments).path
         db.execute(

@@ -152,10 +152,12 @@ class Store:
         return [SamplerRow(**row) for row in self.rows(f"SELECT {names} FROM samplers")]
 
     def samplers_expired(self, before: float) -> list[str]:
-        """Forget those of weights that no checkpoint's name leads to, and that nobody has used since `before`."""
+        """Forget those of weights that no checkpoint's name leads to, that nobody has used since `before`, and that
+        nothing waits for."""
         gone = self.rows(
-            "DELETE FROM samplers WHERE folder IS NOT NULL AND used_at < ? AND folder NOT IN"
-            " (SELECT folder FROM checkpoints) RETURNING id",
+            "DELETE FROM samplers WHERE folder IS NOT NULL AND used_at < ?"
+            " AND folder NOT IN (SELECT folder FROM checkpoints)"
+            " AND NOT EXISTS (SELECT 1 FROM commands WHERE lane = samplers.id AND state = 'queued') RETURNING id",
             before,
         )
         return [row["id"] for row in gone]
@@ -228,6 +230,10 @@ class Store:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [*(_values(entry).values()), now],
             )
+
+    def folder_named(self, future: FutureId, folder: str | None) -> None:
+        """Of a command that an older release accepted."""
+        self._db.execute("UPDATE commands SET folder = ? WHERE future = ?", [folder, future])
 
     def payload_dropped(self, future: FutureId) -> None:
         self._db.execute("UPDATE commands SET payload = NULL WHERE future = ?", [future])
@@ -302,8 +308,9 @@ class Store:
         values = _values(checkpoint) | {"user_metadata": json.dumps(checkpoint.user_metadata)}
         self._db.table("checkpoints").insert(values, replace=True)
 
-    def checkpoint_deleted(self, path: str) -> None:
-        self._db.execute("DELETE FROM checkpoints WHERE path = ?", [path])
+    def checkpoint_deleted(self, checkpoint: CheckpointRow) -> None:
+        """Unless another has taken its name since."""
+        self._db.execute("DELETE FROM checkpoints WHERE path = ? AND folder = ?", [checkpoint.path, checkpoint.folder])
 
     def checkpoints(self) -> list[CheckpointRow]:
         return [_checkpoint(row) for row in self.rows("SELECT * FROM checkpoints")]

@@ -4,7 +4,7 @@ A request carries a number of the client's choosing, and its answer carries the 
 runs and samplers are made once for each nonce, commands once for each (lane, seq).
 """
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
@@ -14,6 +14,9 @@ from .ids import FutureId, LaneId, SessionId
 from .types import LoraConfig
 
 VERSION = 2
+
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+"""What the database can hold and add up."""
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -40,7 +43,7 @@ class CreateRun(msgspec.Struct, frozen=True, tag="create_run"):
     lora: LoraConfig
     user_metadata: dict[str, str] = {}
     slot: Slot | None = None
-    first_seq: int = 0
+    first_seq: Count = 0
 
 
 class CreateSampler(msgspec.Struct, frozen=True, tag="create_sampler"):
@@ -85,8 +88,8 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
     lane: LaneId
     seq: int
     kind: CommandKind
-    tokens: int = 0
-    rows: int = 0
+    tokens: Count = 0
+    rows: Count = 0
     arguments: CommandArguments = CommandArguments()
 
 
@@ -116,9 +119,7 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 
 class Query(msgspec.Struct, frozen=True, tag="query"):
     request: int
-    what: Literal[
-        "capabilities", "run", "run_state", "sampler", "runs", "checkpoints", "usage", "sessions", "weights", "tenant"
-    ]
+    what: Literal["capabilities", "run", "sampler", "runs", "checkpoints", "usage", "sessions", "weights", "tenant"]
     subject: str | None = None
 
 
@@ -202,8 +203,8 @@ class CountClientEvents(msgspec.Struct, frozen=True, tag="count_client_events"):
     """What a client's program reported of itself: counted, and not kept. `failures` of the `events` were errors."""
 
     request: int
-    events: int
-    failures: int
+    events: Count
+    failures: Count
 
 
 class UsageBetween(msgspec.Struct, frozen=True, tag="usage_between"):
@@ -212,6 +213,14 @@ class UsageBetween(msgspec.Struct, frozen=True, tag="usage_between"):
     request: int
     start: float
     end: float
+
+
+class LaneState(msgspec.Struct, frozen=True, tag="lane_state"):
+    """Whether a run or a sampler can be used: waits up to `timeout_s` seconds while its model is being loaded."""
+
+    request: int
+    lane: LaneId
+    timeout_s: float
 
 
 class QueueState(msgspec.Struct, frozen=True, tag="queue_state"):
@@ -227,9 +236,9 @@ class Completions(msgspec.Struct, frozen=True, tag="completions"):
 
     request: int
     lane: LaneId
-    low: int
-    high: int
-    cursor: int = 0
+    low: Count
+    high: Count
+    cursor: Count = 0
     timeout_s: float = 30.0
 
 
@@ -251,6 +260,7 @@ CatalogueRequest: TypeAlias = (
     | RevokeKey
     | CountClientEvents
     | UsageBetween
+    | LaneState
     | QueueState
     | Completions
 )

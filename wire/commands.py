@@ -34,7 +34,7 @@ PHASES: dict[CommandKind, int] = {
     "save_weights_for_sampler": 2,
     "load_state": 3,
 }
-"""Inside a micro-batch all commands of a phase run together, phase after phase; see `scheduler.lanes`."""
+"""Inside a micro-batch all commands of a phase run together, phase after phase; see `scheduler.planning.lanes`."""
 
 
 def phase_may_follow(phase: int, after: int) -> bool:
@@ -113,6 +113,10 @@ beta 0.05 is the value of its example). A custom loss needs no entry: the client
 sends cross_entropy with `weights` = -g, whose gradient is g."""
 
 MAX_SEQ = 2**63 - 1
+MAX_RANK = 2**31
+"""Beyond any use; what a model takes is its actors' word."""
+MAX_NEW_TOKENS = 2**31
+"""Beyond any context."""
 
 
 def check_forward_backward(
@@ -201,9 +205,9 @@ def check_lora_config(
     has_experts: bool = False,
 ) -> None:
     """With what is known of a model: the largest rank and the groups of layers (attn, mlp, unembed) that it trains."""
-    if config.rank < 1 or (max_rank is not None and config.rank > max_rank):
-        limit = f" to {max_rank}" if max_rank is not None else " up"
-        raise InvalidRequestError.of("rank", config.rank, f"a whole number from 1{limit}")
+    limit = MAX_RANK if max_rank is None else max_rank
+    if not 1 <= config.rank <= limit:
+        raise InvalidRequestError.of("rank", config.rank, f"a whole number from 1 to {limit}")
     if not (config.train_attn or config.train_mlp or config.train_unembed):
         raise InvalidRequestError.of("train_attn, train_mlp, train_unembed", False, "at least one of them true")
     if config.seed is not None and not 0 <= config.seed < 2**63:
@@ -236,8 +240,9 @@ def check_sample(request: SampleInput, vocab_size: int | None = None, max_contex
         raise InvalidRequestError.of("sampling_params.top_k", params.top_k, "-1 (off) or a whole number from 1")
     if params.seed is not None and not 0 <= params.seed < 2**63:
         raise InvalidRequestError.of("sampling_params.seed", params.seed, "a whole number from 0 to 2**63 - 1")
-    if params.max_tokens is not None and params.max_tokens < 1:
-        raise InvalidRequestError.of("sampling_params.max_tokens", params.max_tokens, "a whole number from 1")
+    if params.max_tokens is not None and not 1 <= params.max_tokens <= MAX_NEW_TOKENS:
+        wanted = f"a whole number from 1 to {MAX_NEW_TOKENS}"
+        raise InvalidRequestError.of("sampling_params.max_tokens", params.max_tokens, wanted)
     room = None if max_context is None else most_new_tokens(request.prompt.length, max_context)
     if room is not None and room < (params.max_tokens or 1):
         wanted = f"at most {room}: the prompt has {request.prompt.length} tokens and the context {max_context}"

@@ -9,6 +9,9 @@ import msgspec
 
 Category: TypeAlias = Literal["user", "server"]
 
+_MOST_CHARACTERS = 2000
+"""Of what was found: it may be as long as what a client sent, and an error must fit into a header."""
+
 
 class ErrorInfo(msgspec.Struct, frozen=True):
     """An error as it travels."""
@@ -26,7 +29,10 @@ class LorryError(Exception):
     def __init__(self, problem: str, *, field: str | None = None) -> None:
         """`problem` says what was found, with the value; `field` names where, as the caller wrote it."""
         advice = " ".join((type(self).__doc__ or "").split())
-        super().__init__(problem if problem.endswith(advice) else f"{problem}. {advice}")
+        if not problem.endswith(advice):
+            shown = problem if len(problem) <= _MOST_CHARACTERS else f"{problem[:_MOST_CHARACTERS]}…"
+            problem = f"{shown}. {advice}"
+        super().__init__(problem)
         self.field = field
 
     @property

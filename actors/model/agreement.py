@@ -13,4 +13,4 @@ def agree(found: Tensor, expected: Tensor, *, same_operations: bool = False) -> 
     """
     eps = max(torch.finfo(tensor.dtype).eps for tensor in (found, expected))
     error = (found.double() - expected.double()).norm()
-    return bool(error <= (max(eps, 1e-3) if same_operations else eps**0.5) * expected.double().norm())
+    return bool(error <= (max(eps, 1e-5) if same_operations else eps**0.5) * expected.double().norm())

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from ...wire.errors import UnsupportedModelError
 from .agreement import agree
-from .attention import PACKED, PROBED, attend_sequences, set_attention
+from .attention import PACKED, PROBED, set_attention
 from .in_flight import InFlight
+from .probe import AttentionProbe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,33 +111,12 @@ def _end_tokens(model: "PreTrainedModel") -> tuple[int, ...]:
     return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
 
 
-class _AttentionProbe:
-    """Notes which layers call attention; stands where a cache of keys and values would."""
-
-    def __init__(self) -> None:
-        self.layers: set[int] = set()
-
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
-        sliding_window: int | None,
-        sinks: Tensor | None,
-    ) -> Tensor:
-        self.layers.add(layer)
-        output = attend_sequences(query, key, value, [query.shape[2]], scaling, sliding_window, sinks)
-        return output.transpose(1, 2)  # [1, heads, tokens, value_dim]
-
-
 def _probe(base: BaseModel) -> None:
     """Runs two tokens and leaves the model PACKED.
 
     Every layer must attend, and keep nothing else of a sequence; the logits must be the head's own.
     """
-    model, name, probe = base.model, type(base.model).__name__, _AttentionProbe()
+    model, name, probe = base.model, type(base.model).__name__, AttentionProbe()
     model.set_attn_implementation(PROBED)
     base.in_flight.cache = probe
     tokens = torch.arange(2, device=base.device)
@@ -147,7 +127,7 @@ def _probe(base: BaseModel) -> None:
         logits = base.logits(base.hidden_states(tokens, tokens, grad=False))  # [2, vocab]
     base.in_flight.cache = None
     layers = model.config.get_text_config().num_hidden_layers
-    if probe.layers != set(range(layers)):
+    if probe.layers.keys() != set(range(layers)):
         raise UnsupportedModelError(f"{len(probe.layers)} of the {layers} layers of {name} call packed attention")
     if not agree(logits, expected, same_operations=True):
         raise UnsupportedModelError(f"{name} changes its logits after the output head, by a softcap or a scale")

@@ -11,23 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .attention import attend_sequences
 from .base_model import BaseModel
 from .in_flight import LinearLayer
 from .lora import layers_of
-
-
-@dataclass(frozen=True, slots=True)
-class LayerShape:
-    """What one layer keeps of a token: for each of `kv_heads` a key of `dim` and a value of `value_dim` numbers."""
-
-    kv_heads: int
-    dim: int
-    value_dim: int
-
-    @property
-    def width(self) -> int:
-        return self.dim + self.value_dim
+from .probe import AttentionProbe, LayerShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +36,14 @@ def survey(base: BaseModel) -> Survey:
     token = torch.zeros(1, dtype=torch.int64, device=base.device)
     with torch.inference_mode(), standing_in(base) as notes:
         base.logits(base.hidden_states(token, token, grad=False))
-    return Survey(notes.layers, notes.groups, base.dtype)
+    return Survey(notes.attention.layers, notes.groups, base.dtype)
 
 
 @contextmanager
 def standing_in(base: BaseModel) -> Generator["Notes"]:
     """Inside, the model may run on one sequence without a cache or adapters."""
     in_flight, notes = base.in_flight, Notes(layers_of(base))
-    in_flight.cache, in_flight.linears = notes, notes
+    in_flight.cache, in_flight.linears = notes.attention, notes
     try:
         yield notes
     finally:
@@ -65,28 +52,15 @@ def standing_in(base: BaseModel) -> Generator["Notes"]:
 
 @dataclass(slots=True)
 class Notes:
-    """Stands where the cache and the adapters would. It holds every input, so that no two have one identity."""
+    """Stands where the adapters would. It holds every input, so that no two have one identity."""
 
     modules: Mapping[int, LinearLayer]
-    layers: dict[int, LayerShape] = field(default_factory=dict[int, LayerShape])
+    attention: AttentionProbe = field(default_factory=AttentionProbe)
     inputs: list[tuple[Tensor, list[int]]] = field(default_factory=list[tuple[Tensor, list[int]]])
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(modules) for _, modules in self.inputs)
-
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
-        sliding_window: int | None,
-        sinks: Tensor | None,
-    ) -> Tensor:
-        self.layers[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
-        return attend_sequences(query, key, value, [query.shape[2]], scaling, sliding_window, sinks).transpose(1, 2)
 
     def linear(self, index: int, x: Tensor) -> Tensor:
         if not self.inputs or self.inputs[-1][0] is not x:

@@ -68,7 +68,7 @@ class RowAdapters(Protocol):
 class DecodeLinears:
     """Where rows are gathered, the packed row begins with them. What else has an adapter is in `in_flight.segments`.
 
-    `native`: by the kernel that `lora_native.build_kernel` built.
+    `native`: by the kernel that `lora.native.build_kernel` built.
     """
 
     def __init__(self, base: BaseModel, groups: Sequence[tuple[int, ...]], *, native: bool) -> None:

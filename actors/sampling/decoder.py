@@ -56,6 +56,7 @@ class Decoder:
     ) -> None:
         self.prompts_computed = 0
         self.tokens_computed = 0
+        self.postponed = False
         self._base, self._tokenizer = base, tokenizer
         shape = survey(base)
         blocks = _useful_blocks(shape, kv_cache_bytes, max_rows, base.max_context)
@@ -109,11 +110,17 @@ class Decoder:
             self._rest()
 
     @torch.inference_mode()
-    def step(self) -> list[Finished]:
-        """One token of every sequence, and a chunk of the prompts that wait; returns the requests that ended."""
+    def step(self, *, others_hold_memory: bool = False) -> list[Finished]:
+        """One token of every sequence, and a chunk of the prompts that wait; returns the requests that ended.
+
+        Where a request finds no memory, it ends; while others hold some that they will give back, it is left as it is,
+        and `postponed` says so.
+        """
         plan = self.lineup.plan()
         self._unclean += plan.fresh
-        ended = self._compute(plan) | self._seat()
+        later: set[Request] | None = set() if others_hold_memory else None
+        ended = self._compute(plan, later) | self._seat()
+        self.postponed = bool(later)
         for request in ended:
             del self._requests[request.key]
             self.lineup.remove(request)
@@ -142,11 +149,11 @@ class Decoder:
 
     # A step ----------------------------------------------------------------------------------------------------------
 
-    def _compute(self, plan: Plan) -> dict[Request, None]:
+    def _compute(self, plan: Plan, later: set[Request] | None) -> dict[Request, None]:
         """The plan through the model, and a token of every row. Returns the requests that ended."""
         pieces: list[Row | Chunk] = [*plan.rows, *plan.chunks]
         ended: dict[Request, None] = {}
-        for some, computed in in_parts(pieces, self._attempt):
+        for some, computed in in_parts(pieces, self._attempt, later):
             ended |= self._commit(some, computed)
         return ended | _failed(pieces)
 

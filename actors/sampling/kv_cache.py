@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..model.attention import attend, attend_sequences, attend_with_sinks, dot_product_attention
-from ..model.survey import LayerShape, Survey
+from ..model.probe import LayerShape
+from ..model.survey import Survey
 
 READ_ELEMENTS = 2**24
 """How many elements of keys and values the rows of one read have together: 64 MiB of float32."""

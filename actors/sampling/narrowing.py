@@ -13,7 +13,7 @@ import torch
 from ...wire.errors import InternalError, LorryError, OutOfMemoryError
 from ..model.memory import memory_ran_out
 from .lineup import Chunk, Seat
-from .sequences import Row
+from .sequences import Request, Row
 
 P = TypeVar("P", bound=Row | Chunk | Seat)
 R = TypeVar("R")
@@ -21,16 +21,20 @@ R = TypeVar("R")
 log = structlog.get_logger("lorry.actor")
 
 
-def in_parts(pieces: Sequence[P], attempt: Callable[[Sequence[P]], R]) -> Iterator[tuple[Sequence[P], R]]:
+def in_parts(
+    pieces: Sequence[P], attempt: Callable[[Sequence[P]], R], postponed: set[Request] | None = None
+) -> Iterator[tuple[Sequence[P], R]]:
     """What comes of `attempt` for all pieces, or for parts of them where it raises, in their order.
 
     A piece that cannot be computed alone sets its request's `error`, and the request's other pieces are left out from
-    then on. An accelerator in an error state does not recover: that error is raised. `attempt` must leave everything as
-    it was where it raises.
+    then on. Where `postponed` is given, memory is short for a while only: such a request goes there instead, and may be
+    computed later. An accelerator in an error state does not recover: that error is raised. `attempt` must leave
+    everything as it was where it raises.
     """
+    later = set[Request]() if postponed is None else postponed
     waiting: list[Sequence[P]] = [pieces]
     while waiting:
-        some = [piece for piece in waiting.pop() if piece.request.error is None]
+        some = [p for p in waiting.pop() if p.request.error is None and p.request not in later]
         if not some:
             continue
         try:
@@ -48,7 +52,9 @@ def in_parts(pieces: Sequence[P], attempt: Callable[[Sequence[P]], R]) -> Iterat
         else:
             yield some, result
             continue
-        if not parts:
+        if not parts and short and postponed is not None:
+            postponed.add(some[0].request)
+        elif not parts:
             some[0].request.error = _failure(some[0], short, problem)
         waiting += reversed(parts)
 

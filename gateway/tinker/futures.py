@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import anyio
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
@@ -75,18 +74,17 @@ async def _retrieve(broker: Broker, request: Request, wanted: RequestId) -> Resp
 
 async def _run_is_there(broker: Broker, wanted: RequestId, within_s: float) -> Response:
     """It is, once its model has been loaded; until then the SDK is told what it waits for."""
-    state = await broker.look("run_state", FutureState, wanted.future)
+    run = LaneId(wanted.future)
     try:
-        with anyio.fail_after(within_s):
-            info = await broker.look("run", lorry.GetInfoResponse, wanted.future)
-    except TimeoutError:
-        return _come_again(wanted, state)
+        state = await broker.lane_state(run, within_s)
     except (ConnectionLostError, AuthenticationError):
         raise
     except LorryError as error:
         return failed(error)
+    if state.state != "active":
+        return _come_again(wanted, state)
     kind = CreateModelResponse if wanted.kind == "create" else UnloadModelResponse
-    return _json(kind(model_id=info.model_id))
+    return _json(kind(model_id=run))
 
 
 async def _try_again(broker: Broker, wanted: RequestId) -> Response:

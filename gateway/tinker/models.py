@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from tinker.types import (
     AdamOptimizerConfig,
     CreateModelRequest,
@@ -56,8 +56,9 @@ async def create_model(
 
 @router.post("/get_info")
 async def get_info(
-    broker: BrokerOf, body: Annotated[GetInfoRequest, Depends(body_of(GetInfoRequest))]
+    broker: BrokerOf, request: Request, body: Annotated[GetInfoRequest, Depends(body_of(GetInfoRequest))]
 ) -> GetInfoResponse:
+    await broker.loaded(body.model_id, request.app.state.gateway.config.long_poll_s)
     info = await broker.look("run", RunInfo, body.model_id)
     return GetInfoResponse(
         type="get_info",
@@ -71,8 +72,9 @@ async def get_info(
 
 @router.post("/unload_model")
 async def unload_model(
-    broker: BrokerOf, body: Annotated[UnloadModelRequest, Depends(body_of(UnloadModelRequest))]
+    broker: BrokerOf, request: Request, body: Annotated[UnloadModelRequest, Depends(body_of(UnloadModelRequest))]
 ) -> UntypedAPIFuture:
     """Nothing has to be done: a run that is not used leaves the device by itself, and can always go on."""
+    await broker.loaded(body.model_id, request.app.state.gateway.config.long_poll_s)
     info = await broker.look("run", RunInfo, body.model_id)
     return UntypedAPIFuture(request_id=str(RequestId("unload", FutureId(info.model_id))), model_id=info.model_id)

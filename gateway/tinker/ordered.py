@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import msgspec
 import pydantic
+import structlog
 from fastapi import Request
 from fastapi.responses import Response
 from google.protobuf.message import DecodeError
@@ -28,7 +29,9 @@ from ..request_ids import RequestId, ResultKind
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 
-_MISTAKES = (InvalidRequestError, MalformedBodyError, MessageTooLargeError, NotSupportedError)
+log = structlog.get_logger("lorry.gateway")
+
+_MISTAKES = (InternalError, InvalidRequestError, MalformedBodyError, MessageTooLargeError, NotSupportedError)
 _PLACE_ENDS_WITHIN_BYTES = 400
 _MODEL_ID = re.compile(rb'"model_id"\s*:\s*"([^"\\]{1,300})"')
 _SEQ_ID = re.compile(rb'"seq_id"\s*:\s*(\d{1,18})\b')
@@ -94,7 +97,7 @@ async def submit(
     async with broker_of(request) as broker:
         try:
             async with bodies.read(request) as body:
-                wanted = await understand(broker, body)
+                wanted = await _understood(kind, understand, broker, body)
                 made = await broker.submit(
                     wanted.run,
                     wanted.seq,
@@ -108,12 +111,20 @@ async def submit(
             return _accepted(made)
         except _MISTAKES as mistake:
             return _accepted(await _refuse(broker, request, kind, result, find_place, mistake))
-        except LorryError:
-            raise
-        except Exception as bug:
-            problem = InternalError(f"{kind} raised {type(bug).__name__} in the gateway: {bug}")
-            await _refuse(broker, request, kind, result, find_place, problem)
-            raise
+
+
+async def _understood(
+    kind: CommandKind, understand: Callable[[Broker, bytes], Awaitable[Wanted]], broker: Broker, body: bytes
+) -> Wanted:
+    """A bug in reading it is a mistake of ours, and costs the command that it is in. A connection that was lost in
+    mid-body, or an answer that is late, is neither: the same request comes again."""
+    try:
+        return await understand(broker, body)
+    except (LorryError, TimeoutError):
+        raise
+    except Exception as bug:
+        log.exception("bug", command=kind)
+        raise InternalError(f"{kind} raised {type(bug).__name__} in the gateway") from bug
 
 
 async def _refuse(

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from tinker.types import (
     CreateSamplingSessionRequest,
     CreateSamplingSessionResponse,
@@ -55,7 +55,8 @@ async def join_sampling_session(
 
 
 @router.get("/samplers/{sampler_id}")
-async def get_sampler(broker: BrokerOf, sampler_id: str) -> GetSamplerResponse:
+async def get_sampler(broker: BrokerOf, request: Request, sampler_id: str) -> GetSamplerResponse:
+    await broker.loaded(sampler_id, request.app.state.gateway.config.long_poll_s)
     info = await broker.look("sampler", SamplerInfo, sampler_id)
     return GetSamplerResponse(sampler_id=info.sampler, base_model=info.base_model, model_path=info.model_path)
 

@@ -203,3 +203,21 @@ def test_every_piece_goes_through_once_and_in_order_but_those_of_requests_that_c
     assert through == sorted(set(through))
     assert set(through) >= {i for i in range(rows) if i // samples not in failed}
     assert not ill.intersection(through)
+
+
+@pytest.mark.parametrize("starved", [1, 3])
+def test_what_finds_no_memory_while_others_hold_some_goes_on_when_they_gave_it_back(starved: int) -> None:
+    """Both a prompt and a row under way, for as many steps as that takes; nothing ends, and no token changes."""
+    base = with_adapters()[0]
+    decoder = new_decoder(base)
+    decoder.add("one", request(PROMPTS[0]), None, 0)
+    for _ in range(starved):
+        decoder.step()
+    decoder.add("two", request(PROMPTS[1]), None, 0)
+    with capture_logs(), failing(BaseModel, "hidden_states", SHORT[0], lambda *_: True):
+        for _ in range(3):
+            assert decoder.step(others_hold_memory=True) == [] and decoder.postponed
+    found = run(decoder)
+    assert not decoder.postponed and all_free(decoder)
+    for key, prompt in (("one", PROMPTS[0]), ("two", PROMPTS[1])):
+        assert tokens_of(found[key]) == tokens_of(sample(base, request(prompt), None))

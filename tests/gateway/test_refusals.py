@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import httpx
 import pytest
 
@@ -16,7 +17,7 @@ from lorry.wire.errors import LorryError
 from tests.conftest import ROOT
 
 from .conftest import Tenant
-from .refusals import ADAM, MISTAKES, Mistake, Run
+from .refusals import ADAM, MISTAKES, Mistake, Run, tensor
 
 NO_COMMAND = "it refuses a question, a creation or a sample: these have no order, and leave no gap"
 NO_PLACE = "what it refuses has no place in a run's order: there is no such run, seq, or readable request"
@@ -27,7 +28,7 @@ IS_OVER = "its command has a seq that is over, or ends with it: shown in tests/s
 
 ELSEWHERE: dict[str, tuple[int, str]] = {
     "wire/codec.py::decode": (1, NO_PLACE),  # a header above the limit, which no client of ours sends
-    "wire/commands.py::check_lora_config": (4, NO_COMMAND),
+    "wire/commands.py::check_lora_config": (4, f"{NO_COMMAND}; of a run made early: tests/service/test_waiting"),
     "wire/commands.py::check_sample": (10, NO_COMMAND),
     "wire/commands.py::_check_prompt_targets": (2, NO_COMMAND),
     "wire/commands.py::_check_stop": (1, NO_COMMAND),
@@ -49,7 +50,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "scheduler/client_door.py::_hello": (2, AT_START),
     "scheduler/client_door.py::_watch": (1, NO_COMMAND),
     "scheduler/client_door.py::_look_up": (1, NO_COMMAND),
-    "scheduler/client_door.py::_create_sampler": (1, NO_COMMAND),
+    "scheduler/creating.py::sampler": (1, NO_COMMAND),
     "scheduler/client_door.py::_close_opened_with": (1, AT_START),
     "scheduler/client_sessions.py::get": (1, NO_COMMAND),
     "scheduler/client_sessions.py::touch": (1, NO_COMMAND),
@@ -70,6 +71,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "gateway/bodies.py::_unpacked": (2, NO_PLACE),
     "gateway/broker.py::api_key": (1, NO_PLACE),
     "gateway/broker.py::_check_expiry": (1, NO_PLACE),
+    "gateway/broker.py::loaded": (1, COMES_AGAIN),
     "gateway/connections.py::use": (1, COMES_AGAIN),
     "gateway/errors.py::install": (1, COMES_AGAIN),
     "gateway/request_ids.py::parse": (1, NO_COMMAND),
@@ -79,7 +81,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "gateway/tinker/downloads.py::_files": (1, NO_COMMAND),
     "gateway/tinker/models.py::create_model": (1, NO_COMMAND),
     "gateway/tinker/ordered.py::seq_of": (1, NO_PLACE),
-    "gateway/tinker/ordered.py::submit": (1, "a bug: test_a_bug_in_the_gateway_costs_its_request_alone"),
+    "gateway/tinker/ordered.py::_understood": (1, "a bug: test_a_bug_in_the_gateway_costs_its_request_alone"),
     "gateway/tinker/runs.py::get_training_run": (1, NO_COMMAND),
     "gateway/tinker/runs.py::copy_weights": (1, NO_COMMAND),
     "gateway/tinker/sampling.py::asample": (1, NO_COMMAND),
@@ -94,6 +96,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "gateway/tinker/weights.py::_load": (1, NO_PLACE),
     "actors/actor.py::_check_device": (1, AT_START),
     "actors/actor.py::_load_tokenizer": (1, AT_START),
+    "actors/actor.py::_told": (1, AT_START),
     "actors/actor.py::join": (1, AT_START),
     "actors/actor.py::_handle": (1, AT_START),
     "actors/actor.py::heartbeat": (1, AT_START),
@@ -215,8 +218,49 @@ async def test_a_bug_in_the_gateway_costs_its_request_alone(tenant: Tenant, monk
         ):
             monkeypatch.setattr("lorry.gateway.tinker.training._adam_params", bug)
             body = {"model_id": run.id, "seq_id": run.next(), "optim_params": ADAM}
-            assert (await http.post("optim_step", json=body)).status_code == 500
+            request = (await http.post("optim_step", json=body)).json()["request_id"]
+            failed = (await http.post("retrieve_future", json={"request_id": request})).json()
+            assert failed["category"] == "server" and "ZeroDivisionError" in failed["error"]
         assert run.goes_on()
+
+
+async def test_a_connection_that_is_lost_in_mid_body_leaves_the_seq_to_the_same_request(tenant: Tenant) -> None:
+    with tenant.http() as http:
+        run = Run(tenant, http)
+        message = run.a_pass()
+        message.data[0].loss_fn_inputs["weights"].CopyFrom(tensor())
+        body = message.SerializeToString()
+        head = f"POST /api/v1/forward_backward HTTP/1.1\r\nHost: x\r\nX-API-Key: {tenant.key}\r\nContent-Length: "
+        url = httpx.URL(tenant.server.url)
+        async with await anyio.connect_tcp(url.host, url.port or 80) as stream:
+            await stream.send(f"{head}{len(body)}\r\n\r\n".encode() + body[: len(body) - 10])
+        accepted = http.post("forward_backward", content=body)
+        assert accepted.status_code == 200, accepted.text
+        result = http.post("retrieve_future", json={"request_id": accepted.json()["request_id"]}).json()
+        assert "metrics" in result
+        assert run.goes_on()
+
+
+async def test_a_conflict_disturbs_nobody_who_waits_for_the_other_request(tenant: Tenant) -> None:
+    with tenant.http() as http:
+        run = Run(tenant, http)
+        first, second = run.a_pass(), run.a_pass()
+        request = http.post("forward_backward", content=second.SerializeToString()).json()["request_id"]
+        results: list[httpx.Response] = []
+
+        async def wait() -> None:
+            async with httpx.AsyncClient(base_url=http.base_url, headers=http.headers, timeout=None) as patient:
+                results.append(await patient.post("retrieve_future", json={"request_id": request}))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            other = run.a_pass("focal")
+            other.seq_id = second.seq_id
+            assert http.post("forward_backward", content=other.SerializeToString()).status_code == 400
+            await anyio.to_thread.run_sync(
+                lambda: http.post("forward_backward", content=first.SerializeToString()).raise_for_status()
+            )
+        assert "metrics" in results[0].json()
 
 
 def test_a_part_that_failed_says_which_it_was_and_what_stands(tenant: Tenant) -> None:

@@ -112,7 +112,7 @@ def test_what_is_not_there_says_so(tenant: Tenant, method: str, path: str, statu
 
 def test_every_endpoint_but_the_public_ones_wants_a_key(tenant: Tenant) -> None:
     with httpx.Client(base_url=f"{tenant.server.url}/api/v1", timeout=None) as http:
-        assert http.get("healthz").json()["status"] == "ok"
+        assert http.get("healthz").json() == {"status": "ok"}
         assert http.get("readyz").json()["models"] == {"ready": 1, "loading": 0, "failed": 0}
         assert http.get("training_runs").status_code == 401
         assert http.post("retrieve_future", json={"request_id": "pass@x:1"}).status_code == 401
@@ -164,6 +164,16 @@ def test_a_samplers_request_is_not_taken_for_another_under_its_number(tenant: Te
         assert http.post("asample", json=a_sample(sampler, 0, tokens=2)).status_code == 200
         assert http.post("asample", json=a_sample(sampler, 0, tokens=2)).status_code == 200
         assert http.post("asample", json=a_sample(sampler, 0, tokens=3)).status_code == 400
+
+
+def test_numbers_that_no_database_holds_are_refused_and_end_nothing(tenant: Tenant) -> None:
+    with tenant.http() as http:
+        sampler = a_sampler(http)
+        assert http.post("asample", json=a_sample(sampler, 0, tokens=2**63 - 1)).status_code == 400
+        target = {"type": "sampling_session", "sampling_session_id": sampler}
+        body = {"target": target, "prev_cursor": 2**63, "timeout": 0}
+        assert http.post("retrieve_futures", json=body).status_code in (400, 422)
+        assert http.post("asample", json=a_sample(sampler, 1)).status_code == 200
 
 
 def test_a_cancelled_sample_fails_with_the_users_category(tenant: Tenant) -> None:

@@ -64,8 +64,8 @@ class Early:
 
 
 @asynccontextmanager
-async def early(data: Path, **settings: int) -> AsyncGenerator[Early]:
-    config = BrokerConfig(data, (MODEL, "broken"), TOKEN, bind="tcp://127.0.0.1:*", heartbeat_s=1.0, **settings)
+async def early(data: Path, heartbeat_s: float = 60, **settings: int) -> AsyncGenerator[Early]:
+    config = BrokerConfig(data, (MODEL, "broken"), TOKEN, "tcp://127.0.0.1:*", heartbeat_s=heartbeat_s, **settings)
     async with broker.running(config) as addresses:
         store = Store(data)
         key = store.create_key(TenantId("early"), 0.0)
@@ -83,8 +83,10 @@ async def test_a_script_that_starts_before_the_model_is_loaded_waits_and_is_told
         answer = await there.post("retrieve_future", request_id=request)
         assert answer["queue_state"] == "paused_capacity"
         assert answer["queue_state_reason"] == f"{MODEL} is being loaded"
-        assert (await there.http.get("healthz")).json()["ready"] is False
-        assert (await there.http.get("readyz")).status_code == 503
+        assert (await there.http.get("healthz")).json() == {"status": "ok"}
+        readiness = await there.http.get("readyz")
+        assert (readiness.status_code, readiness.json()["models"]["loading"]) == (503, 2)
+        assert (await there.http.post("get_info", json={"model_id": request.partition("@")[2]})).status_code == 503
         async with lorry.connect(there.clients, api_key=there.key) as service:
             names = [model.model_name for model in (await service.get_server_capabilities_async()).supported_models]
             assert names == [MODEL, "broken"]
@@ -107,11 +109,16 @@ async def test_what_no_actor_could_make_is_refused_as_soon_as_that_is_known(tmp_
     async with early(tmp_path) as there:
         request = await there.new_run(rank=1000)
         async with lorry.connect(there.clients, api_key=there.key) as service:
+            with pytest.raises(lorry.InvalidRequestError, match="rank"):
+                await service.create_lora_training_client_async(MODEL, rank=2**63)
             with there.actor(), pytest.raises(lorry.InvalidRequestError, match="from 1 to 256"):
                 await service.create_lora_training_client_async(MODEL, rank=1000)
         while (answer := await there.post("retrieve_future", request_id=request)).get("type") == "try_again":
             pass
         assert "from 1 to 256" in str(answer["error"]) and answer["category"] == "user"
+        step = {"model_id": request.partition("@")[2], "seq_id": 1, "optim_params": STEP}
+        refused = await there.post("retrieve_future", request_id=(await there.post("optim_step", **step))["request_id"])
+        assert "from 1 to 256" in str(refused["error"])
 
 
 async def test_a_model_that_cannot_be_loaded_is_an_error_with_its_reason(tmp_path: Path) -> None:
@@ -129,7 +136,7 @@ async def test_a_model_that_cannot_be_loaded_is_an_error_with_its_reason(tmp_pat
 
 
 async def test_while_the_only_actor_is_replaced_work_waits(tmp_path: Path) -> None:
-    async with early(tmp_path) as there, lorry.connect(there.clients, api_key=there.key) as service:
+    async with early(tmp_path, heartbeat_s=0.2) as there, lorry.connect(there.clients, api_key=there.key) as service:
         with there.actor() as process:
             training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
             before = (await training.forward([datum()], "cross_entropy")).metrics["loss:sum"]
@@ -137,6 +144,11 @@ async def test_while_the_only_actor_is_replaced_work_waits(tmp_path: Path) -> No
         another = await service.create_lora_training_client_async(MODEL, rank=4)
         waiting = [run.forward([datum()], "cross_entropy") for run in (training, another)]
         request = await there.new_run()
+        paused = {"queue_state": "paused_capacity", "queue_state_reason": f"no actor serves {MODEL} at the moment"}
+        answer: dict[str, object] = {}
+        while answer | paused != answer:  # until the broker has noticed
+            answer = await there.post("retrieve_future", request_id=f"pass@{waiting[0].id}")
+        assert (await there.http.get("readyz")).status_code == 503
         with there.actor():
             assert [(await w).metrics["loss:sum"] for w in waiting] == pytest.approx([before, before], rel=1e-5)
             assert "model_id" in await there.post("retrieve_future", request_id=request)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from sqlite_utils import Database
 
+from lorry.scheduler.registry import Registry
 from lorry.storage.checkpoints import delete_folder
 from lorry.storage.reports import actors, usage
 from lorry.storage.rows import (
@@ -123,6 +124,19 @@ def test_a_replay_repeats_what_dropped_a_gradient(store: Store) -> None:
     ]
 
 
+def test_a_name_that_was_taken_again_is_not_deleted_for_the_one_that_had_it(store: Store) -> None:
+    old = CheckpointRow("tinker://x", RUN.id, ALICE, "sampler", "x", "old", 0, 1, "", created_at=1.0, expires_at=2.0)
+    new = replace(old, folder="new", expires_at=None)
+    registry = Registry(["base"], lambda: 3.0)
+    for checkpoint in (old, new):
+        store.checkpoint_saved(checkpoint)
+        registry.add_checkpoint(checkpoint)
+    store.checkpoint_deleted(old)
+    registry.remove_checkpoint(old)
+    assert store.checkpoints() == [new]
+    assert registry.readable(ALICE, "tinker://x") == new
+
+
 def a_load(seq: int, folder: str) -> CommandRow:
     return replace(command(seq, "load_state"), folder=folder)
 
@@ -150,6 +164,9 @@ def test_a_sampler_keeps_its_weights_until_nobody_has_used_it_for_long(store: St
         replace(command(0, "sample"), lane=LaneId("idle"), future=FutureId("idle:0")), b"", b"", 50.0
     )
     assert store.samplers_expired(50.0) == []
+    assert store.samplers_expired(50.1) == [], "something waits for it"
+    with store.transaction():
+        store.command_finished(ResultRow(FutureId("idle:0"), None, b""), "done", None, [], 51.0)
     assert store.samplers_expired(50.1) == ["idle"]
     assert {row.id for row in store.samplers()} == {"named", "base"}
 
@@ -164,11 +181,19 @@ def test_an_older_journal_learns_which_folders_its_loads_meant(tmp_path: Path) -
     arguments = encode(CommandArguments(path=path))
     row = {"future": "run:0", "lane": RUN.id, "seq": 0, "kind": "load_state", "state": "done", "arguments": arguments}
     old.table("commands").insert(row)
-    old.table("samplers").insert({"id": "s", "tenant": ALICE, "nonce": "s", "model_path": path, "created_at": 1.0})
+    old.table("commands").insert(row | {"future": "run:1", "seq": 1, "state": "queued"})
+    for name, weights in (("s", path), ("lost", "tinker://run/sampler_weights/_5"), ("base", None)):
+        old.table("samplers").insert(
+            {"id": name, "tenant": ALICE, "nonce": name, "model_path": weights, "created_at": 1.0}, alter=True
+        )
     old.close()
     store = Store(tmp_path)
-    assert [sampler.folder for sampler in store.samplers()] == ["at-x"]
-    assert store.rows("SELECT folder, digest FROM commands") == [{"folder": "at-x", "digest": None}]
+    found = {sampler.id: sampler.folder for sampler in store.samplers()}
+    assert found == {"s": "at-x", "base": None}, "without its weights a sampler must not become the base model's"
+    assert store.rows("SELECT folder, digest FROM commands ORDER BY seq") == [
+        {"folder": "at-x", "digest": None},
+        {"folder": None, "digest": None},
+    ]
 
 
 async def test_one_commit_covers_all_that_came_in_during_the_one_before(store: Store) -> None:

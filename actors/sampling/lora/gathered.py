@@ -1,6 +1,6 @@
 """LoRA of a decode step: one token of many sequences, through the weights of many adapters.
 
-Where `lora_walk` goes from segment to segment, which costs two small products each, this gathers for every row what its
+Where `walked` goes from segment to segment, which costs two small products each, this gathers for every row what its
 adapter has, as Punica's BGMV does (arXiv:2310.18547), and fills no rank up to another's. It computes no gradient.
 """
 

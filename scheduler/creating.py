@@ -1,0 +1,108 @@
+"""New runs, samplers and copies, as rows. What was made under a nonce before is that again. Pure, but for chance."""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+
+from ..storage.rows import CheckpointRow, RunRow, SamplerRow
+from ..wire.client_messages import CopyCheckpoint, CreateRun, CreateSampler, Slot
+from ..wire.commands import check_lora_config
+from ..wire.errors import InvalidRequestError
+from ..wire.ids import RunId, SamplerId, TenantId
+from ..wire.types import LoraConfig
+from .client_sessions import ClientSessions
+from .registry import Registry, checkpoint_path, run_in_slot, sampler_in_slot
+
+_NO_SEQ = -1
+"""Of a checkpoint that no command saved: a copy."""
+
+
+class Creating:
+    def __init__(self, registry: Registry, sessions: ClientSessions, now: Callable[[], float]) -> None:
+        self._registry, self._sessions, self._now = registry, sessions, now
+
+    def run(self, tenant: TenantId, create: CreateRun) -> tuple[RunRow, bool]:
+        """The run, and whether it is new. While its model is being loaded, only what needs no model is checked.
+
+        Raises InvalidRequestError, UnknownModelError, NotFoundError.
+        """
+        nonce = self._nonce(tenant, create.nonce, create.slot)
+        if isinstance(made := self._registry.made_before(tenant, nonce), RunRow):
+            return made, False
+        check_lora_config(create.lora)
+        if known := self._registry.models.known(create.base_model):
+            known.check(create.lora)
+        lora = create.lora
+        if lora.seed is None:
+            lora = msgspec.structs.replace(lora, seed=secrets.randbits(63))
+        run = self._new_run(tenant, nonce, create.slot, create.base_model, lora)
+        return replace(run, user_metadata=create.user_metadata, first_seq=create.first_seq), True
+
+    def sampler(self, tenant: TenantId, create: CreateSampler) -> tuple[SamplerRow, bool]:
+        """The sampler, and whether it is new. It keeps the folder that its path leads to now."""
+        slot = create.slot
+        if slot is not None:
+            self._sessions.get(tenant, slot.session)
+        nonce = sampler_in_slot(slot.session, slot.number) if slot else create.nonce
+        if isinstance(made := self._registry.made_before(tenant, nonce), SamplerRow):
+            return made, False
+        if (create.base_model is None) == (create.model_path is None):
+            raise InvalidRequestError("give exactly one of base_model and model_path", field="model_path")
+        base_model, folder = create.base_model or "", None
+        if create.model_path is not None:
+            checkpoint = self._registry.readable(tenant, create.model_path, "sampler")
+            base_model, folder = self._registry.run(checkpoint.tenant, checkpoint.run).base_model, checkpoint.folder
+        self._registry.models.known(base_model)
+        sampler = SamplerRow(
+            id=SamplerId(nonce if slot else "sampler-" + secrets.token_hex(8)),
+            tenant=tenant,
+            nonce=nonce,
+            base_model=base_model,
+            model_path=create.model_path,
+            created_at=self._now(),
+            session=slot.session if slot else None,
+            folder=folder,
+        )
+        return sampler, True
+
+    def copy(
+        self, tenant: TenantId, copy: CopyCheckpoint, expires_at: float | None
+    ) -> tuple[RunRow, CheckpointRow, bool]:
+        """A run that never trained, its one checkpoint, and whether these are new. Both checkpoints' names lead to one
+        folder, which never changes, and stays as long as one of them does."""
+        source = self._registry.readable(tenant, copy.path)
+        origin = self._registry.run(source.tenant, source.run)
+        nonce = self._nonce(tenant, copy.nonce, copy.slot)
+        made = self._registry.made_before(tenant, nonce)
+        is_new = not isinstance(made, RunRow)
+        run = (
+            made
+            if isinstance(made, RunRow)
+            else replace(self._new_run(tenant, nonce, copy.slot, origin.base_model, origin.lora), first_seq=1)
+        )
+        path = checkpoint_path(run.id, source.kind, source.name or f"copy-{source.seq}")
+        mine = replace(source, path=path, run=run.id, tenant=tenant, name=path.rpartition("/")[2], seq=_NO_SEQ)
+        mine = replace(mine, created_at=self._now(), expires_at=expires_at, public=False, ephemeral=False)
+        return run, mine, is_new
+
+    def _nonce(self, tenant: TenantId, nonce: str, slot: Slot | None) -> str:
+        """What a run is made under. Raises NotFoundError for a place in a client session that is not the tenant's."""
+        if slot is None:
+            return nonce
+        self._sessions.get(tenant, slot.session)
+        return run_in_slot(slot.session, slot.number)
+
+    def _new_run(self, tenant: TenantId, nonce: str, slot: Slot | None, base_model: str, lora: LoraConfig) -> RunRow:
+        return RunRow(
+            id=RunId(nonce if slot else "run-" + secrets.token_hex(8)),
+            tenant=tenant,
+            nonce=nonce,
+            base_model=base_model,
+            lora=lora,
+            user_metadata={},
+            created_at=self._now(),
+            last_request_at=self._now(),
+            session=slot.session if slot else None,
+        )
