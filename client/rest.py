@@ -1,6 +1,6 @@
 """Questions about runs, checkpoints and usage, and the deletion of checkpoints. Nothing here computes."""
 
-from ..wire.client_messages import DeleteCheckpoint, Query
+from ..wire.catalogue_messages import DeleteCheckpoint, Query
 from ..wire.types import Checkpoint, TrainingRun, UsageRow
 from .connection import Connection
 

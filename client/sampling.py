@@ -4,7 +4,8 @@ import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from ..wire.client_messages import CreateSampler, Query, SamplerCreated, SamplerInfo, Submit
+from ..wire.catalogue_messages import Query, SamplerInfo
+from ..wire.client_messages import CreateSampler, SamplerCreated, Submit
 from ..wire.codec import decode, encode
 from ..wire.commands import CommandKind, ComputeLogprobsInput, SampleInput, check_sample, check_tokens, planned_tokens
 from ..wire.ids import LaneId, SamplerId, future_id

@@ -4,7 +4,8 @@ import secrets
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from ..wire.client_messages import CreateRun, Query, RunCreated
+from ..wire.catalogue_messages import Query
+from ..wire.client_messages import CreateRun, RunCreated
 from ..wire.commands import check_lora_config
 from ..wire.ids import RunId
 from ..wire.types import GetServerCapabilitiesResponse, LoraConfig

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from ..wire.client_messages import CommandArguments, Query, Submit
+from ..wire.catalogue_messages import Query
+from ..wire.client_messages import CommandArguments, Submit
 from ..wire.codec import decode, encode
 from ..wire.commands import (
     CommandKind,

@@ -10,7 +10,8 @@ from fastapi import Depends, Request
 from tinker.lib._jwt_auth import jwt_claims
 
 from ..client.connection import Connection
-from ..wire.client_messages import CommandArguments, FutureState, LaneState, Query, QueueState, Refuse, Submit
+from ..wire.catalogue_messages import FutureState, LaneState, Query, QueueState
+from ..wire.client_messages import CommandArguments, Refuse, Submit
 from ..wire.commands import CommandKind
 from ..wire.errors import AuthenticationError, LorryError
 from ..wire.ids import FutureId, LaneId, future_id

@@ -15,7 +15,7 @@ from ..storage.reports import usage, usage_between
 from ..storage.rows import CheckpointRow, ClientSessionRow, RunRow
 from ..storage.store import Store, key_hash
 from ..storage.writer import Writer
-from ..wire.client_messages import (
+from ..wire.catalogue_messages import (
     CatalogueRequest,
     CheckpointCopied,
     ClientSessionCreated,

@@ -10,11 +10,11 @@ from anyio.abc import TaskGroup
 from ..storage.reader import Reader
 from ..storage.rows import CommandRow, RunRow, SamplerRow
 from ..storage.writer import Writer
+from ..wire.catalogue_messages import CatalogueRequest, RevokeKey
 from ..wire.client_messages import (
     VERSION,
     Answer,
     Cancel,
-    CatalogueRequest,
     CommandArguments,
     CreateRun,
     CreateSampler,
@@ -27,7 +27,6 @@ from ..wire.client_messages import (
     Probe,
     Refuse,
     Resolved,
-    RevokeKey,
     RunCreated,
     SamplerCreated,
     Submit,

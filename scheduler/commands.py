@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from ..storage.writer import Writer
 from ..wire.actor_messages import AdapterState, Item, Outcome
-from ..wire.client_messages import FutureState, Readiness
+from ..wire.catalogue_messages import FutureState
+from ..wire.client_messages import Readiness
 from ..wire.errors import CommandCancelledError, LorryError, NotFoundError
 from ..wire.ids import ActorId, FutureId, LaneId
 from .accepting import Accepting

@@ -7,7 +7,8 @@ from dataclasses import replace
 import msgspec
 
 from ..storage.rows import CheckpointRow, RunRow, SamplerRow
-from ..wire.client_messages import CopyCheckpoint, CreateRun, CreateSampler, Slot
+from ..wire.catalogue_messages import CopyCheckpoint, Slot
+from ..wire.client_messages import CreateRun, CreateSampler
 from ..wire.commands import check_lora_config
 from ..wire.errors import InvalidRequestError
 from ..wire.ids import RunId, SamplerId, TenantId

@@ -19,7 +19,8 @@ import msgspec
 from sqlite_utils import Database
 
 from ..wire.actor_messages import ActorPing
-from ..wire.client_messages import CommandArguments, Completed
+from ..wire.catalogue_messages import Completed
+from ..wire.client_messages import CommandArguments
 from ..wire.codec import decode, encode
 from ..wire.ids import ActorId, FutureId, KeyHash, LaneId, RunId, TenantId
 from ..wire.types import LoraConfig

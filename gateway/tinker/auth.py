@@ -6,7 +6,7 @@ from tinker.cli.auth_api import SelfApiKeyResponse
 from tinker.lib.credentials import ApiKeyDetails, ApiKeyOrgDetails, ApiKeyUserDetails
 from tinker.types import AuthTokenResponse
 
-from ...wire.client_messages import MintToken, RevokeKey
+from ...wire.catalogue_messages import MintToken, RevokeKey
 from ..broker import BrokerOf, api_key
 
 router = APIRouter()

@@ -13,7 +13,7 @@ from tinker.types.billing_usage_response import (
     TrainingBillingEvent,
 )
 
-from ...wire.client_messages import UsageBetween
+from ...wire.catalogue_messages import UsageBetween
 from ...wire.errors import InvalidRequestError
 from ...wire.types import ClientSession, UsageEvent
 from ..broker import BrokerOf

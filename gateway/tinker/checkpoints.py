@@ -12,7 +12,7 @@ from tinker.types import (
 )
 from tinker.types.current_checkpoint_storage_usage_response import CurrentCheckpointStorageUsageItem
 
-from ...wire.client_messages import DeleteCheckpoint, ExpireCheckpoint, PublishCheckpoint
+from ...wire.catalogue_messages import DeleteCheckpoint, ExpireCheckpoint, PublishCheckpoint
 from ...wire.types import Checkpoint
 from ..bodies import body_of
 from ..broker import BrokerOf

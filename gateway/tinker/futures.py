@@ -21,7 +21,7 @@ from tinker.types.futures_retrieve_response import FuturesRetrieveResponse
 from tinker.types.try_again_response import TryAgainResponse
 
 from ...wire import types as lorry
-from ...wire.client_messages import CompletedSince, Completions, FutureState
+from ...wire.catalogue_messages import CompletedSince, Completions, FutureState
 from ...wire.codec import decode
 from ...wire.errors import AuthenticationError, ConnectionLostError, LorryError, NotFoundError
 from ...wire.ids import LaneId

@@ -14,7 +14,8 @@ from tinker.types import (
     UntypedAPIFuture,
 )
 
-from ...wire.client_messages import CreateRun, RunCreated, Slot
+from ...wire.catalogue_messages import Slot
+from ...wire.client_messages import CreateRun, RunCreated
 from ...wire.ids import FutureId
 from ...wire.types import GetInfoResponse as RunInfo
 from ...wire.types import LoraConfig

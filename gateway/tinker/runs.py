@@ -9,7 +9,7 @@ from tinker.types import Checkpoint as SdkCheckpoint
 from tinker.types import CopyWeightsRequest, CopyWeightsResponse, Cursor, TrainingRunsResponse, WeightsInfoResponse
 from tinker.types import TrainingRun as SdkTrainingRun
 
-from ...wire.client_messages import CheckpointCopied, CopyCheckpoint, Slot
+from ...wire.catalogue_messages import CheckpointCopied, CopyCheckpoint, Slot
 from ...wire.errors import NotFoundError
 from ...wire.types import Checkpoint, TrainingRun, WeightsInfo
 from ..bodies import body_of

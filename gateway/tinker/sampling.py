@@ -18,7 +18,8 @@ from tinker.types import ModelInput as SdkModelInput
 from tinker.types import SamplingParams as SdkSamplingParams
 
 from ...wire import types as lorry
-from ...wire.client_messages import CreateSampler, JoinSampler, SamplerCreated, SamplerInfo, SamplerJoined, Slot
+from ...wire.catalogue_messages import JoinSampler, SamplerInfo, SamplerJoined, Slot
+from ...wire.client_messages import CreateSampler, SamplerCreated
 from ...wire.codec import encode
 from ...wire.commands import SampleInput, check_sample, planned_tokens
 from ...wire.errors import InvalidRequestError

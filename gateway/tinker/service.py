@@ -13,7 +13,7 @@ from tinker.types import (
     TelemetrySendRequest,
 )
 
-from ...wire.client_messages import CountClientEvents
+from ...wire.catalogue_messages import CountClientEvents
 from ...wire.types import GetServerCapabilitiesResponse as Capabilities
 from ..bodies import body_of
 from ..broker import BrokerOf

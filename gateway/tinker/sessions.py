@@ -26,7 +26,7 @@ from tinker.types.session_status import (
 )
 from tinker.types.session_summary import SessionSummary
 
-from ...wire.client_messages import (
+from ...wire.catalogue_messages import (
     ClientSessionCreated,
     CreateClientSession,
     FinishClientSession,

@@ -8,7 +8,8 @@ from tinker.types import (
     SaveWeightsRequest,
 )
 
-from ...wire.client_messages import CommandArguments, CreateRun, RunCreated, Slot
+from ...wire.catalogue_messages import Slot
+from ...wire.client_messages import CommandArguments, CreateRun, RunCreated
 from ...wire.errors import InvalidRequestError
 from ...wire.types import WeightsInfo
 from ..broker import Broker

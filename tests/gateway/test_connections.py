@@ -11,7 +11,8 @@ import pytest
 import lorry
 from lorry.gateway.connections import Connections
 from lorry.wire import sockets
-from lorry.wire.client_messages import Answer, Query, Welcome
+from lorry.wire.catalogue_messages import Query
+from lorry.wire.client_messages import Answer, Welcome
 from lorry.wire.codec import encode
 from lorry.wire.errors import ConnectionLostError
 from lorry.wire.ids import SessionId

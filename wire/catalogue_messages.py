@@ -1,0 +1,196 @@
+"""What a client asks the broker about, and what it changes beside commands; and the answers' payloads."""
+
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+
+from .ids import FutureId, LaneId
+
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+"""What the database can hold and add up."""
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """A numbered place in a client session. It names what is made there, so that making it twice makes it once."""
+
+    session: str
+    number: int
+
+
+class JoinSampler(msgspec.Struct, frozen=True, tag="join_sampler"):
+    """One more client of a sampler; the answer is its number, which no other of them has. The first is 0."""
+
+    request: int
+    sampler: str
+
+
+class Query(msgspec.Struct, frozen=True, tag="query"):
+    request: int
+    what: Literal["capabilities", "run", "sampler", "runs", "checkpoints", "usage", "sessions", "weights", "tenant"]
+    subject: str | None = None
+
+
+class DeleteCheckpoint(msgspec.Struct, frozen=True, tag="delete_checkpoint"):
+    request: int
+    path: str
+
+
+class CreateClientSession(msgspec.Struct, frozen=True, tag="create_client_session"):
+    """A client session outlives connections: it is what a user's program has while it runs."""
+
+    request: int
+    client: str
+    tags: list[str] = []
+    user_metadata: dict[str, str] = {}
+    display_name: str | None = None
+
+
+class TouchClientSession(msgspec.Struct, frozen=True, tag="touch_client_session"):
+    request: int
+    session: str
+
+
+class FinishClientSession(msgspec.Struct, frozen=True, tag="finish_client_session"):
+    request: int
+    session: str
+    reason: Literal["success", "errored", "interrupted"]
+    detail: str | None = None
+
+
+class PublishCheckpoint(msgspec.Struct, frozen=True, tag="publish_checkpoint"):
+    """A public checkpoint can be loaded, sampled, copied and downloaded by every tenant who knows its path."""
+
+    request: int
+    path: str
+    public: bool
+
+
+class ExpireCheckpoint(msgspec.Struct, frozen=True, tag="expire_checkpoint"):
+    """`ttl_seconds` None keeps it for ever."""
+
+    request: int
+    path: str
+    ttl_seconds: int | None
+
+
+class CopyCheckpoint(msgspec.Struct, frozen=True, tag="copy_checkpoint"):
+    """Into a new run of the asking tenant."""
+
+    request: int
+    nonce: str
+    path: str
+    slot: Slot | None = None
+    ttl_seconds: int | None = None
+
+
+class MintToken(msgspec.Struct, frozen=True, tag="mint_token"):
+    """A token that stands for the tenant for an hour: `Hello.api_key` takes it in place of a key."""
+
+    request: int
+
+
+class RevokeKey(msgspec.Struct, frozen=True, tag="revoke_key"):
+    """A key of the asking tenant, or the one behind a token. What was opened with it is closed, and its tokens end."""
+
+    request: int
+    api_key: str
+
+
+class CountClientEvents(msgspec.Struct, frozen=True, tag="count_client_events"):
+    """What a client's program reported of itself: counted, and not kept. `failures` of the `events` were errors."""
+
+    request: int
+    events: Count
+    failures: Count
+
+
+class UsageBetween(msgspec.Struct, frozen=True, tag="usage_between"):
+    """Usage by hour; `start` and `end` are Unix seconds."""
+
+    request: int
+    start: float
+    end: float
+
+
+class LaneState(msgspec.Struct, frozen=True, tag="lane_state"):
+    """Whether a run or a sampler can be used: waits up to `timeout_s` seconds while its model is being loaded."""
+
+    request: int
+    lane: LaneId
+    timeout_s: float
+
+
+class QueueState(msgspec.Struct, frozen=True, tag="queue_state"):
+    """Why a future has not resolved yet."""
+
+    request: int
+    future: FutureId
+
+
+class Completions(msgspec.Struct, frozen=True, tag="completions"):
+    """What resolved in a lane after `cursor`, with seqs from `low` to below `high`. The answer waits up to `timeout_s`
+    seconds for the first."""
+
+    request: int
+    lane: LaneId
+    low: Count
+    high: Count
+    cursor: Count = 0
+    timeout_s: float = 30.0
+
+
+CatalogueRequest: TypeAlias = (
+    Query
+    | CreateClientSession
+    | TouchClientSession
+    | FinishClientSession
+    | JoinSampler
+    | DeleteCheckpoint
+    | PublishCheckpoint
+    | ExpireCheckpoint
+    | CopyCheckpoint
+    | MintToken
+    | RevokeKey
+    | CountClientEvents
+    | UsageBetween
+    | LaneState
+    | QueueState
+    | Completions
+)
+
+
+class SamplerInfo(msgspec.Struct, frozen=True):
+    sampler: str
+    base_model: str
+    tokenizer_id: str
+    model_path: str | None = None
+
+
+class SamplerJoined(msgspec.Struct, frozen=True):
+    client: int
+
+
+class ClientSessionCreated(msgspec.Struct, frozen=True):
+    session: str
+
+
+class CheckpointCopied(msgspec.Struct, frozen=True):
+    path: str
+
+
+class FutureState(msgspec.Struct, frozen=True):
+    state: Literal["active", "paused_capacity", "paused_rate_limit"]
+    reason: str
+
+
+class Completed(msgspec.Struct, frozen=True):
+    """`size_bytes` is the encoded result's; 0 for a failure."""
+
+    future: FutureId
+    failed: bool
+    size_bytes: int
+
+
+class CompletedSince(msgspec.Struct, frozen=True):
+    completed: list[Completed]
+    cursor: int
