@@ -86,7 +86,7 @@ class TooManyWaitingError(LorryError):
 
 
 class MessageTooLargeError(LorryError, ValueError):
-    """Send the data in several smaller requests."""
+    """Send less in one request."""
 
     category = "user"
 

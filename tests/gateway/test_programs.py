@@ -27,6 +27,14 @@ def test_chunks_that_arrive_out_of_order_come_back_in_order(tenant: Tenant) -> N
     assert list(seen["metrics"]) == ["loss:sum"]
 
 
+def test_a_part_that_is_refused_leaves_what_the_other_parts_added_and_the_run_goes_on(tenant: Tenant) -> None:
+    seen = tenant.run("training.part_refused")
+    for part, said in enumerate(seen["said"]):
+        assert f"In request {2 + 4 * part} of this run: data[0]" in said
+        assert "stand until the next optim_step" in said
+    assert seen["norms"][0] == pytest.approx(seen["norms"][1], rel=1e-3), "1,025 good datums both times"
+
+
 def test_sparse_targets_are_dense_targets_in_fewer_bytes(tenant: Tenant) -> None:
     seen = tenant.run("training.wide_targets")
     assert seen["dense"] == pytest.approx(seen["narrow"], rel=1e-4)

@@ -36,6 +36,25 @@ def chunked() -> dict[str, Any]:
     return {"shapes": [len(o["logprobs"].tolist()) for o in output.loss_fn_outputs], "metrics": output.metrics}
 
 
+def part_refused() -> dict[str, Any]:
+    """A call in two parts of which one is refused, at the gateway's door and by the actor; then right calls."""
+    training = new_run(tinker.ServiceClient())
+    tokens = tokens_of(training)
+    good = [example(tokens[:4])] * 1024
+    said: list[str] = []
+    norms: list[float] = []
+    for wrong in (-100, 10**6):
+        bad = example(tokens[:4])
+        bad.loss_fn_inputs["target_tokens"] = types.TensorData(data=[5, wrong, 5], dtype="int64", shape=[3])
+        try:
+            training.forward_backward([*good, bad], "cross_entropy").result()
+        except tinker.TinkerError as error:
+            said.append(str(error))
+        training.forward_backward([example(tokens[:4])], "cross_entropy").result()
+        norms.append(training.optim_step(types.AdamParams(learning_rate=0.0)).result().metrics["grad_norm"])
+    return {"said": said, "norms": norms}
+
+
 def wide_targets() -> dict[str, Any]:
     """cross_entropy over [N, K] targets, dense and sparse, is the sum over the K."""
     training = new_run(tinker.ServiceClient())
