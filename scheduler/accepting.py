@@ -14,7 +14,7 @@ from ..storage.writer import Writer
 from ..wire.client_messages import CommandArguments
 from ..wire.codec import encode
 from ..wire.commands import CommandKind
-from ..wire.errors import ActorLostError, ErrorInfo, LorryError, NotFoundError, SeqConflictError
+from ..wire.errors import ActorLostError, CommandCancelledError, ErrorInfo, LorryError, NotFoundError, SeqConflictError
 from ..wire.ids import LaneId
 from .finishing import Finishing
 from .open_commands import OpenCommands, planned
@@ -171,8 +171,8 @@ class Accepting:
             elif not is_new:
                 self._finishing.tell([request.connection], row.future, *_outcome(row, result))
         if is_new:
-            self._open.rows.pop(row.future, None)
-            self._open.payloads.pop(row.future, None)
+            if row.future in self._open.rows:
+                self._open.forget(row.future)
             self._registry.saved(row)
             told = self._waiters.resolved(row.future)
             others = told if earlier.is_same else told - {request.connection}
@@ -181,6 +181,10 @@ class Accepting:
     def _plan_or_fail(self, row: CommandRow) -> None:
         if row.lane in self._open.broken:
             self._finishing.fail(row.future, ActorLostError(self._open.broken[row.lane]))
+        elif row.future in self._open.cancelled:
+            self._planner.skip(row.lane, row.seq)
+            self._finishing.fail(row.future, CommandCancelledError(f"{row.future} was cancelled"))
+            self._work_arrived()
         else:
             self._plan(row)
 

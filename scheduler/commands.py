@@ -128,6 +128,9 @@ class Commands:
         """Drop a command that waits; returns the actor to tell where it is in flight. One that is over stays so."""
         if future not in self._open.rows:
             return None
-        if self._planner.cancel(future) == "dropped":
+        outcome = self._planner.cancel(future)
+        if outcome == "dropped":
             self.finishing.fail(future, CommandCancelledError(f"{future} was cancelled"))
+        elif outcome == "unknown":  # on its way into the journal
+            self._open.cancelled.add(future)
         return self._planner.holder(future)

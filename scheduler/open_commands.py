@@ -11,18 +11,20 @@ from .planning.lanes import Command
 @dataclass(slots=True)
 class OpenCommands:
     """`payloads` of what came since the broker started; the others are in the journal only. `replays` are rebuilding a
-    run. `broken` runs are lost, and why. `dormant` ones have a state that nobody holds: they are rebuilt when their
-    next command comes, not before."""
+    run. `cancelled` commands were so before they were journalled. `broken` runs are lost, and why. `dormant` ones have
+    a state that nobody holds: they are rebuilt when their next command comes, not before."""
 
     rows: dict[FutureId, CommandRow] = field(default_factory=dict[FutureId, CommandRow])
     payloads: dict[FutureId, bytes] = field(default_factory=dict[FutureId, bytes])
     replays: dict[FutureId, CommandRow] = field(default_factory=dict[FutureId, CommandRow])
+    cancelled: set[FutureId] = field(default_factory=set[FutureId])
     broken: dict[LaneId, str] = field(default_factory=dict[LaneId, str])
     dormant: set[LaneId] = field(default_factory=set[LaneId])
 
     def forget(self, future: FutureId) -> None:
         del self.rows[future]
         self.payloads.pop(future, None)
+        self.cancelled.discard(future)
 
 
 def planned(row: CommandRow, *, replay: bool = False) -> Command:

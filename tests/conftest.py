@@ -31,6 +31,9 @@ MODEL = "jargon-1m"
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
+# A shell that starts the tests in the background has them ignore interrupts, and the servers would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Tiny models gain nothing from a second thread, and threads that spin beside another busy process cost tenfold.
 os.environ["OMP_NUM_THREADS"] = "1"
 

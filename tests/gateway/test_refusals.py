@@ -40,7 +40,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "client/probe.py::probe": (1, NO_COMMAND),
     "storage/lock.py::sole_writer": (1, AT_START),
     "scheduler/accepting.py::_resent": (1, IS_OVER),
-    "scheduler/accepting.py::_plan_or_fail": (1, IS_OVER),
+    "scheduler/accepting.py::_plan_or_fail": (2, IS_OVER),
     "scheduler/accepting.py::_outcome": (1, IS_OVER),
     "scheduler/admission.py::check_place": (3, f"{NO_PLACE}; or {COMES_AGAIN}"),
     "scheduler/admission.py::admit": (1, NO_COMMAND),  # rows of a sample

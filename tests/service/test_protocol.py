@@ -121,8 +121,13 @@ def test_a_command_that_was_cancelled_while_it_waited_is_passed_over(raw: Raw, k
     headers = [raw.receive_header() for _ in range(2)]
     errors = [header["error"]["code"] for header in headers if header["type"] == "resolved"]
     assert errors == ["CommandCancelledError"]
+    raw.send(submit(run, 3), BACKWARD)  # and one that is cancelled while it is on its way into the journal
+    raw.send({"type": "cancel", "request": 11, "future": f"{run}:3"})
+    headers = [raw.receive_header() for _ in range(3)]
+    assert [h["error"]["code"] for h in headers if h["type"] == "resolved"] == ["CommandCancelledError"]
     raw.send({"type": "cancel", "request": 10, "future": f"{run}:junk"})
     assert raw.receive_header() == {"type": "answer", "request": 10}
     raw.send(submit(run, 2), BACKWARD)
+    raw.send(submit(run, 4), BACKWARD)
     raw.send(submit(run, 0), BACKWARD)
-    assert set(resolved(raw, 2)) == {f"{run}:0", f"{run}:2"}
+    assert set(resolved(raw, 3)) == {f"{run}:{seq}" for seq in (0, 2, 4)}
