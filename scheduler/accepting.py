@@ -92,12 +92,10 @@ class Accepting:
         if row.folder is not None or run is None or (row.kind not in SAVES and row.kind != "load_state"):
             return row
         try:
-            loads = row.kind == "load_state"
-            folder = (
-                self._registry.loadable(run, row.arguments.path, row.seq)
-                if loads
-                else saved_folder(row, self._checkpoints)
-            )
+            if row.kind == "load_state":
+                folder = self._registry.loadable(run, row.arguments.path, row.seq)
+            else:
+                folder = saved_folder(row, self._checkpoints)
         except LorryError:  # it will fail for want of one
             return row
         with store.transaction():
