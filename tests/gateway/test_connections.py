@@ -81,8 +81,8 @@ async def test_a_connection_that_ends_unexpectedly_is_opened_anew_at_its_next_us
 
 
 async def test_what_waits_is_told_the_true_reason(tmp_path: Path) -> None:
-    """While the actor stands still, a sample is executed; a second finds no room; then the actor is taken for dead."""
-    server = start_server(tmp_path, "--http", "127.0.0.1:0", "--heartbeat-s", "3", "--sample-rows", "2")
+    """While the actor stands still, a sample is executed, and a second finds no room."""
+    server = start_server(tmp_path, "--http", "127.0.0.1:0", "--sample-rows", "2")
     tenant = Tenant(server, server.new_key("patient"))
     try:
         with tenant.http() as http:
