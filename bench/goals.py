@@ -17,5 +17,5 @@ def at_most(what: str, found: float, goal: float) -> list[str]:
 
 def settle(missed: Sequence[str]) -> None:
     for line in missed:
-        Console().print(f"missed: {line}", style="red", soft_wrap=True)
+        Console(markup=False).print(f"missed: {line}", style="red", soft_wrap=True)
     sys.exit(1 if missed else 0)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anyio
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
@@ -131,7 +132,7 @@ async def compare(
     params = lorry.SamplingParams(max_tokens=60, temperature=0.7, seed=7)
     for name, sampler in (("the base model", base), (f"{tenant}'s adapter", adapter)):
         text = tokenizer.decode((await sampler.sample_async(prompt, 1, params)).sequences[0].tokens)
-        console.print(f"[b]{name}[/] says: {' '.join(text.split())}", highlight=False)
+        console.print(f"[b]{name}[/] says: {escape(' '.join(text.split()))}", highlight=False)
 
 
 async def bill(*services: lorry.ServiceClient) -> None:

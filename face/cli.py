@@ -8,13 +8,14 @@ from typing import Annotated
 
 import anyio
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from lorry import logs, options
 from lorry.actors.config import ActorConfig, ActorSettings
 from lorry.addresses import host_and_port, is_loopback
 from lorry.config import ModelConfig, ServeConfig, default_data, read_prices
 from lorry.keys import actor_token, curve_keys, link_key
+from lorry.printing import plain_console
 from lorry.scheduler.config import BrokerConfig
 from lorry.scheduler.planning.prices import Prices
 from lorry.wire.errors import LorryError
@@ -69,16 +70,20 @@ def serve(
             heartbeat_s=heartbeat_s,
             log_level=os.environ["LORRY_LOG_LEVEL"],
         )
-        console = Console()
+        console = plain_console()
+
+        def say(line: str) -> None:
+            console.print(line, soft_wrap=True)
+
         with console.status("Loading the models…") as progress:
             async with serving(config) as deployment:
                 progress.stop()
                 names = ", ".join(model.name for model in config.models)
-                console.print(f"Serving {names} at {deployment.address}, data in {config.data}. Ctrl-C stops it.")
+                say(f"Serving {names} at {deployment.address}, data in {config.data}. Ctrl-C stops it.")
                 if deployment.url:
-                    console.print(f"Scripts for Tinker run with TINKER_BASE_URL={deployment.url}")
+                    say(f"Scripts for Tinker run with TINKER_BASE_URL={deployment.url}")
                 if deployment.server_key:
-                    console.print(f"Clients pass server_key={deployment.server_key!r}: the connection is encrypted.")
+                    say(f"Clients pass server_key={deployment.server_key!r}: the connection is encrypted.")
                 await anyio.sleep_forever()
 
     _run(run)
@@ -195,7 +200,7 @@ def usage(
     """Print tokens and their cost by tenant, run and kind (prefill, cached_prefill, sample, train)."""
     from lorry.reports import print_usage
 
-    _call(lambda: print_usage(_plain_console(), data or default_data(), tenant))
+    _call(lambda: print_usage(plain_console(), data or default_data(), tenant))
 
 
 @app.command()
@@ -203,12 +208,7 @@ def status(data: options.Data = None) -> None:
     """Print actors, runs, queues and tenants."""
     from lorry.reports import print_status
 
-    _call(lambda: print_status(_plain_console(), data or default_data()))
-
-
-def _plain_console() -> Console:
-    """Names are printed as they are: without this, rich makes a picture of the middle of `SESSION:train:0`."""
-    return Console(emoji=False, markup=False)
+    _call(lambda: print_status(plain_console(), data or default_data()))
 
 
 def _run(work: Callable[[], Awaitable[None]], *, uvloop: bool = False) -> None:
@@ -232,5 +232,5 @@ def _call(work: Callable[[], None]) -> None:
             leaf = leaf.exceptions[0]
         if not isinstance(leaf, LorryError):
             raise
-        Console(stderr=True).print(f"[red]lorry:[/] {leaf}", highlight=False, soft_wrap=True)
+        plain_console(stderr=True).print(Text.assemble(("lorry:", "red"), f" {leaf}"), soft_wrap=True)
         sys.exit(CONFIGURATION_EXIT if leaf.category == "user" else 1)

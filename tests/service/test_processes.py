@@ -1,6 +1,7 @@
 """The processes as a whole: how large they are, and what happens when one of them dies."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 import lorry
 from lorry.serve import CONFIGURATION_EXIT
+from lorry.wire.sockets import CurveKeys
 from tests.conftest import BASE_MODEL, MODEL, ROOT, Server, children_of, standing_still, start_server
 from tests.service.test_training import datum
 
@@ -207,6 +209,8 @@ def test_usage_and_status_are_printed_from_the_database(server: Server) -> None:
 def public_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str, str]]:
     """Of two models, beyond loopback; with the address where it is reached from here, and its public key."""
     data = tmp_path_factory.mktemp("public")
+    keys = next(keys for keys in iter(CurveKeys.generate, None) if re.search(rb"\[[a-z].*\]", keys.public))
+    (data / "curve.key").write_bytes(keys.public + b"\n" + keys.secret + b"\n")  # rich would take it for markup
     server = start_server(data, "--bind", "tcp://0.0.0.0:*", "--model", f"second={BASE_MODEL}")
     assert server.process.stdout is not None
     yield server, server.address.replace("0.0.0.0", "127.0.0.1"), server.process.stdout.readline().split("'")[1]

@@ -3,8 +3,10 @@
 from io import StringIO
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
+from lorry.cli import app
 from lorry.reports import print_status
 from lorry.storage.rows import ActorRow
 from lorry.storage.store import Store
@@ -29,3 +31,11 @@ def test_the_time_spent_sampling_is_shown_beside_its_share(tmp_path: Path) -> No
     with store.transaction():
         store.actor_measured(ACTOR, ActorPing(train_s=30.0, sample_s=20.0, swaps=3))
     assert line_of_actor(tmp_path)[6:10] == ["3", "50.0", "40%", "25%"]
+
+
+def test_errors_are_printed_as_they_are(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "[red]:smile:[b]" / ("long" * 50)
+    with pytest.raises(SystemExit):
+        app(["status", "--data", str(folder)], standalone_mode=False)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert str(folder) in line
