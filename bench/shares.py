@@ -11,11 +11,11 @@ import json
 import queue
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Thread
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from rich.console import Console
@@ -49,11 +49,21 @@ class TimedDecoder(Decoder):
     moments: list[float]
     sequences: int
 
-    def step(self) -> list[Finished]:
-        ended = super().step()
+    def step(self, *, others_hold_memory: bool = False) -> list[Finished]:
+        ended = super().step(others_hold_memory=others_hold_memory)
         if len(self.lineup.rows) == self.sequences:
             self.moments.append(time.perf_counter())
         return ended
+
+
+Ends: TypeAlias = "queue.SimpleQueue[FutureId | None]"
+"""None says that the worker's thread died."""
+
+
+def next_end(ends: Ends) -> None:
+    """Wait for one."""
+    if ends.get() is None:
+        raise RuntimeError("the worker's thread died; its traceback is above")
 
 
 class Actor:
@@ -68,12 +78,20 @@ class Actor:
         self.worker = Worker(engine, self.decoder, residents, trainer, share, self._post)
         self.training = False
         self.trained_tokens = 0
-        self._ended: queue.SimpleQueue[FutureId] = queue.SimpleQueue()
-        self._trained: queue.SimpleQueue[FutureId] = queue.SimpleQueue()
-        self._paused: queue.SimpleQueue[FutureId] = queue.SimpleQueue()
+        self._ended: Ends = queue.SimpleQueue()
+        self._trained: Ends = queue.SimpleQueue()
+        self._paused: Ends = queue.SimpleQueue()
         self._numbers = itertools.count(1)
         data = [datum(row) for row in torch.randint(0, VOCAB, (ROWS, row_tokens + 1))]
         self._payload, self._row_tokens = encode(ForwardBackwardInput(data, "cross_entropy", {})), row_tokens
+
+    def run(self) -> None:
+        try:
+            self.worker.run()
+        except BaseException:
+            for ends in (self._ended, self._trained, self._paused):
+                ends.put(None)
+            raise
 
     def train(self) -> None:
         self.training = True
@@ -83,18 +101,18 @@ class Actor:
     def train_on(self, rounds: int) -> float:
         """Tokens per second of training over some rounds."""
         while not self._trained.empty():
-            self._trained.get()
-        self._trained.get()
+            next_end(self._trained)
+        next_end(self._trained)
         started, trained = time.perf_counter(), self.trained_tokens
         for _ in range(rounds * RUNS):
-            self._trained.get()
+            next_end(self._trained)
         return (self.trained_tokens - trained) / (time.perf_counter() - started)
 
     def pause(self) -> None:
         """Returns when no training is under way."""
         self.training = False
         for _ in range(RUNS):
-            self._paused.get()
+            next_end(self._paused)
 
     def sample(self, tokens: int) -> None:
         """Returns when all have ended."""
@@ -104,7 +122,7 @@ class Actor:
             item = Item(FutureId(f"sample-{next(self._numbers)}"), "sample", None)
             self.worker.orders.put(Sample(BatchId(i), item, encode(SampleInput(prompt, 1, params))))
         for _ in range(self.decoder.sequences):
-            self._ended.get()
+            next_end(self._ended)
 
     def _send(self, earlier: FutureId) -> None:
         run = earlier.partition(":")[0]
@@ -128,8 +146,8 @@ class Actor:
 
 
 @contextmanager
-def working(actor: Actor) -> Iterator[None]:
-    thread = Thread(target=actor.worker.run)
+def working(actor: Actor) -> Generator[None]:
+    thread = Thread(target=actor.run)
     thread.start()
     try:
         yield
