@@ -1,10 +1,11 @@
 """The actor process: one socket to the broker on the event loop, one compute thread beside it."""
 
 import asyncio
+import math
 import os
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,13 @@ from ..wire.actor_messages import (
     ActorWelcome,
     CancelCommand,
     Capacity,
-    Completion,
     Expelled,
     Forget,
+    FromActor,
     LoadFailed,
     MicroBatch,
     ModelFacts,
+    SnapshotRecorded,
     ToActor,
 )
 from ..wire.codec import MAX_HEADER_BYTES, decode, encode
@@ -43,8 +45,10 @@ from .config import ActorConfig
 
 if TYPE_CHECKING:
     import torch
+    from anyio.streams.memory import MemoryObjectReceiveStream
 
-    from .worker import Worker
+    from .adapters.snapshots import Snapshot
+    from .worker import Post, Worker
 
 log = structlog.get_logger("lorry.actor")
 
@@ -65,17 +69,23 @@ async def serve(config: ActorConfig, ready: Callable[[], None]) -> None:
         async with background_tasks() as tasks:
             loop = asyncio.get_running_loop()
 
-            def post(completion: Completion, payloads: list[bytes]) -> None:
-                loop.call_soon_threadsafe(channel.send, [encode(completion), *payloads])
+            snapshots, to_write = anyio.create_memory_object_stream["Snapshot"](math.inf)
+
+            def post(message: FromActor, payloads: Sequence[bytes] = ()) -> None:
+                loop.call_soon_threadsafe(channel.send, [encode(message), *payloads])
+
+            def write(snapshot: "Snapshot") -> None:
+                loop.call_soon_threadsafe(snapshots.send_nowait, snapshot)
 
             try:
-                worker, facts = await to_thread.run_sync(_build, config, post)
+                worker, facts = await to_thread.run_sync(_build, config, post, write)
             except Exception as error:  # whatever it is, who waits for the model is to know
                 failed = LoadFailed(VERSION, config.token, config.actor, config.base_model, _told(config, error))
                 channel.send([encode(failed)])
                 raise
             actor = _Actor(config, channel, worker, facts)
             tasks.start_soon(partial(to_thread.run_sync, worker.run, abandon_on_cancel=True))
+            tasks.start_soon(_write_snapshots, to_write, worker)
             try:
                 await actor.join(ready)
                 tasks.start_soon(actor.heartbeat)
@@ -84,11 +94,20 @@ async def serve(config: ActorConfig, ready: Callable[[], None]) -> None:
                 actor.stop_worker()
 
 
-def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None]) -> "tuple[Worker, ModelFacts]":
+async def _write_snapshots(to_write: "MemoryObjectReceiveStream[Snapshot]", worker: "Worker") -> None:
+    """Beside the compute thread, which is told how each went."""
+    from .adapters.snapshots import write_snapshot
+
+    async for snapshot in to_write:
+        worker.orders.put(await to_thread.run_sync(write_snapshot, snapshot))
+
+
+def _build(config: ActorConfig, post: "Post", write: "Callable[[Snapshot], None]") -> "tuple[Worker, ModelFacts]":
     """Everything that takes seconds: torch, transformers, the weights."""
     import torch
     from transformers.utils import logging
 
+    from .adapters.behind import SnapshotPolicy
     from .adapters.residents import Residents
     from .adapters.slots import AdapterPool
     from .model.base_model import load_base_model
@@ -113,9 +132,11 @@ def _build(config: ActorConfig, post: Callable[[Completion, list[bytes]], None])
     memory = settings.kv_cache_bytes or _kv_cache_bytes(base.device)
     compiled = CompiledModel(base) if settings.compile else None
     decoder = Decoder(base, tokenizer, settings.sample_rows, settings.prefill_chunk, memory, compiled)
-    residents = Residents(targets, pool, config.kept_samplers)
+    host_bytes = settings.host_memory or _host_bytes() // 4
+    policy = SnapshotPolicy(settings.recovery_s, settings.idle_save_s)
+    residents = Residents(targets, pool, host_bytes, policy, post)
     trainer = Trainer(engine, residents, targets, config.base_model)
-    worker = Worker(engine, decoder, residents, trainer, settings.sample_share, post)
+    worker = Worker(engine, decoder, residents, trainer, settings.sample_share, post, write)
     facts = ModelFacts(
         vocab_size=base.vocab_size,
         max_context=base.max_context,
@@ -153,7 +174,11 @@ def _kv_cache_bytes(device: "torch.device") -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free * 2 // 5
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10
+    return _host_bytes() // 10
+
+
+def _host_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _check_device(device: str) -> None:
@@ -205,7 +230,7 @@ class _Actor:
             case MicroBatch():
                 for item, payload in zip(message.items, frames[1:], strict=True):
                     self._worker.orders.put(Sample(message.batch, item, payload))
-            case CancelCommand() | Forget():
+            case CancelCommand() | Forget() | SnapshotRecorded():
                 self._worker.orders.put(message)
             case ActorWelcome(heartbeat_s):
                 self._heartbeat_s = heartbeat_s

@@ -13,7 +13,8 @@ class ActorSettings:
     """What an operator may set, and the only list of it: the command line's options are made of these fields.
 
     `sample_share` is the least part of the device's time that decoding gets while training waits too. `kv_cache_bytes`
-    None is a tenth of the host's memory, or on an accelerator two fifths of what the model leaves free.
+    None is a tenth of the host's memory, or on an accelerator two fifths of what the model leaves free. `host_memory`
+    None is a quarter of the host's memory.
     """
 
     device: Annotated[str, Meta(description="cpu, cuda, cuda:1, ...")] = "cpu"
@@ -23,6 +24,20 @@ class ActorSettings:
     slots: Annotated[
         int, Meta(ge=1, description="Adapters on the device at a time; more are swapped to host memory")
     ] = 16
+    host_memory: Annotated[
+        int | None,
+        Meta(
+            ge=1,
+            description="Bytes that adapters may take of it; more are kept on disk [default: a quarter of the host's]",
+        ),
+    ] = None
+    recovery_s: Annotated[
+        float,
+        Meta(ge=0.0, description="Seconds of the device that rebuilding a run may cost; its state is saved in time"),
+    ] = 20.0
+    idle_save_s: Annotated[
+        float, Meta(ge=0.0, description="After how many seconds without a change a run's state is saved")
+    ] = 60.0
     token_budget: Annotated[int, Meta(ge=1, description="Tokens in one pass through the model")] = 8192
     sample_rows: Annotated[int, Meta(ge=1, description="Sequences that decode together")] = 64
     prefill_chunk: Annotated[
@@ -51,8 +66,7 @@ class ActorSettings:
 class ActorConfig:
     """`model` is a local folder or a hub id, served under the public name `base_model`.
 
-    `server_key` is the broker's public CURVE key, where its actors' address is beyond loopback. `kept_samplers` are
-    sampler weights held in memory after use; more are loaded again from their folders.
+    `server_key` is the broker's public CURVE key, where its actors' address is beyond loopback.
     """
 
     actor: ActorId
@@ -63,4 +77,3 @@ class ActorConfig:
     server_key: str | None = None
     settings: ActorSettings = field(default_factory=ActorSettings)
     max_rank: int = 256
-    kept_samplers: int = 32

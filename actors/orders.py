@@ -5,8 +5,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ..wire.actor_messages import CancelCommand, Forget, Item, MicroBatch
-from ..wire.commands import PHASES, phase_may_follow
+from ..wire.actor_messages import (
+    CancelCommand,
+    Forget,
+    Item,
+    MicroBatch,
+    SnapshotFailed,
+    SnapshotRecorded,
+    SnapshotTaken,
+)
+from ..wire.commands import PHASES, REPLAYED_KINDS, phase_may_follow
 from ..wire.ids import BatchId
 
 
@@ -32,7 +40,7 @@ class Stop:
     pass
 
 
-Order: TypeAlias = Train | Sample | CancelCommand | Forget | Stop
+Order: TypeAlias = Train | Sample | CancelCommand | Forget | SnapshotTaken | SnapshotFailed | SnapshotRecorded | Stop
 
 
 def take_together(waiting: deque[Train], token_budget: int) -> list[Train]:
@@ -56,6 +64,12 @@ def take_together(waiting: deque[Train], token_budget: int) -> list[Train]:
 
 def runs_of(batches: Iterable[Train]) -> set[str]:
     return {item.adapter.key for train in batches for item in train.batch.items if item.adapter}
+
+
+def changed_by(batches: Iterable[Train]) -> set[str]:
+    """The runs whose state their commands may change."""
+    items = (item for train in batches for item in train.batch.items)
+    return {item.adapter.key for item in items if item.adapter and item.kind in REPLAYED_KINDS}
 
 
 def _phases_go_on(batch: MicroBatch, reached: dict[str, int]) -> bool:

@@ -8,13 +8,22 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TypeAlias, cast
+from typing import Protocol, cast
 from zlib import crc32
 
 import structlog
 import torch
 
-from ..wire.actor_messages import CancelCommand, Completion, Forget, Outcome
+from ..wire.actor_messages import (
+    CancelCommand,
+    Completion,
+    Forget,
+    FromActor,
+    Outcome,
+    SnapshotFailed,
+    SnapshotRecorded,
+    SnapshotTaken,
+)
 from ..wire.codec import decode, encode
 from ..wire.commands import (
     ComputeLogprobsInput,
@@ -25,8 +34,9 @@ from ..wire.commands import (
 from ..wire.errors import CommandCancelledError, InternalError, LorryError, OutOfMemoryError
 from ..wire.ids import BatchId, FutureId
 from .adapters.residents import Residents
+from .adapters.snapshots import Snapshot
 from .model.memory import memory_ran_out
-from .orders import Order, Sample, Stop, Train, runs_of, take_together
+from .orders import Order, Sample, Stop, Train, changed_by, runs_of, take_together
 from .sampling.decoder import Decoder, Finished
 from .sampling.sequences import Usage
 from .training.engine import Engine
@@ -38,7 +48,11 @@ log = structlog.get_logger("lorry.actor")
 
 LINGER_SHARE = 0.1
 
-Post: TypeAlias = Callable[[Completion, list[bytes]], None]
+
+class Post(Protocol):
+    """Sends a message to the broker, from any thread."""
+
+    def __call__(self, message: FromActor, payloads: Sequence[bytes] = ()) -> None: ...
 
 
 class Worker:
@@ -50,12 +64,13 @@ class Worker:
         trainer: Trainer,
         sample_share: float,
         post: Post,
+        write: Callable[[Snapshot], None],
     ) -> None:
         self.orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self.train_s = 0.0
         self.sample_s = 0.0
         self._engine, self._decoder, self._residents, self._trainer = engine, decoder, residents, trainer
-        self._post, self._turns = post, Turns(sample_share)
+        self._post, self._write, self._turns = post, write, Turns(sample_share)
         self._in_flight = engine.base.in_flight
         self._in_flight.pause = self._pause
         self._train: deque[Train] = deque()
@@ -78,6 +93,8 @@ class Worker:
                 self._run_micro_batches()
             elif self._decoder.active:
                 self._decode(contended=bool(self._train))
+            if snapshot := self._residents.due_snapshot():
+                self._write(snapshot)
 
     @property
     def swaps(self) -> int:
@@ -86,9 +103,12 @@ class Worker:
     # Orders ----------------------------------------------------------------------------------------------------------
 
     def _take_orders(self) -> None:
-        """Take all orders that are there; with nothing to do, wait for one."""
+        """Take all orders that are there; with nothing to do, wait for one, or until a run is to be saved."""
         if not (self._train or self._samples or self._decoder.active):
-            self._sort(self.orders.get())
+            try:
+                self._sort(self.orders.get(timeout=self._residents.due_in_s()))
+            except queue.Empty:
+                return
             self._wait_for_company()
         self._take_orders_there()
         for key in self._forgotten:
@@ -122,6 +142,10 @@ class Worker:
                 self._cancel(future)
             case Forget(key):
                 self._forgotten.append(key)  # not now: a pass of training may be under way
+            case SnapshotTaken() | SnapshotFailed():
+                self._residents.written(order)
+            case SnapshotRecorded(run, next_folder):
+                self._residents.recorded(run, next_folder)
             case Stop():
                 self._stopped = True
 
@@ -155,8 +179,17 @@ class Worker:
                 self._post(Completion(sample.batch, [Outcome(sample.item.future, error.info)], done=True), [b""])
 
     def _join(self, sample: Sample) -> None:
+        item = sample.item
+        key = "" if item.adapter is None else self._residents.hold_sampler(item.adapter)
+        try:
+            self._start(sample, key)
+        except LorryError:
+            self._residents.release([key] if key else [])
+            raise
+        self._batches[item.future], self._decoding[item.future] = sample.batch, key
+
+    def _start(self, sample: Sample, key: str) -> None:
         item, base = sample.item, self._engine.base
-        key = "" if item.adapter is None else self._residents.sampler(item.adapter, set(self._decoding.values()))
         adapter = self._residents.get(key) if key else None
         seed = crc32(item.future.encode())  # the same when the command is executed again elsewhere
         # Sampler weights are fixed, and their folder, the key, is never used twice. It is a path, which no scope is.
@@ -169,13 +202,13 @@ class Worker:
             prompt = decode(sample.payload, ComputeLogprobsInput).prompt
             check_tokens("prompt", prompt, base.vocab_size, base.max_context)
             self._decoder.add_prompt(item.future, prompt, adapter, owner)
-        self._batches[item.future], self._decoding[item.future] = sample.batch, key
 
     def _sampled_adapters(self) -> set[str]:
         return {key for key in self._decoding.values() if key}
 
     def _leave(self, future: FutureId) -> BatchId:
-        del self._decoding[future]
+        if key := self._decoding.pop(future):
+            self._residents.release([key])
         return self._batches.pop(future)
 
     def _decode(self, contended: bool, *, in_pause: bool = False) -> None:
@@ -250,11 +283,14 @@ class Worker:
         self._in_flight.beside_others = self._decoder.active
         self._training_since, trained_s = time.perf_counter(), self.train_s
         ended = self._trainer.run([pair for t in merged for pair in zip(t.batch.items, t.payloads, strict=True)])
-        for train in merged:
-            ends = [ended[item.future] for item in train.batch.items]
-            self._post(Completion(train.batch.batch, [o for o, _ in ends], done=True), [p for _, p in ends])
         self._account_training()
         self._last_pass_s = self.train_s - trained_s
+        self._residents.charge(changed_by(merged), self._last_pass_s)
+        for train in merged:
+            ends = [ended[item.future] for item in train.batch.items]
+            replay_s = {run: round(self._residents.replay_s(run), 3) for run in changed_by([train])}
+            completion = Completion(train.batch.batch, [o for o, _ in ends], done=True, replay_s=replay_s)
+            self._post(completion, [p for _, p in ends])
 
     def _pause(self) -> None:
         """Requests join and leave, and sequences get their tokens, while the rest of a pass waits."""

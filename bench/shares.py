@@ -11,9 +11,10 @@ import json
 import queue
 import statistics
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from threading import Thread
 from typing import Any, TypeAlias
 
@@ -24,6 +25,7 @@ from rich.table import Table
 from bench.engine import VOCAB, build_model, datum, ratios
 from bench.goals import at_most, settle
 from bench.sampling import CHUNK, Letters
+from lorry.actors.adapters.behind import SnapshotPolicy
 from lorry.actors.adapters.residents import Residents
 from lorry.actors.adapters.slots import AdapterPool
 from lorry.actors.model.base_model import BaseModel, wrap_model
@@ -33,7 +35,7 @@ from lorry.actors.sampling.decoder import Decoder, Finished
 from lorry.actors.training.engine import Engine
 from lorry.actors.training.trainer import Trainer
 from lorry.actors.worker import Worker
-from lorry.wire.actor_messages import AdapterState, Completion, Item, MicroBatch
+from lorry.wire.actor_messages import AdapterState, Completion, FromActor, Item, MicroBatch
 from lorry.wire.codec import encode
 from lorry.wire.commands import ForwardBackwardInput, SampleInput
 from lorry.wire.ids import BatchId, FutureId
@@ -73,9 +75,9 @@ class Actor:
         engine = Engine(base, targets, AdapterPool(16, base.device))
         self.decoder = TimedDecoder(base, Letters(), 64, CHUNK, 2**30)
         self.decoder.moments, self.decoder.sequences = [], sequences
-        residents = Residents(targets, engine.pool, 8)
+        residents = Residents(targets, engine.pool, 2**40, SnapshotPolicy(inf, inf), lambda _: None)
         trainer = Trainer(engine, residents, targets, "bench")
-        self.worker = Worker(engine, self.decoder, residents, trainer, share, self._post)
+        self.worker = Worker(engine, self.decoder, residents, trainer, share, self._post, lambda _: None)
         self.training = False
         self.trained_tokens = 0
         self._ended: Ends = queue.SimpleQueue()
@@ -132,8 +134,9 @@ class Actor:
         batch = MicroBatch(BatchId(next(self._numbers)), "train", [item], ROWS * self._row_tokens)
         self.worker.orders.put(Train(batch, [self._payload]))
 
-    def _post(self, completion: Completion, payloads: list[bytes]) -> None:
-        (outcome,) = completion.outcomes
+    def _post(self, message: FromActor, payloads: Sequence[bytes] = ()) -> None:
+        assert isinstance(message, Completion)
+        (outcome,) = message.outcomes
         assert outcome.error is None, outcome.error
         self.trained_tokens += outcome.train_tokens
         if not outcome.train_tokens:

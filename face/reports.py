@@ -51,10 +51,13 @@ def _print_actors(console: Console, rows: Rows) -> None:
 
 
 def _print_runs(console: Console, rows: Rows) -> None:
-    table = _table("Runs", "run", "tenant", "base model", "rank", "queued", "finished", "failed", "last request")
+    columns = ("run", "tenant", "base model", "rank", "queued", "finished", "failed")
+    table = _table("Runs", *columns, "saved to", "replay s", "last request")
     for row in rows:
         names = ("id", "tenant", "base_model", "rank", "queued", "finished", "failed")
-        table.add_row(*(_shown(row[name]) for name in names), _ago(row["last_request_at"]))
+        saved_to = "" if row["restore_folder"] is None else f"request {row['restore_seq']:,}"
+        last = _ago(row["last_request_at"])
+        table.add_row(*(_shown(row[name]) for name in names), saved_to, f"{row['replay_s']:,.1f}", last)
     console.print(table)
 
 
@@ -112,6 +115,7 @@ def _table(title: str, *columns: str) -> Table:
         "runs",
         "client events",
         "failures",
+        "replay s",
         "USD",
     )
     for column in columns:

@@ -30,10 +30,13 @@ from lorry.wire.tasks import background_tasks
 log = structlog.get_logger("lorry.serve")
 
 CONFIGURATION_EXIT = 78
-"""EX_CONFIG of sysexits.h: a child that ends so would end so again, and is not restarted."""
+"""EX_CONFIG of sysexits.h: a child that ends so before it was ever ready would end so again, and is not restarted."""
 _GRACE_S = 3.0
-_QUICK_DEATH_S = 30.0
-_QUICK_DEATHS_AT_MOST = 5
+_SOON_S = 30.0
+"""One that lived this long, ready, is started again at once when it dies."""
+_STARTS_AT_MOST = 6
+"""Of one that was never ready."""
+_PAUSE_AT_MOST_S = 10.0
 _MAX_LINE_BYTES = 64 * 1024
 _SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 """A child runs what is installed: `python -m` alone looks into the working directory first."""
@@ -45,13 +48,15 @@ class ChildFailedError(LorryError):
 
 @dataclass(slots=True)
 class _Child:
-    """One place for a process: `ready` holds what the present one printed when it was ready to work."""
+    """One place for a process. `ready` is set for good once one was ready to work; `announcement` holds what it printed
+    then, and `ready_at` is when the present one did."""
 
     name: str
     command: Sequence[str]
     environment: dict[str, str]
     process: Process | None = None
     ready: anyio.Event = field(default_factory=anyio.Event)
+    ready_at: float | None = None
     announcement: dict[str, str] = field(default_factory=dict)
 
 
@@ -91,7 +96,7 @@ async def create_key(data: Path, tenant: str) -> str:
 async def serving(config: ServeConfig) -> AsyncGenerator[Deployment]:
     """A deployment for as long as the block lasts; it begins once every actor is ready.
 
-    Raises ChildFailedError where a process cannot be started, or dies again and again.
+    Raises ChildFailedError where a process never gets ready. One that once was is started again for ever.
     """
     environment = {"LORRY_ACTOR_TOKEN": secrets.token_hex(16)}
     config.data.mkdir(parents=True, exist_ok=True)
@@ -131,18 +136,21 @@ async def _start(tasks: TaskGroup, config: ServeConfig, actor_address: str, envi
 
 
 async def _keep_alive(child: _Child) -> None:
-    """Run the child until cancelled, again and again, with a pause that grows while it dies quickly."""
-    quick_deaths = 0
+    """Run the child until cancelled, again and again, with a pause that grows to a bound while it dies soon."""
+    deaths = 0
     while True:
-        started = anyio.current_time()
+        child.ready_at = None
         code = await _run(child)
-        if code == CONFIGURATION_EXIT:
-            raise ChildFailedError(f"{child.name} cannot start")
-        quick_deaths = quick_deaths + 1 if anyio.current_time() - started < _QUICK_DEATH_S else 1
-        log.warning("process ended", name=child.name, code=code, restarts_in_s=quick_deaths - 1)
-        if quick_deaths > _QUICK_DEATHS_AT_MOST:
-            raise ChildFailedError(f"{child.name} ended {quick_deaths} times within {_QUICK_DEATH_S:g} s of its start")
-        await anyio.sleep(quick_deaths - 1)
+        lived_s = 0.0 if child.ready_at is None else anyio.current_time() - child.ready_at
+        deaths = deaths + 1 if lived_s < _SOON_S else 1
+        if not child.ready.is_set():
+            if code == CONFIGURATION_EXIT:
+                raise ChildFailedError(f"{child.name} cannot start")
+            if deaths == _STARTS_AT_MOST:
+                raise ChildFailedError(f"{child.name} ended {deaths} times before it was ready")
+        pause_s = min(deaths - 1, _PAUSE_AT_MOST_S)
+        log.warning("process ended", name=child.name, code=code, restarts_in_s=pause_s)
+        await anyio.sleep(pause_s)
 
 
 async def _run(child: _Child) -> int:
@@ -156,7 +164,7 @@ async def _run(child: _Child) -> int:
         output = BufferedByteReceiveStream(process.stdout)
         try:
             line = await output.receive_until(b"\n", _MAX_LINE_BYTES)
-            child.announcement = json.loads(line)
+            child.announcement, child.ready_at = json.loads(line), anyio.current_time()
             child.ready.set()
             async for _ in process.stdout:  # nothing more is expected, but a full pipe would stop the child
                 pass

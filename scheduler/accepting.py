@@ -69,16 +69,14 @@ class Accepting:
         finished = store.finished_counts()
         for run in store.runs():
             lane = self.add_run(run)
-            count, top = finished.get(lane.id, (0, -1))
-            if count == 0:
-                continue
-            # Usually all that is over is one stretch from the first on; after a cancellation there may be gaps.
-            if top == run.first_seq + count - 1:
-                lane.next_seq = top + 1
-            else:
-                lane.skip(store.finished_seqs(lane.id))
             self._planner.lose_state(lane.id)
             self._open.dormant.add(lane.id)
+            count, top = finished.get(lane.id, (0, -1))
+            # Usually all that is over is one stretch from the first on; after a cancellation there may be gaps.
+            if count and top == run.first_seq + count - 1:
+                lane.next_seq = top + 1
+            elif count:
+                lane.skip(store.finished_seqs(lane.id))
         for queued in store.queued_commands():
             row = self._with_folder(queued, store)
             self._open.rows[row.future] = row

@@ -25,16 +25,19 @@ from ..wire.actor_messages import (
     LoadFailed,
     MicroBatch,
     Outcome,
+    SnapshotFailed,
+    SnapshotTaken,
     ToActor,
 )
 from ..wire.codec import MAX_HEADER_BYTES, decode, encode
 from ..wire.errors import LorryError
-from ..wire.ids import ActorId, FutureId
+from ..wire.ids import ActorId, FutureId, RunId
 from ..wire.sockets import Channel
 from .commands import Commands
 from .config import BrokerConfig
 from .planning.planner import Plan, Planner
 from .registry import Registry
+from .snapshotting import Snapshotting
 
 log = structlog.get_logger("lorry.broker")
 
@@ -56,6 +59,7 @@ class ActorDoor:
         registry: Registry,
         planner: Planner,
         commands: Commands,
+        snapshots: Snapshotting,
         writer: Writer,
         reader: Reader,
         now: Callable[[], float],
@@ -63,7 +67,7 @@ class ActorDoor:
     ) -> None:
         self._config, self._channel, self._registry = config, channel, registry
         self._planner, self._commands, self._writer, self._reader = planner, commands, writer, reader
-        self._now, self._monotonic = now, monotonic
+        self._snapshots, self._now, self._monotonic = snapshots, now, monotonic
         self._peers: dict[bytes, _Peer] = {}
 
     def receive(self, frames: list[bytes]) -> None:
@@ -88,6 +92,10 @@ class ActorDoor:
         match message:
             case Completion():
                 self._completed(peer, message, payloads)
+            case SnapshotTaken():
+                self._snapshots.taken(message, peer.id, lambda recorded: self._send(connection, recorded))
+            case SnapshotFailed():
+                self._snapshots.failed(message)
             case ActorPing():
                 self._send(connection, ActorPong())
                 self._writer.write(lambda store: store.actor_measured(peer.id, message), _nothing)
@@ -136,7 +144,9 @@ class ActorDoor:
 
     def _completed(self, peer: _Peer, completion: Completion, payloads: list[bytes]) -> None:
         for outcome, payload in zip(completion.outcomes, payloads, strict=True):
-            self._commands.finish(outcome, payload, peer.id)
+            self._commands.finish(outcome, payload, peer.id, completion.batch)
+        for run, replay_s in completion.replay_s.items():
+            self._writer.write(partial(_measured, RunId(run), replay_s), _nothing)
         if completion.done:
             self._planner.batch_done(peer.id, completion.batch)
 
@@ -155,7 +165,7 @@ class ActorDoor:
             try:
                 item = self._commands.item(command)
             except LorryError as error:
-                self._commands.finish(Outcome(command.future, error.info), b"", peer.id)
+                self._commands.finish(Outcome(command.future, error.info), b"", peer.id, plan.batch)
                 continue
             payload = self._commands.payload(future := command.future)
             if payload is None:
@@ -196,6 +206,10 @@ class ActorDoor:
 
     def _send(self, connection: bytes, message: ToActor, payloads: Iterable[bytes] = ()) -> None:
         self._channel.send([connection, encode(message), *payloads])
+
+
+def _measured(run: RunId, replay_s: float, store: Store) -> None:
+    store.replay_measured(run, replay_s)
 
 
 def _payload(future: FutureId, store: Store) -> bytes:

@@ -30,6 +30,7 @@ from .commands import Commands
 from .config import BrokerConfig
 from .planning.planner import Planner
 from .registry import Registry
+from .snapshotting import Snapshotting
 from .sweeping import Sweeper
 
 log = structlog.get_logger("lorry.broker")
@@ -92,8 +93,20 @@ class _Broker:
             self._work_arrived,
             self.sweeper.offer,
         )
+        snapshots = Snapshotting(
+            self._registry, planner, self.writer, config.checkpoints, time.time, self.sweeper.offer
+        )
         self._actors = ActorDoor(
-            config, back, self._registry, planner, self._commands, self.writer, reading, time.time, time.monotonic
+            config,
+            back,
+            self._registry,
+            planner,
+            self._commands,
+            snapshots,
+            self.writer,
+            reading,
+            time.time,
+            time.monotonic,
         )
         self._clients = ClientDoor(
             config,

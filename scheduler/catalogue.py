@@ -68,13 +68,14 @@ class Catalogue:
         commands: Commands,
         writer: Writer,
         reader: Reader,
+        checkpoints: Path,
         now: Callable[[], float],
         drop: Callable[[str], Awaitable[None]],
     ) -> None:
         self._registry, self._commands = registry, commands
         self._writer, self._reader, self._now, self._drop = writer, reader, now, drop
         self.sessions = ClientSessions()
-        self.creating = Creating(registry, self.sessions, now)
+        self.creating = Creating(registry, self.sessions, checkpoints, now)
         self._token_secret = b""
 
     def key_of(self, api_key: str) -> KeyHash | None:

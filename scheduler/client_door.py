@@ -80,7 +80,7 @@ class ClientDoor:
         self._writer, self._reader, self._now, self._monotonic = writer, reader, now, monotonic
         self._tasks, self._cancel_in_flight = tasks, cancel_in_flight
         self._sessions, self._admission = Sessions(), Admission(config, registry)
-        self.catalogue = Catalogue(registry, commands, writer, reader, now, drop)
+        self.catalogue = Catalogue(registry, commands, writer, reader, config.checkpoints, now, drop)
         self._creating = self.catalogue.creating
 
     # In --------------------------------------------------------------------------------------------------------------

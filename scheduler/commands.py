@@ -10,7 +10,7 @@ from ..wire.actor_messages import AdapterState, Item, Outcome
 from ..wire.catalogue_messages import FutureState
 from ..wire.client_messages import Readiness
 from ..wire.errors import CommandCancelledError, LorryError, NotFoundError
-from ..wire.ids import ActorId, FutureId, LaneId
+from ..wire.ids import ActorId, BatchId, FutureId, LaneId
 from .accepting import Accepting
 from .config import BrokerConfig
 from .finishing import Deliver, Finishing
@@ -37,7 +37,9 @@ class Commands:
         self.waiters = Waiters()
         self._open, self._registry, self._planner = OpenCommands(), registry, planner
         self.finishing = Finishing(self._open, registry, self.waiters, writer, config.prices, now, deliver, offer)
-        self.recovering = Recovering(self._open, registry, planner, writer, self.finishing, work_arrived)
+        self.recovering = Recovering(
+            self._open, registry, planner, writer, self.finishing, config.checkpoints, now, work_arrived
+        )
         self.accepting = Accepting(
             self._open,
             registry,
@@ -96,9 +98,15 @@ class Commands:
         if run := self._registry.run_of(command.lane):
             if row.kind == "load_state" and row.folder is None:
                 raise NotFoundError(f"there is no checkpoint {row.arguments.path!r}", field="path")
-            adapter = AdapterState(run.id, run.lora, run.restore_folder)
-            discard = row.state == "discarded"
-            return Item(command.future, command.kind, adapter, row.folder, row.arguments.optimizer, discard=discard)
+            return Item(
+                command.future,
+                command.kind,
+                AdapterState(run.id, run.lora, run.restore_folder, run.snapshot_folder),
+                row.folder,
+                row.arguments.optimizer,
+                discard=row.state == "discarded",
+                seq=row.seq,
+            )
         sampler = self._registry.sampler_of(command.lane)
         if sampler is None:
             raise NotFoundError(f"sampler {command.lane!r} was not used for a day, and its weights are gone")
@@ -114,9 +122,12 @@ class Commands:
 
     # Ending ----------------------------------------------------------------------------------------------------------
 
-    def finish(self, outcome: Outcome, payload: bytes, actor: ActorId) -> None:
+    def finish(self, outcome: Outcome, payload: bytes, actor: ActorId, batch: BatchId) -> None:
+        if outcome.unrestored and outcome.error and self._planner.is_in_flight(outcome.future, batch):
+            self.recovering.unrestored(LaneId(outcome.future.rpartition(":")[0]), outcome.error.message)
+            return
         tokens = outcome.prefill_tokens + outcome.sample_tokens + outcome.train_tokens
-        command = self._planner.complete(outcome.future, tokens)
+        command = self._planner.complete(outcome.future, batch, tokens)
         if command is None:
             return
         if command.replay:

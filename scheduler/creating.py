@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 
@@ -15,14 +16,17 @@ from ..wire.ids import RunId, SamplerId, TenantId
 from ..wire.types import LoraConfig
 from .client_sessions import ClientSessions
 from .registry import Registry, checkpoint_path, run_in_slot, sampler_in_slot
+from .restore_points import snapshot_folder
 
 _NO_SEQ = -1
 """Of a checkpoint that no command saved: a copy."""
 
 
 class Creating:
-    def __init__(self, registry: Registry, sessions: ClientSessions, now: Callable[[], float]) -> None:
-        self._registry, self._sessions, self._now = registry, sessions, now
+    def __init__(
+        self, registry: Registry, sessions: ClientSessions, checkpoints: Path, now: Callable[[], float]
+    ) -> None:
+        self._registry, self._sessions, self._checkpoints, self._now = registry, sessions, checkpoints, now
 
     def run(self, tenant: TenantId, create: CreateRun) -> tuple[RunRow, bool]:
         """The run, and whether it is new. While its model is being loaded, only what needs no model is checked.
@@ -96,8 +100,9 @@ class Creating:
         return run_in_slot(slot.session, slot.number)
 
     def _new_run(self, tenant: TenantId, nonce: str, slot: Slot | None, base_model: str, lora: LoraConfig) -> RunRow:
+        run = RunId(nonce if slot else "run-" + secrets.token_hex(8))
         return RunRow(
-            id=RunId(nonce if slot else "run-" + secrets.token_hex(8)),
+            id=run,
             tenant=tenant,
             nonce=nonce,
             base_model=base_model,
@@ -106,4 +111,5 @@ class Creating:
             created_at=self._now(),
             last_request_at=self._now(),
             session=slot.session if slot else None,
+            snapshot_folder=snapshot_folder(self._checkpoints, run),
         )

@@ -1,7 +1,6 @@
 """The second half of a command's life: its result and usage are recorded in one transaction, and its waiters told."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TypeAlias
 
 from ..storage.rows import CheckpointRow, CommandRow, CommandState, ResultRow, SamplerRow, UsageEntry
@@ -9,19 +8,19 @@ from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire.actor_messages import Outcome
 from ..wire.codec import decode, encode
-from ..wire.commands import CommandKind
+from ..wire.commands import REPLAYED_KINDS
 from ..wire.errors import ActorLostError, ErrorInfo, LorryError
 from ..wire.ids import ActorId, FutureId, LaneId
 from ..wire.types import UsageKind
 from .open_commands import OpenCommands
 from .planning.prices import Prices, cost
 from .registry import Registry, run_of_path
+from .restore_points import moved_on
 from .saves import SAVES, saved_checkpoint, saved_sampler, weights_response
 from .telling import told
 from .waiters import Waiters
 
 Deliver: TypeAlias = Callable[[Iterable[bytes], FutureId, ErrorInfo | None, bytes], None]
-_REPLAYED: frozenset[CommandKind] = frozenset(("forward_backward", "optim_step", "load_state"))
 
 
 class Finishing:
@@ -76,8 +75,11 @@ class Finishing:
         sampler: SamplerRow | None = None,
     ) -> None:
         now = self._now()
-        keep_payload = state == "done" and row.kind in _REPLAYED
-        restores = checkpoint is not None and checkpoint.kind == "training"
+        keep_payload = state == "done" and row.kind in REPLAYED_KINDS
+        run = self._registry.run_of(row.lane)
+        restored = None
+        if run is not None and checkpoint is not None and checkpoint.kind == "training":
+            restored = moved_on(run, checkpoint.folder, checkpoint.seq)
 
         def journal(store: Store) -> None:
             store.command_finished(result, state, actor, usage, now)
@@ -87,8 +89,8 @@ class Finishing:
                 store.checkpoint_saved(checkpoint)
                 if sampler is not None:
                     store.sampler_created(sampler)
-                if restores:
-                    store.restore_point_set(checkpoint.run, checkpoint.folder, checkpoint.seq)
+            if restored is not None:
+                store.restore_points_set(restored)
 
         def done() -> None:
             self._open.forget(row.future)
@@ -102,9 +104,9 @@ class Finishing:
             self._registry.add_checkpoint(checkpoint)
             if sampler is not None:
                 self._registry.add_sampler(sampler)
-            if restores and (run := self._registry.run_of(row.lane)):
-                restored = replace(run, restore_folder=checkpoint.folder, restore_seq=checkpoint.seq)
-                self._registry.add_run(restored)
+        if run is not None and restored is not None:
+            self._registry.add_run(restored)
+            idle += [run.former_folder] if run.former_folder else []
         self._writer.write(journal, done)
 
     def _left_behind(self, row: CommandRow, checkpoint: CheckpointRow | None) -> list[str]:

@@ -1,6 +1,8 @@
 """Rebuilding the runs whose state died with an actor: from the last saved state, by the commands after it."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import structlog
 
@@ -15,6 +17,7 @@ from .open_commands import OpenCommands, planned
 from .planning.lanes import Command
 from .planning.planner import MAX_ATTEMPTS, Lost, Planner
 from .registry import Registry
+from .restore_points import fallen_back, snapshot_folder
 
 log = structlog.get_logger("lorry.broker")
 
@@ -27,10 +30,13 @@ class Recovering:
         planner: Planner,
         writer: Writer,
         finishing: Finishing,
+        checkpoints: Path,
+        now: Callable[[], float],
         work_arrived: Callable[[], None],
     ) -> None:
         self._open, self._registry, self._planner, self._writer = open_, registry, planner, writer
-        self._finishing, self._work_arrived = finishing, work_arrived
+        self._finishing, self._checkpoints, self._now = finishing, checkpoints, now
+        self._work_arrived = work_arrived
 
     def actor_lost(self, lost: Lost) -> None:
         """What the dead actor held goes on elsewhere."""
@@ -51,6 +57,25 @@ class Recovering:
             self._open.dormant.remove(lane)
             self._restore(lane)
 
+    def unrestored(self, lane: LaneId, why: str) -> None:
+        """The folder of a run's newest saved state does not give it back: it is rebuilt from the one before."""
+        self._planner.take_back(lane)
+        run = self._registry.run_of(lane)
+        assert run is not None, lane
+        if (older := fallen_back(run)) is None:
+            self._break(lane, f"run {lane} could not be rebuilt: {why}")
+            return
+        log.error("a saved state cannot be read", run=lane, folder=run.restore_folder, why=why)
+        now = self._now()
+
+        def journal(store: Store) -> None:
+            store.restore_points_set(older)
+            store.record_event("saved state unreadable", lane, why, now)
+
+        self._registry.add_run(older)
+        self._writer.write(journal, lambda: None)
+        self._restore(lane)
+
     def replayed(self, command: Command, outcome: Outcome) -> None:
         """A command of a replay ended. Its result is known already; that it fails now is the end of its run."""
         self._open.replays.pop(command.future, None)
@@ -58,12 +83,15 @@ class Recovering:
             self._break(command.lane, f"run {command.lane} could not be rebuilt: {outcome.error.message}")
 
     def _restore(self, lane: LaneId) -> None:
-        run = self._registry.run_of(lane)
-        assert run is not None, lane
+        found = self._registry.run_of(lane)
+        assert found is not None, lane
+        run = replace(found, snapshot_folder=snapshot_folder(self._checkpoints, found.id))
+        self._registry.add_run(run)  # whoever held it before may still write to the folder that it was given
         rows: list[CommandRow] = []
         before = self._planner.next_seq(lane)
 
         def read(store: Store) -> None:
+            store.restore_points_set(run)
             rows.extend(store.replayable_commands(run.id, run.restore_seq, before))
 
         def done() -> None:

@@ -13,7 +13,10 @@ CheckpointKind: TypeAlias = Literal["training", "sampler", "external"]
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """`lora.seed` is always set. `restore_seq` is the last command that the state in `restore_folder` covers."""
+    """`lora.seed` is always set. `restore_seq` is the last command that the state in `restore_folder` covers, and the
+    former point the one before; without a folder it is what the seed makes, and covers nothing. The actor that holds
+    the run writes its next snapshot to `snapshot_folder`. `replay_s` is what repeating the commands behind the restore
+    point would cost, in seconds of the device."""
 
     id: RunId
     tenant: TenantId
@@ -27,6 +30,10 @@ class RunRow:
     restore_seq: int = -1
     session: str | None = None
     first_seq: int = 0
+    former_folder: str | None = None
+    former_seq: int = -1
+    snapshot_folder: str | None = None
+    replay_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,3 +189,15 @@ def m005_names_are_resolved_once(db: Database) -> None:
         db.table(table).create_index([column])
     db.execute("CREATE INDEX commands_folders ON commands (folder) WHERE folder IS NOT NULL")
     db.execute("CREATE INDEX commands_failed ON commands (finished_at) WHERE state IN ('failed', 'discarded')")
+
+
+@migrations()
+def m006_snapshots(db: Database) -> None:
+    db.table("runs").add_column("former_folder", str)
+    db.table("runs").add_column("former_seq", int, not_null_default=-1)
+    db.table("runs").add_column("snapshot_folder", str)
+    db.table("runs").add_column("replay_s", float, not_null_default=0.0)
+    # What came before a restore point was dropped when it was set: there is none before it to fall back to.
+    db.execute("UPDATE runs SET former_folder = restore_folder, former_seq = restore_seq")
+    db.table("runs").create_index(["former_folder"])
+    db.table("runs").create_index(["snapshot_folder"])

@@ -40,10 +40,12 @@ from .schema import migrations
 
 FILE = "lorry.db"
 _FOLDERS_IN_USE = (
-    "SELECT folder FROM checkpoints UNION ALL SELECT restore_folder FROM runs UNION ALL SELECT folder FROM samplers"
+    "SELECT folder FROM checkpoints UNION ALL SELECT folder FROM samplers"
+    " UNION ALL SELECT restore_folder FROM runs UNION ALL SELECT former_folder FROM runs"
+    " UNION ALL SELECT snapshot_folder FROM runs"
     " UNION ALL SELECT commands.folder FROM commands JOIN runs ON runs.id = commands.lane"
     " WHERE commands.folder IS NOT NULL AND (commands.state = 'queued'"
-    " OR commands.kind = 'load_state' AND commands.state = 'done' AND commands.seq > runs.restore_seq)"
+    " OR commands.kind = 'load_state' AND commands.state = 'done' AND commands.seq > runs.former_seq)"
 )
 
 
@@ -239,10 +241,20 @@ class Store:
     def payload_dropped(self, future: FutureId) -> None:
         self._db.execute("UPDATE commands SET payload = NULL WHERE future = ?", [future])
 
-    def restore_point_set(self, run: RunId, folder: str, seq: int) -> None:
-        """The state in `folder` covers all commands up to `seq`: their payloads are needed no more."""
-        self._db.execute("UPDATE runs SET restore_folder = ?, restore_seq = ? WHERE id = ?", [folder, seq, run])
-        self._db.execute("UPDATE commands SET payload = NULL WHERE lane = ? AND seq <= ?", [run, seq])
+    def restore_points_set(self, run: RunRow) -> None:
+        """Its points are what `run` says. The former one covers all commands up to its seq: should the newer fail, too,
+        their payloads are needed no more."""
+        self._db.execute(
+            "UPDATE commands SET payload = NULL WHERE lane = ? AND seq <= ?"
+            " AND seq > (SELECT former_seq FROM runs WHERE id = ?)",
+            [run.id, run.former_seq, run.id],
+        )
+        names = ("restore_folder", "restore_seq", "former_folder", "former_seq", "snapshot_folder", "replay_s")
+        assignments = ", ".join(f"{name} = ?" for name in names)
+        self._db.execute(f"UPDATE runs SET {assignments} WHERE id = ?", [*(getattr(run, n) for n in names), run.id])
+
+    def replay_measured(self, run: RunId, replay_s: float) -> None:
+        self._db.execute("UPDATE runs SET replay_s = ? WHERE id = ?", [replay_s, run])
 
     def queued_commands(self) -> list[CommandRow]:
         return [_command(row) for row in self.rows("SELECT * FROM commands WHERE state = 'queued' ORDER BY rowid")]

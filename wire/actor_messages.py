@@ -9,7 +9,7 @@ from .errors import ErrorInfo
 from .ids import ActorId, BatchId, FutureId
 from .types import LoraConfig
 
-VERSION = 2
+VERSION = 3
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -56,7 +56,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a command ended. Its result, if any, is the frame at the same index. Token counts are the actor's own.
 
     `cached_prefill_tokens` of the `prefill_tokens` were found computed. `discarded` says that the run's pending
-    gradient was dropped: by an optim_step that failed since it was not finite, or by the replay of one.
+    gradient was dropped: by an optim_step that failed since it was not finite, or by the replay of one. `unrestored`
+    says that the run could not be rebuilt from the folder that it was to come from: nothing was executed.
     """
 
     future: FutureId
@@ -68,14 +69,35 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     size_bytes: int = 0
     checksum: str = ""
     discarded: bool = False
+    unrestored: bool = False
 
 
-class Completion(msgspec.Struct, frozen=True, tag="completion"):
-    """Some commands of a micro-batch ended; `done` gives its credit back."""
+class Completion(msgspec.Struct, frozen=True, tag="completion", omit_defaults=True):
+    """Some commands of a micro-batch ended; `done` gives its credit back. `replay_s` is what it would cost now to
+    repeat the commands behind the saved states of its runs, in seconds of the device."""
 
     batch: BatchId
     outcomes: list[Outcome]
     done: bool
+    replay_s: dict[str, float] = {}
+
+
+class SnapshotTaken(msgspec.Struct, frozen=True, tag="snapshot_taken"):
+    """The whole training state of a run is in `folder`, complete and durable. It covers its commands up to `seq`;
+    `replay_s` is what those behind it have taken since."""
+
+    run: str
+    folder: str
+    seq: int
+    replay_s: float
+
+
+class SnapshotFailed(msgspec.Struct, frozen=True, tag="snapshot_failed"):
+    """There is none in `folder`, and the run goes on without: the actor will try again."""
+
+    run: str
+    folder: str
+    reason: str
 
 
 class ActorPing(msgspec.Struct, frozen=True, tag="ping"):
@@ -97,7 +119,7 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
     error: ErrorInfo
 
 
-FromActor: TypeAlias = ActorHello | LoadFailed | Completion | ActorPing
+FromActor: TypeAlias = ActorHello | LoadFailed | Completion | SnapshotTaken | SnapshotFailed | ActorPing
 
 
 class ActorWelcome(msgspec.Struct, frozen=True, tag="welcome"):
@@ -108,11 +130,13 @@ class AdapterState(msgspec.Struct, frozen=True):
     """Where an adapter comes from, should the actor not hold it: a folder, or else its seed.
 
     A run's key is its id and its state is the actor's to change; sampler weights are keyed by their folder and fixed.
+    `snapshot` is where an actor that does not know the run yet is to write its first snapshot.
     """
 
     key: str
     lora: LoraConfig
     folder: str | None = None
+    snapshot: str | None = None
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -122,7 +146,7 @@ class Item(msgspec.Struct, frozen=True):
     tenant's, for how much was found computed tells what was asked before.
 
     `discard` makes an optim_step the replay of one whose outcome was `discarded`: the pending gradient is dropped, and
-    nothing is computed.
+    nothing is computed. `seq` is a run's command's place in its order.
     """
 
     future: FutureId
@@ -132,6 +156,7 @@ class Item(msgspec.Struct, frozen=True):
     optimizer: bool = False
     scope: str | None = None
     discard: bool = False
+    seq: int = -1
 
 
 class MicroBatch(msgspec.Struct, frozen=True, tag="micro_batch"):
@@ -156,6 +181,13 @@ class Forget(msgspec.Struct, frozen=True, tag="forget"):
     key: str
 
 
+class SnapshotRecorded(msgspec.Struct, frozen=True, tag="snapshot_recorded"):
+    """The run's last snapshot is known; its next one goes to `next_folder`."""
+
+    run: str
+    next_folder: str
+
+
 class ActorPong(msgspec.Struct, frozen=True, tag="pong"):
     pass
 
@@ -166,4 +198,4 @@ class Expelled(msgspec.Struct, frozen=True, tag="expelled"):
     reason: str
 
 
-ToActor: TypeAlias = ActorWelcome | MicroBatch | CancelCommand | Forget | ActorPong | Expelled
+ToActor: TypeAlias = ActorWelcome | MicroBatch | CancelCommand | Forget | SnapshotRecorded | ActorPong | Expelled

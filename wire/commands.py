@@ -26,6 +26,9 @@ CommandKind: TypeAlias = Literal[
 ]
 SAMPLING_KINDS: frozenset[CommandKind] = frozenset(("sample", "compute_logprobs"))
 
+REPLAYED_KINDS: frozenset[CommandKind] = frozenset(("forward_backward", "optim_step", "load_state"))
+"""What changes a run's state: it is rebuilt by these alone."""
+
 PHASES: dict[CommandKind, int] = {
     "forward": 0,
     "forward_backward": 0,

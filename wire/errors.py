@@ -125,7 +125,7 @@ class OutOfMemoryError(LorryError, MemoryError):
 
 
 class ActorLostError(LorryError):
-    """What this run had learned since its last saved state is lost; make a new run from that state."""
+    """What this run had learned since your last save_state is lost; make a new run from that checkpoint."""
 
 
 class ActorKilledError(LorryError):

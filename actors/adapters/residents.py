@@ -1,53 +1,225 @@
-"""The adapters that live in this actor: made from a seed or from a folder when a micro-batch first names them."""
+"""The adapters that live in this actor: hot on the device, warm in host memory, cold in their newest saved states.
 
-from collections import OrderedDict
-from collections.abc import Collection
+They are made, or read from a folder, when a command first names them. Host memory stays within a budget: what was used
+least recently leaves it, a run after its state is saved.
+"""
+
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
-from ...wire.actor_messages import AdapterState
+import structlog
+
+from ...wire.actor_messages import AdapterState, Item, SnapshotFailed, SnapshotTaken
+from ...wire.commands import REPLAYED_KINDS
+from ...wire.errors import LorryError
 from ...wire.types import LoraConfig
 from ..model.adapter import Adapter, AdapterSpec
 from ..model.lora import LoraTargets
+from .behind import RETRY_S, Behind, SnapshotPolicy
+from .checkpoints import load_sampler_weights
 from .slots import AdapterPool
-from .snapshots import load_sampler_weights, restore_state
+from .snapshots import Snapshot, restore_state, write_snapshot
+
+log = structlog.get_logger("lorry.actor")
+
+Written: TypeAlias = SnapshotTaken | SnapshotFailed
+
+
+@dataclass(slots=True)
+class _Run:
+    """`folder` holds its state up to `saved_seq`, None what its seed makes; `seq` is its latest command here. Its next
+    snapshot goes to `next_folder`, which is None while the broker has not named one."""
+
+    lora: LoraConfig
+    folder: str | None
+    next_folder: str | None
+    saved_seq: int = -1
+    seq: int = -1
 
 
 class Residents:
-    def __init__(self, targets: LoraTargets, pool: AdapterPool, kept_samplers: int) -> None:
-        self._targets, self.pool, self._kept_samplers = targets, pool, kept_samplers
-        self._samplers: OrderedDict[str, None] = OrderedDict()  # least recently used first
+    """`host_bytes` bound what adapters take of host memory, but for those in use. `tell` is told of each snapshot,
+    after the commands that it covers."""
 
-    def run(self, state: AdapterState) -> str:
-        """The pool's key of a run's adapter, which is what it was when its folder was saved, pending gradient included.
+    def __init__(
+        self,
+        targets: LoraTargets,
+        pool: AdapterPool,
+        host_bytes: int,
+        policy: SnapshotPolicy,
+        tell: Callable[[Written], None],
+    ) -> None:
+        self._targets, self.pool, self._host_bytes = targets, pool, host_bytes
+        self._policy, self._tell = policy, tell
+        self._used: OrderedDict[str, None] = OrderedDict()  # all in the pool, least recently used first
+        self._held: Counter[str] = Counter()
+        self._runs: dict[str, _Run] = {}
+        self._behind: dict[str, Behind] = {}
+        self._writing: dict[str, Behind] = {}
+        self._not_before = 0.0
 
-        Raises InvalidRequestError, CheckpointError.
-        """
-        if state.key not in self.pool:
-            adapter = self._targets.new_adapter(_spec(state.lora), self.pool.host)
-            if state.folder is not None:
-                restore_state(adapter, Path(state.folder))
-            self.pool.add(state.key, adapter)
+    # In and out ------------------------------------------------------------------------------------------------------
+
+    def hold_runs(self, states: Collection[AdapterState]) -> dict[str, LorryError]:
+        """Until `release` they are here, each as the commands before left it; and what is wrong with those that cannot
+        be: InvalidRequestError, or CheckpointError where a run's folder does not give it back."""
+        problems: dict[str, LorryError] = {}
+        self._held.update(state.key for state in states)
+        for state in states:
+            try:
+                self._fetch_run(state)
+            except LorryError as error:
+                problems[state.key] = error
+        return problems
+
+    def hold_sampler(self, state: AdapterState) -> str:
+        """The pool's key of sampler weights, which are here until `release`. Raises CheckpointError."""
+        self._held[state.key] += 1
+        try:
+            if state.key not in self.pool:
+                assert state.folder is not None
+                self._add(state.key, load_sampler_weights(self._targets, Path(state.folder), self.pool.host))
+        except LorryError:
+            self.release([state.key])
+            raise
+        self._used.move_to_end(state.key)
         return state.key
 
-    def sampler(self, state: AdapterState, in_use: Collection[str]) -> str:
-        """The pool's key of sampler weights; some that are not `in_use` may go. Raises CheckpointError."""
-        if state.key not in self.pool:
-            assert state.folder is not None
-            self.pool.add(state.key, load_sampler_weights(self._targets, Path(state.folder), self.pool.host))
-        self._samplers[state.key] = None
-        self._samplers.move_to_end(state.key)
-        idle = [key for key in self._samplers if key not in in_use and key != state.key]
-        for key in idle[: max(0, len(self._samplers) - self._kept_samplers)]:
-            self.forget(key)
-        return state.key
+    def release(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._held[key] -= 1
+        self._held = +self._held  # those of nobody are not counted
+        self.make_room()
 
     def get(self, key: str) -> Adapter:
         return self.pool.get(key)
 
     def forget(self, key: str) -> None:
-        self._samplers.pop(key, None)
+        """It lives elsewhere from now on."""
+        for known in (self._runs, self._behind, self._writing):
+            known.pop(key, None)
+        self._drop(key)
+
+    def make_room(self) -> None:
+        """Whoever nobody uses leaves host memory, the least recently used first, until the rest is within bounds."""
+        excess = self.pool.host_bytes - self._host_bytes
+        for key in list(self._used) if excess > 0 else ():
+            if excess <= 0:
+                return
+            adapter = self.pool.get(key)
+            if self._held[key] == 0 and adapter.device == self.pool.host and self._is_safe(key):
+                excess -= adapter.nbytes
+                self._drop(key)
+
+    def _fetch_run(self, state: AdapterState) -> None:
+        run = self._runs.get(state.key)
+        if run is None:
+            run = _Run(state.lora, state.folder, state.snapshot)
+        if state.key not in self.pool:
+            adapter = self._targets.new_adapter(_spec(run.lora), self.pool.host)
+            if run.folder is not None:
+                restore_state(adapter, Path(run.folder))
+            self._add(state.key, adapter)
+        self._runs[state.key] = run
+        self._used.move_to_end(state.key)
+
+    def _add(self, key: str, adapter: Adapter) -> None:
+        self.pool.add(key, adapter)
+        self._used[key] = None
+        self.make_room()
+
+    def _drop(self, key: str) -> None:
         if key in self.pool:
             self.pool.remove(key)
+            del self._used[key]
+
+    def _is_safe(self, key: str) -> bool:
+        """Whether all that an adapter has learnt is on disk; a run's is put there, unless that must wait."""
+        if key not in self._runs:
+            return True
+        if key in self._behind and key not in self._writing and self._may_write(key):
+            self.written(write_snapshot(self._begin(key, copied=False)))
+        return key not in self._behind and key not in self._writing
+
+    # Snapshots -------------------------------------------------------------------------------------------------------
+
+    def executed(self, item: Item, payload_bytes: int) -> None:
+        """A run's command took effect here, or failed for good."""
+        assert item.adapter is not None
+        key = item.adapter.key
+        run = self._runs[key]
+        run.seq = max(run.seq, item.seq)
+        if item.kind in REPLAYED_KINDS:
+            behind = self._behind.setdefault(key, Behind())
+            behind.replay_bytes += payload_bytes
+            behind.changed_at = time.monotonic()
+
+    def saved(self, item: Item) -> None:
+        """The run's whole state is in the folder that a save of its own wrote."""
+        assert item.adapter is not None
+        run = self._runs[item.adapter.key]
+        run.folder, run.saved_seq = item.folder, item.seq
+        self._behind.pop(item.adapter.key, None)
+
+    def charge(self, keys: Iterable[str], spent_s: float) -> None:
+        """They were changed together, in `spent_s` of the device: to repeat it costs each of them that at the most."""
+        for key in keys:
+            if behind := self._behind.get(key):
+                behind.replay_s += spent_s
+
+    def replay_s(self, key: str) -> float:
+        return sum(known[key].replay_s for known in (self._behind, self._writing) if key in known)
+
+    def due_snapshot(self) -> Snapshot | None:
+        """A copy of what is to be written next, beside whatever else goes on; `written` is to be told of it. There is
+        one at a time."""
+        if self._writing:
+            return None
+        waiting = {key: behind for key, behind in self._behind.items() if self._may_write(key)}
+        key = self._policy.most_due(waiting, time.monotonic())
+        return None if key is None else self._begin(key, copied=True)
+
+    def due_in_s(self) -> float | None:
+        """How long until there is one, should nothing else happen; None for ever."""
+        waiting = [behind for key, behind in self._behind.items() if self._runs[key].next_folder is not None]
+        if self._writing or not waiting:
+            return None
+        soonest = min(self._policy.due_at(behind) for behind in waiting)
+        return max(0.0, max(soonest, self._not_before) - time.monotonic())
+
+    def written(self, message: Written) -> None:
+        key = message.run
+        earlier, run = self._writing.pop(key, None), self._runs.get(key)
+        if earlier is None or run is None:
+            return
+        if isinstance(message, SnapshotTaken):
+            if message.seq > run.saved_seq:
+                run.folder, run.saved_seq = message.folder, message.seq
+            message = SnapshotTaken(key, message.folder, message.seq, self.replay_s(key))
+        else:
+            log.warning("a snapshot could not be written", run=key, why=message.reason)
+            self._behind[key] = self._behind.get(key, Behind()).after(earlier)
+            run.next_folder, self._not_before = message.folder, time.monotonic() + RETRY_S
+        self._tell(message)
+
+    def recorded(self, key: str, next_folder: str) -> None:
+        """The broker knows the run's newest snapshot, and has named the next one's folder."""
+        if run := self._runs.get(key):
+            run.next_folder = next_folder
+
+    def _may_write(self, key: str) -> bool:
+        return self._runs[key].next_folder is not None and time.monotonic() >= self._not_before
+
+    def _begin(self, key: str, *, copied: bool) -> Snapshot:
+        run = self._runs[key]
+        assert run.next_folder is not None
+        snapshot = Snapshot(key, run.next_folder, run.seq, self.pool.get(key).state(copied=copied))
+        self._writing[key], run.next_folder = self._behind.pop(key), None
+        return snapshot
 
 
 def _spec(lora: LoraConfig) -> AdapterSpec:

@@ -38,6 +38,11 @@ class AdapterPool:
         """The keys on the device, least recently used first."""
         return list(self._hot)
 
+    @property
+    def host_bytes(self) -> int:
+        """What adapters take of host memory."""
+        return sum(adapter.nbytes for adapter in self._adapters.values() if adapter.device == self.host)
+
     def add(self, key: str, adapter: Adapter) -> None:
         """Takes charge of `adapter`; it stays in host memory until acquired. Raises ValueError on a known key."""
         if key in self._adapters:

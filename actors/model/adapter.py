@@ -62,12 +62,24 @@ class Part:
     grad_b: Tensor | None
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """All that an adapter has learnt: [P] float32 each, and how many steps it took. Moments that are None are zero; no
+    `grad`, none is pending."""
+
+    weights: Tensor
+    exp_avg: Tensor | None
+    exp_avg_sq: Tensor | None
+    grad: Tensor | None
+    step: int
+
+
 class Adapter:
     """An adapter of `spec.rank` on `targets`, created as PEFT does it: A kaiming-uniform, B zero.
 
     weights, grad, exp_avg, exp_avg_sq: [P] float32. compute: [P] in `dtype`, the same memory as `weights` where that
-    is float32. pending: whether gradients were accumulated since the last step. A sampler's adapter
-    (`trainable=False`) has `weights` and `compute` alone.
+    is float32. nbytes: of all these. pending: whether gradients were accumulated since the last step. A sampler's
+    adapter (`trainable=False`) has `weights` and `compute` alone.
     """
 
     def __init__(
@@ -92,6 +104,8 @@ class Adapter:
         self.parts: list[Part | None] = []
         self.compute = self.weights
         self.to(device)
+        copy = self.compute.nbytes if self.compute is not self.weights else 0
+        self.nbytes = self.weights.nbytes + sum(moment.nbytes for moment in moments) + copy
 
     @property
     def size(self) -> int:
@@ -127,6 +141,23 @@ class Adapter:
         """The pending gradient is dropped."""
         self.grad.zero_()
         self.pending = False
+
+    def state(self, *, copied: bool) -> TrainingState:
+        """What it has learnt, on the host; `copied`, later steps do not change it."""
+        weights, exp_avg, exp_avg_sq, grad = (
+            vector.detach().to("cpu", copy=copied)
+            for vector in (self.weights, self.exp_avg, self.exp_avg_sq, self.grad if self.pending else torch.empty(0))
+        )
+        return TrainingState(weights, exp_avg, exp_avg_sq, grad if self.pending else None, self.step)
+
+    def set_state(self, state: TrainingState) -> None:
+        """Becomes what `state` was taken of."""
+        self.weights.copy_(state.weights)
+        pairs = ((self.exp_avg, state.exp_avg), (self.exp_avg_sq, state.exp_avg_sq), (self.grad, state.grad))
+        for vector, saved in pairs:
+            vector.zero_() if saved is None else vector.copy_(saved)
+        self.step, self.pending = state.step, state.grad is not None
+        self.refresh()
 
     def mark(self) -> None:
         """Remembers the pending gradient until `commit` or `rollback`; nothing is copied where none is pending."""

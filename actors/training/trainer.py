@@ -13,11 +13,11 @@ import torch
 from ...wire.actor_messages import Item, Outcome
 from ...wire.codec import decode, encode
 from ...wire.commands import PHASES, ForwardBackwardInput, OptimStepInput
-from ...wire.errors import InternalError, LorryError, NonFiniteError, StorageError
+from ...wire.errors import CheckpointError, InternalError, LorryError, NonFiniteError, StorageError
 from ...wire.ids import FutureId
 from ...wire.types import AdamParams
+from ..adapters.checkpoints import load_state, save_sampler_weights, save_state
 from ..adapters.residents import Residents
-from ..adapters.snapshots import load_state, save_sampler_weights, save_state
 from ..model.lora import LoraTargets
 from .engine import Engine, ForwardBackwardJob
 
@@ -36,11 +36,23 @@ class Trainer:
     def run(self, work: Work) -> dict[FutureId, Ended]:
         """How each command ended: all of a phase together, phase after phase."""
         ended: dict[FutureId, Ended] = {}
-        for phase in sorted({PHASES[item.kind] for item, _ in work}):
-            chosen = [pair for pair in work if PHASES[pair[0].kind] == phase]
-            for (item, _), end in zip(chosen, self._phase(chosen), strict=True):
-                ended[item.future] = end
-        return ended
+        runs = {item.adapter.key: item.adapter for item, _ in work if item.adapter}
+        problems = self._residents.hold_runs(runs.values())
+        try:
+            for item, _ in work:
+                if problem := problems.get(_run_of(item)):
+                    ended[item.future] = _failed(item, problem, unrestored=isinstance(problem, CheckpointError))
+            able = [pair for pair in work if _run_of(pair[0]) not in problems]
+            for phase in sorted({PHASES[item.kind] for item, _ in able}):
+                chosen = [pair for pair in able if PHASES[pair[0].kind] == phase]
+                for (item, payload), end in zip(chosen, self._phase(chosen), strict=True):
+                    ended[item.future] = end
+                    self._residents.executed(item, len(payload))
+                    if item.kind == "save_state" and end[0].error is None:
+                        self._residents.saved(item)
+            return ended
+        finally:
+            self._residents.release(runs)
 
     def _phase(self, chosen: Work) -> list[Ended]:
         kind = chosen[0][0].kind
@@ -83,9 +95,8 @@ class Trainer:
 
     def _prepare(self, item: Item, payload: bytes) -> ForwardBackwardJob | LorryError:
         try:
-            assert item.adapter is not None
-            key = self._residents.run(item.adapter)
-            return ForwardBackwardJob(key, decode(payload, ForwardBackwardInput), item.kind == "forward_backward")
+            request = decode(payload, ForwardBackwardInput)
+            return ForwardBackwardJob(_run_of(item), request, item.kind == "forward_backward")
         except LorryError as error:
             return error
 
@@ -106,20 +117,18 @@ class Trainer:
     def _prepare_step(self, item: Item, payload: bytes) -> tuple[str, AdamParams] | LorryError | None:
         """None where nothing is left to compute: the gradient is discarded."""
         try:
-            assert item.adapter is not None
-            key = self._residents.run(item.adapter)
             if item.discard:
-                self._residents.get(key).discard()
+                self._residents.get(_run_of(item)).discard()
                 return None
-            return key, decode(payload, OptimStepInput).adam_params
+            return _run_of(item), decode(payload, OptimStepInput).adam_params
         except LorryError as error:
             return error
 
     def _save_or_load(self, item: Item) -> Ended:
-        assert item.adapter is not None and item.folder is not None
+        assert item.folder is not None
         folder = Path(item.folder)
         try:
-            adapter = self._residents.get(self._residents.run(item.adapter))
+            adapter = self._residents.get(_run_of(item))
             if item.kind == "load_state":
                 load_state(adapter, folder, optimizer=item.optimizer)
                 return Outcome(item.future), b""
@@ -132,6 +141,11 @@ class Trainer:
             return _failed(item, StorageError(f"{item.kind} in {folder}: {error}"))
 
 
-def _failed(item: Item, error: object, *, discarded: bool = False) -> Ended:
+def _run_of(item: Item) -> str:
+    assert item.adapter is not None, "training commands have one"
+    return item.adapter.key
+
+
+def _failed(item: Item, error: object, *, discarded: bool = False, unrestored: bool = False) -> Ended:
     assert isinstance(error, LorryError)
-    return Outcome(item.future, error.info, discarded=discarded), b""
+    return Outcome(item.future, error.info, discarded=discarded, unrestored=unrestored), b""

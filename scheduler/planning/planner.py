@@ -92,11 +92,12 @@ class Planner:
         pool.shares.work_arrived(command.tenant)
         return True
 
-    def complete(self, future: FutureId, tokens: int) -> Command | None:
-        """A command ended, after `tokens` in truth. None where nobody waits for that: it must not count again."""
-        if (entry := self._in_flight.pop(future, None)) is None:
+    def complete(self, future: FutureId, batch: BatchId, tokens: int) -> Command | None:
+        """A command ended, after `tokens` in truth. None where nobody waits for that, or not from this batch: it was
+        taken back, or has ended before, and must not count again."""
+        if not self.is_in_flight(future, batch):
             return None
-        command, actor, _ = entry
+        command, actor, _ = self._in_flight.pop(future)
         shares = self._pools[command.base_model].shares
         if command.kind in SAMPLING_KINDS:
             actor.sample_rows -= command.rows
@@ -159,6 +160,19 @@ class Planner:
             del self._attempts[command.future]
         return Lost(tuple(sorted(actor.homed - broken)), tuple(poisoned), tuple(sorted(broken)))
 
+    def take_back(self, lane_id: LaneId) -> None:
+        """The actor that was to hold this lane's state does not have it, and executes nothing of it: the lane stands
+        still until `restore`."""
+        lane = self._lanes[lane_id]
+        pool = self._pool(lane.base_model)
+        held = [command for command, _, _ in self._in_flight.values() if command.lane == lane_id]
+        for command in held:
+            del self._in_flight[command.future]
+            pool.shares.charge(command.tenant, 0 if command.replay else -command.cost)
+        if lane.home is not None:
+            self._actors[lane.home].homed.discard(lane_id)
+        self.lose_state(lane_id, held)
+
     def break_lane(self, lane_id: LaneId) -> list[Command]:
         """The lane's state is gone for good: it hands out nothing any more. Returns what waited in it."""
         lane = self._lanes[lane_id]
@@ -168,9 +182,9 @@ class Planner:
             self._pools[lane.base_model].shares.work_left(lane.tenant)
         return dropped
 
-    def lose_state(self, lane_id: LaneId) -> None:
+    def lose_state(self, lane_id: LaneId, held: Iterable[Command] = ()) -> None:
         """Nobody holds this lane's state (the broker has just started): it stands still until `restore`."""
-        self._lanes[lane_id].lose_state(())
+        self._lanes[lane_id].lose_state(held)
         self._pool(self._lanes[lane_id].base_model).ready.pop(lane_id, None)
 
     def restore(self, lane_id: LaneId, replay: list[Command]) -> None:
@@ -272,6 +286,13 @@ class Planner:
 
     def queued(self, lane_id: LaneId) -> int:
         return self._lanes[lane_id].queued
+
+    def home(self, lane_id: LaneId) -> ActorId | None:
+        """The actor that holds a lane's state."""
+        return self._lanes[lane_id].home
+
+    def is_in_flight(self, future: FutureId, batch: BatchId) -> bool:
+        return future in self._in_flight and self._in_flight[future][2] == batch
 
     def holder(self, future: FutureId) -> ActorId | None:
         """The actor that holds a command in flight."""

@@ -1,187 +1,255 @@
-import json
+"""A run's state in host memory, on disk and back: bit for bit, within a budget, whatever the disk does."""
+
+from collections.abc import Sequence
+from math import inf
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 import torch
-from peft import PeftModel
-from safetensors.torch import load_file
 
-from lorry.actors.adapters import snapshots
-from lorry.actors.adapters.snapshots import (
-    load_sampler_weights,
-    load_state,
-    restore_state,
-    save_sampler_weights,
-    save_state,
-)
-from lorry.actors.model.adapter import Adapter, AdapterSpec
+from lorry.actors.adapters import folders, snapshots
+from lorry.actors.adapters.behind import SnapshotPolicy
+from lorry.actors.adapters.residents import Residents
+from lorry.actors.adapters.snapshots import Snapshot, restore_state, write_snapshot
+from lorry.actors.model.adapter import AdapterSpec
+from lorry.actors.training.trainer import Trainer
+from lorry.wire.actor_messages import AdapterState, Item, Outcome, SnapshotFailed, SnapshotTaken
+from lorry.wire.codec import decode, encode
+from lorry.wire.commands import CommandKind, OptimStepInput
 from lorry.wire.errors import CheckpointError
-from lorry.wire.types import AdamParams
+from lorry.wire.ids import FutureId
+from lorry.wire.types import AdamParams, ForwardBackwardOutput, LoraConfig
 
-from .models import tiny_llama, tiny_qwen3, tiny_qwen3_moe
-from .workshop import Family, Workshop, assert_close, job, logprobs, request
+from .models import tiny_qwen3
+from .workshop import Workshop, job, request
 
-SPECS = [AdapterSpec(4, seed=1), AdapterSpec(3, seed=2, train_mlp=False), AdapterSpec(2, seed=3, train_unembed=False)]
-
-
-def trained(shop: Workshop, spec: AdapterSpec, *, key: str = "run", pending: bool = False) -> Adapter:
-    adapter = shop.add(key, spec)
-    shop.engine.forward_backward([job(key, request(0))])
-    shop.engine.optim_step([(key, AdamParams(learning_rate=1e-2))])
-    if pending:
-        shop.engine.forward_backward([job(key, request(1))])
-    return adapter
+STEP = encode(OptimStepInput(AdamParams(learning_rate=1e-2)))
+ALWAYS, NEVER = SnapshotPolicy(0, inf), SnapshotPolicy(inf, inf)
 
 
-@pytest.mark.parametrize(
-    ("family", "spec"),
-    [
-        *((family, spec) for family in (tiny_qwen3, tiny_llama) for spec in SPECS),
-        (tiny_qwen3_moe, SPECS[1]),
-    ],
-)
-def test_peft_loads_a_saved_sampler_and_gives_the_same_logprobs(
-    family: Family, spec: AdapterSpec, tmp_path: Path
-) -> None:
-    shop = Workshop(family())
-    adapter = trained(shop, spec)
-    save_sampler_weights(adapter, shop.targets, tmp_path / "weights", "tiny/model")
-    model = cast(Any, PeftModel.from_pretrained(family(), str(tmp_path / "weights")))
-    data = request(5)
-    found = logprobs(shop.engine.forward_backward([job("run", data, backward=False)])[0])
-    for datum, ours in zip(data.data, found, strict=True):
-        targets = datum.loss_fn_inputs["target_tokens"].to_torch()[:, None]
-        with torch.no_grad():
-            logits = model(torch.tensor([datum.model_input.to_ints()]), use_cache=False).logits[0]
-        assert_close(ours, logits.log_softmax(-1).gather(1, targets)[:, 0])
-    config = json.loads((tmp_path / "weights" / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (spec.rank, 32.0, "tiny/model")
+class Desk:
+    """A trainer whose runs' snapshots go to `folder`. The broker answers each at once, unless it is `silent`."""
+
+    def __init__(self, folder: Path, host_bytes: int = 2**40, policy: SnapshotPolicy = NEVER, slots: int = 2) -> None:
+        self.shop = Workshop(tiny_qwen3(), slots)
+        self.told: list[SnapshotTaken | SnapshotFailed] = []
+        self.folder, self.silent = folder, False
+        self.residents = Residents(self.shop.targets, self.shop.pool, host_bytes, policy, self.tell)
+        self.trainer = Trainer(self.shop.engine, self.residents, self.shop.targets, "tiny")
+        self.seqs: dict[str, int] = {}
+
+    def tell(self, message: SnapshotTaken | SnapshotFailed) -> None:
+        self.told.append(message)
+        if isinstance(message, SnapshotTaken) and not self.silent:
+            self.residents.recorded(message.run, str(self.folder / message.run / f"{len(self.told)}"))
+
+    def item(self, run: str, kind: CommandKind, folder: str | None = None, restore: str | None = None) -> Item:
+        self.seqs[run] = self.seqs.get(run, -1) + 1
+        state = AdapterState(run, LoraConfig(rank=4, seed=len(run)), restore, str(self.folder / run / "first"))
+        return Item(FutureId(f"{run}:{self.seqs[run]}"), kind, state, folder, seq=self.seqs[run])
+
+    def do(self, *work: tuple[Item, bytes]) -> list[tuple[Outcome, bytes]]:
+        ended = self.trainer.run(work)
+        self.residents.charge({item.adapter.key for item, _ in work if item.adapter}, 1.0)
+        return [ended[item.future] for item, _ in work]
+
+    def learn(self, *runs: str) -> list[float]:
+        """One backward and a step for each, all together; their losses."""
+        passes = [(self.item(run, "forward_backward"), encode(request(len(run)))) for run in runs]
+        steps = [(self.item(run, "optim_step"), STEP) for run in runs]
+        ends = self.do(*passes, *steps)
+        assert all(outcome.error is None for outcome, _ in ends), ends
+        return [decode(payload, ForwardBackwardOutput).metrics["loss:sum"] for _, payload in ends[: len(runs)]]
+
+    def snapshot(self) -> None:
+        """Write what is due."""
+        while snapshot := self.residents.due_snapshot():
+            self.residents.written(write_snapshot(snapshot))
+
+    @property
+    def adapter_bytes(self) -> int:
+        return self.shop.targets.new_adapter(AdapterSpec(rank=4), "cpu").nbytes
 
 
 @pytest.mark.parametrize("pending", [False, True], ids=["nothing pending", "gradients pending"])
-def test_a_run_goes_on_from_its_saved_state_as_if_never_interrupted(pending: bool, tmp_path: Path) -> None:
+def test_a_snapshot_is_the_state_bit_for_bit(pending: bool, tmp_path: Path) -> None:
     shop, other = Workshop(tiny_qwen3()), Workshop(tiny_qwen3())
-    adapter = trained(shop, SPECS[0], pending=pending)
-    save_state(adapter, shop.targets, tmp_path / "state", "tiny/model")
-    resumed = other.add("run", AdapterSpec(4, seed=99))
-    restore_state(resumed, tmp_path / "state")
-    assert (resumed.step, resumed.pending) == (1, pending)
-    assert torch.equal(resumed.grad, adapter.grad)
-    for each in (shop, other):
-        each.engine.forward_backward([job("run", request(3))])
-        each.engine.optim_step([("run", AdamParams(learning_rate=1e-2))])
-    assert torch.equal(resumed.weights, adapter.weights)
-    assert torch.equal(resumed.exp_avg_sq, adapter.exp_avg_sq)
+    adapter = shop.add("run", AdapterSpec(rank=4, seed=1))
+    for seed in (1, 2):
+        shop.engine.forward_backward([job("run", request(seed))])
+        shop.engine.optim_step([("run", AdamParams(learning_rate=1e-2))])
+    if pending:
+        shop.engine.forward_backward([job("run", request(3))])
+    snapshot = Snapshot("run", str(tmp_path / "run" / "one"), 5, adapter.state(copied=True))
+    expected = [v.clone() for v in (adapter.weights, adapter.exp_avg, adapter.exp_avg_sq, adapter.grad)]
+    shop.engine.forward_backward([job("run", request(4))])
+    shop.engine.optim_step([("run", AdamParams(learning_rate=1e-2))])
+    assert write_snapshot(snapshot) == SnapshotTaken("run", snapshot.folder, 5, 0.0)
+    back = other.add("run", AdapterSpec(rank=4, seed=9))
+    restore_state(back, Path(snapshot.folder))
+    found = [back.weights, back.exp_avg, back.exp_avg_sq, back.grad]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert (back.step, back.pending) == (2, pending)
+    assert torch.equal(back.compute, back.weights)
 
 
-@pytest.mark.parametrize("optimizer", [False, True], ids=["weights alone", "with the optimizer"])
-def test_after_a_checkpoint_is_loaded_no_gradient_is_pending_though_one_was_saved(
-    optimizer: bool, tmp_path: Path
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+def test_a_snapshot_that_was_harmed_is_refused_with_nothing_changed(harm: str, tmp_path: Path) -> None:
+    shop = Workshop(tiny_qwen3())
+    adapter = shop.add("run", AdapterSpec(rank=4, seed=1))
+    write_snapshot(Snapshot("run", str(tmp_path / "one"), 0, adapter.state(copied=True)))
+    file = tmp_path / "one" / "snapshot.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    if harm == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(content if harm == "flip" else content[:-1])
+    before = adapter.weights.clone()
+    with pytest.raises(CheckpointError, match="is missing" if harm == "remove" else "SHA-256"):
+        restore_state(adapter, tmp_path / "one")
+    assert torch.equal(adapter.weights, before)
+
+
+def test_a_disk_that_cannot_be_read_is_a_checkpoint_that_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop = Workshop(tiny_qwen3())
-    adapter = trained(shop, SPECS[0], pending=True)
-    saved = [vector.clone() for vector in (adapter.weights, adapter.exp_avg, adapter.exp_avg_sq)]
-    save_state(adapter, shop.targets, tmp_path / "state", "tiny/model")
-    other = trained(shop, AdapterSpec(4, seed=99), key="other", pending=True)
-    load_state(other, tmp_path / "state", optimizer=optimizer)
-    assert (other.step, other.pending) == (int(optimizer), False)
-    assert other.grad.abs().max() == 0
-    assert torch.equal(other.weights, saved[0])
-    assert torch.equal(other.exp_avg, saved[1] if optimizer else torch.zeros_like(saved[1]))
-    assert torch.equal(other.exp_avg_sq, saved[2] if optimizer else torch.zeros_like(saved[2]))
+    adapter = shop.add("run", AdapterSpec(rank=4, seed=1))
+    write_snapshot(Snapshot("run", str(tmp_path / "one"), 0, adapter.state(copied=True)))
+
+    def fails(_: Path) -> str:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(folders, "_sha256", fails)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        restore_state(adapter, tmp_path / "one")
 
 
-def test_weights_can_be_loaded_without_the_optimizer(tmp_path: Path) -> None:
-    shop = Workshop(tiny_qwen3())
-    adapter = trained(shop, SPECS[0], pending=True)
-    saved = adapter.weights.clone()
-    save_state(adapter, shop.targets, tmp_path / "state", "tiny/model")
-    shop.engine.optim_step([("run", AdamParams(learning_rate=1e-2))])
-    shop.engine.forward_backward([job("run", request(3))])
-    load_state(adapter, tmp_path / "state", optimizer=False)
-    assert torch.equal(adapter.weights, saved)
-    assert (adapter.step, adapter.pending) == (0, False)
-    assert max(v.abs().max().item() for v in (adapter.grad, adapter.exp_avg, adapter.exp_avg_sq)) == 0
+def rounds(desk: Desk, runs: Sequence[str], times: int) -> dict[str, list[float]]:
+    """Each run by itself, one after the other, again and again."""
+    losses: dict[str, list[float]] = {run: [] for run in runs}
+    for _ in range(times):
+        for run in runs:
+            losses[run] += desk.learn(run)
+            desk.snapshot()
+    return losses
 
 
-@pytest.mark.parametrize("save", [save_state, save_sampler_weights])
-@pytest.mark.parametrize("spec", SPECS)
-def test_a_sampler_is_loaded_from_either_kind_of_folder(save: Any, spec: AdapterSpec, tmp_path: Path) -> None:
-    shop = Workshop(tiny_qwen3())
-    adapter = trained(shop, spec)
-    save(adapter, shop.targets, tmp_path / "saved", "tiny/model")
-    sampler = load_sampler_weights(shop.targets, tmp_path / "saved", "cpu")
-    assert torch.equal(sampler.weights, adapter.weights)
-    assert sampler.targets == adapter.targets
-    assert sampler.spec.scale == adapter.spec.scale
-    assert sampler.grad.numel() == 0
+def test_runs_that_leave_host_memory_come_back_as_they_were(tmp_path: Path) -> None:
+    runs = ["a", "bb", "ccc", "dddd", "eeeee"]
+    ample = Desk(tmp_path / "ample")
+    expected = rounds(ample, runs, 4)
+    tight = Desk(tmp_path / "tight", host_bytes=2 * ample.adapter_bytes)
+    found = {run: [] for run in runs}
+    for _ in range(4):
+        for run in runs:
+            found[run] += tight.learn(run)
+            assert tight.shop.pool.host_bytes <= 2 * tight.adapter_bytes
+    assert found == expected
+    assert len(tight.told) >= 12, "each was saved before it left"
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.safetensors", "state.json", "checksums.json"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-def test_a_damaged_file_is_named_and_nothing_is_loaded(name: str, damage: str, tmp_path: Path) -> None:
-    shop = Workshop(tiny_qwen3())
-    adapter = trained(shop, SPECS[0])
-    save_state(adapter, shop.targets, tmp_path / "state", "tiny/model")
-    path = tmp_path / "state" / name
-    content = bytearray(path.read_bytes())
-    if damage == "remove":
-        path.unlink()
-    else:
-        content[-3] ^= 0x41
-        path.write_bytes(content if damage == "flip" else content[:-3])
-    adapter.weights.fill_(7.0)
-    expected = r"\.(safetensors|json)" if name == "checksums.json" else name
-    with pytest.raises(CheckpointError, match=expected):
-        load_state(adapter, tmp_path / "state", optimizer=True)
-    assert adapter.weights.min() == 7.0
+def test_a_run_that_was_saved_already_leaves_without_being_written_again(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, host_bytes=1, policy=ALWAYS)
+    desk.learn("a")
+    assert len(desk.told) == 1 and len(desk.shop.pool) == 0
+    desk.do((desk.item("a", "forward"), encode(request(1))))
+    assert len(desk.told) == 1 and len(desk.shop.pool) == 0
 
 
-@pytest.mark.parametrize("spec", [AdapterSpec(5), AdapterSpec(4, train_mlp=False)], ids=["rank", "modules"])
-def test_a_state_of_another_shape_is_refused(spec: AdapterSpec, tmp_path: Path) -> None:
-    shop = Workshop(tiny_qwen3())
-    save_state(trained(shop, SPECS[0]), shop.targets, tmp_path / "state", "tiny/model")
-    other = shop.add("other", spec)
-    with pytest.raises(CheckpointError, match="adapter_model"):
-        load_state(other, tmp_path / "state", optimizer=True)
+def test_a_users_own_save_is_as_good_as_a_snapshot(tmp_path: Path) -> None:
+    desk, other = Desk(tmp_path, host_bytes=1), Desk(tmp_path / "other")
+    desk.silent = True
+    desk.do((desk.item("a", "forward_backward"), encode(request(1))))  # saved by force, and no other folder is known
+    folder = str(tmp_path / "mine")
+    desk.do((desk.item("a", "optim_step"), STEP))
+    assert len(desk.shop.pool) == 1, "it could not be saved"
+    desk.do((desk.item("a", "save_state", folder), b""))
+    assert len(desk.shop.pool) == 0
+    other.learn("a")
+    assert desk.learn("a") == other.learn("a")
 
 
-def test_sampler_weights_have_no_optimizer_to_load(tmp_path: Path) -> None:
-    shop = Workshop(tiny_qwen3())
-    adapter = trained(shop, SPECS[0])
-    save_sampler_weights(adapter, shop.targets, tmp_path / "weights", "tiny/model")
-    load_state(adapter, tmp_path / "weights", optimizer=False)
-    with pytest.raises(CheckpointError, match="optimizer"):
-        load_state(adapter, tmp_path / "weights", optimizer=True)
+def test_runs_in_one_batch_are_all_there_however_tight_the_budget(tmp_path: Path) -> None:
+    desk, ample = Desk(tmp_path / "tight", host_bytes=1, slots=3), Desk(tmp_path / "ample", slots=3)
+    for _ in range(3):
+        assert desk.learn("a", "bb", "ccc") == ample.learn("a", "bb", "ccc")
+        assert len(desk.shop.pool) == 0
 
 
-def test_a_failed_save_leaves_the_former_folder_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shop = Workshop(tiny_qwen3())
-    adapter = trained(shop, SPECS[0])
-    save_state(adapter, shop.targets, tmp_path / "state", "tiny/model")
-    former = load_file(tmp_path / "state" / "adapter_model.safetensors")
+def test_what_the_disk_refuses_stays_in_memory_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, other = Desk(tmp_path, host_bytes=1, policy=ALWAYS), Desk(tmp_path / "other")
+    clock = [100.0]
+    monkeypatch.setattr("lorry.actors.adapters.residents.time.monotonic", lambda: clock[0])
 
     def full(*_: object) -> None:
-        raise OSError("No space left on device")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(snapshots, "_seal", full)
-    adapter.weights.zero_()
-    with pytest.raises(OSError, match="space"):
-        save_state(adapter, shop.targets, tmp_path / "state", "tiny/model")
-    assert [path.name for path in tmp_path.iterdir()] == ["state"]
-    found = load_file(tmp_path / "state" / "adapter_model.safetensors")
-    assert all(torch.equal(found[key], former[key]) for key in former)
+    with monkeypatch.context() as broken:
+        broken.setattr(snapshots, "write_tensors", full)
+        losses = desk.learn("a") + desk.learn("a")
+        assert len(desk.shop.pool) == 1
+        assert [type(message) for message in desk.told] == [SnapshotFailed], "not at once again"
+        assert "No space left" in desk.told[0].reason  # type: ignore[union-attr]
+        assert desk.residents.replay_s("a") == 2.0
+        assert list((tmp_path / "a").iterdir()) == []
+    assert desk.residents.due_snapshot() is None
+    wait_s = desk.residents.due_in_s()
+    assert wait_s is not None and wait_s > 0
+    clock[0] += wait_s
+    desk.snapshot()
+    desk.residents.make_room()
+    assert isinstance(desk.told[-1], SnapshotTaken) and desk.told[-1].seq == 3
+    assert len(desk.shop.pool) == 0
+    assert losses + desk.learn("a") == other.learn("a") + other.learn("a") + other.learn("a")
 
 
-def test_saving_again_replaces_the_folder_and_tells_its_size(tmp_path: Path) -> None:
-    shop = Workshop(tiny_qwen3())
-    adapter = trained(shop, SPECS[0])
-    first = save_state(adapter, shop.targets, tmp_path / "state", "tiny/model")
-    again = save_state(adapter, shop.targets, tmp_path / "state", "tiny/model")
-    shop.engine.forward_backward([job("run", request(3))])
-    changed = save_state(adapter, shop.targets, tmp_path / "state", "tiny/model")
-    assert again == first
-    assert changed.sha256 != first.sha256
-    assert changed.size_bytes == sum(path.stat().st_size for path in (tmp_path / "state").iterdir())
-    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+def test_what_came_while_a_snapshot_was_written_is_behind_it(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, policy=ALWAYS)
+    desk.learn("a")
+    snapshot = desk.residents.due_snapshot()
+    assert snapshot is not None and snapshot.seq == 1
+    desk.learn("a")
+    assert desk.residents.due_snapshot() is None, "one at a time"
+    desk.residents.written(write_snapshot(snapshot))
+    assert desk.told == [SnapshotTaken("a", snapshot.folder, 1, 1.0)]
+    following = desk.residents.due_snapshot()
+    assert following is not None and following.seq == 3 and following.folder != snapshot.folder
+
+
+def test_a_snapshot_that_a_users_save_overtook_does_not_take_the_run_back(tmp_path: Path) -> None:
+    desk, other = Desk(tmp_path, policy=ALWAYS), Desk(tmp_path / "other")
+    desk.learn("a")
+    snapshot = desk.residents.due_snapshot()
+    assert snapshot is not None
+    desk.learn("a")
+    desk.do((desk.item("a", "save_state", str(tmp_path / "mine")), b""))
+    desk.residents.written(write_snapshot(snapshot))
+    desk.residents._host_bytes = 1
+    desk.residents.make_room()
+    assert len(desk.shop.pool) == 0
+    other.learn("a")
+    other.learn("a")
+    assert desk.learn("a") == other.learn("a")
+
+
+def test_nothing_of_a_run_that_cannot_be_restored_is_executed(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    lost = desk.item("lost", "forward_backward", restore=str(tmp_path / "nowhere"))
+    step = desk.item("lost", "optim_step", restore=str(tmp_path / "nowhere"))
+    fine = desk.item("a", "forward_backward")
+    (first, _), (second, _), (third, _) = desk.do((lost, encode(request(1))), (fine, encode(request(1))), (step, STEP))
+    assert first.unrestored and third.unrestored
+    assert first.error is not None and first.error.code == "CheckpointError"
+    assert second.error is None and not second.unrestored
+    assert "lost" not in desk.shop.pool
+
+
+def test_a_load_that_fails_is_not_a_run_that_cannot_be_restored(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    ((outcome, _),) = desk.do((desk.item("a", "load_state", str(tmp_path / "nowhere")), b""))
+    assert outcome.error is not None and outcome.error.code == "CheckpointError"
+    assert not outcome.unrestored

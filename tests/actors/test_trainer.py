@@ -1,10 +1,12 @@
 """What commands of one micro-batch leave of their run, and what their outcomes tell the broker of it."""
 
+from math import inf
 from pathlib import Path
 
 import pytest
 import torch
 
+from lorry.actors.adapters.behind import SnapshotPolicy
 from lorry.actors.adapters.residents import Residents
 from lorry.actors.model.adapter import Adapter
 from lorry.actors.training.trainer import Trainer
@@ -17,6 +19,7 @@ from lorry.wire.types import AdamParams, LoraConfig
 from .models import tiny_qwen3
 from .workshop import Workshop, request
 
+NEVER = SnapshotPolicy(inf, inf)
 STEP = encode(OptimStepInput(AdamParams()))
 OVERFLOWS = encode(OptimStepInput(AdamParams(learning_rate=1e39)))
 
@@ -26,7 +29,7 @@ class Bench:
 
     def __init__(self, folder: str | None = None) -> None:
         self.shop = Workshop(tiny_qwen3())
-        self.residents = Residents(self.shop.targets, self.shop.pool, kept_samplers=8)
+        self.residents = Residents(self.shop.targets, self.shop.pool, 2**40, NEVER, lambda _: None)
         self.trainer = Trainer(self.shop.engine, self.residents, self.shop.targets, "tiny")
         self.state = AdapterState("run", LoraConfig(rank=4, seed=1), folder)
 

@@ -3,14 +3,16 @@
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 from threading import Thread
 
 import pytest
 import torch
 
+from lorry.actors.adapters.behind import SnapshotPolicy
+from lorry.actors.adapters.checkpoints import save_sampler_weights
 from lorry.actors.adapters.residents import Residents
-from lorry.actors.adapters.snapshots import save_sampler_weights
 from lorry.actors.model.adapter import Adapter, AdapterSpec
 from lorry.actors.model.base_model import BaseModel
 from lorry.actors.model.survey import survey
@@ -18,7 +20,7 @@ from lorry.actors.orders import Sample, Stop, Train
 from lorry.actors.sampling.decoder import BLOCK_TOKENS, Decoder
 from lorry.actors.training.trainer import Trainer
 from lorry.actors.worker import Worker
-from lorry.wire.actor_messages import AdapterState, CancelCommand, Completion, Item, MicroBatch, Outcome
+from lorry.wire.actor_messages import AdapterState, CancelCommand, Completion, FromActor, Item, MicroBatch, Outcome
 from lorry.wire.codec import encode
 from lorry.wire.commands import SampleInput
 from lorry.wire.ids import BatchId, FutureId
@@ -45,13 +47,15 @@ class Desk:
         self.folder = folder
         self.posted: queue.SimpleQueue[Completion] = queue.SimpleQueue()
         self.decoder = Decoder(base, Letters(), 4, 32, 12 * BLOCK_TOKENS * survey(base).token_bytes)
-        residents = Residents(targets, workshop.pool, kept_samplers=8)
+        residents = Residents(targets, workshop.pool, 2**40, SnapshotPolicy(inf, inf), lambda _: None)
         trainer = Trainer(workshop.engine, residents, targets, "tiny")
-        self.worker = Worker(
-            workshop.engine, self.decoder, residents, trainer, 0.5, lambda completion, _: self.posted.put(completion)
-        )
+        self.worker = Worker(workshop.engine, self.decoder, residents, trainer, 0.5, self.post, lambda _: None)
         self.thread = Thread(target=self.worker.run)
         self.thread.start()
+
+    def post(self, message: FromActor, payloads: Sequence[bytes] = ()) -> None:
+        assert isinstance(message, Completion)
+        self.posted.put(message)
 
     def sample(
         self,

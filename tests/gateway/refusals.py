@@ -347,12 +347,12 @@ MISTAKES = [
     ),
     Mistake("actors/training/engine.py::_stepped", "not finite", a_step_too_large),
     Mistake(
-        "actors/adapters/snapshots.py::_verify",
+        "actors/adapters/folders.py::verify",
         "has SHA-256",
         lambda run: broken_files(run, lambda file: file.write_bytes(file.read_bytes()[:-1] + b"?")),
     ),
     Mistake(
-        "actors/adapters/snapshots.py::_verify",
+        "actors/adapters/folders.py::verify",
         "is missing",
         lambda run: broken_files(run, lambda file: file.unlink()),
     ),

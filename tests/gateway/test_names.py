@@ -144,14 +144,16 @@ def test_an_actor_that_dies_after_names_have_changed_costs_nobody_their_weights(
 def test_folders_go_when_nothing_needs_them_any_more(tenant: Tenant) -> None:
     with tenant.http() as http:
         author, reader = Run(tenant, http), Run(tenant, http)
-        paths = [author.saved("save_weights", name) for name in ("kept", "dropped", "newest")]
+        paths = [author.saved("save_weights", name) for name in ("kept", "dropped", "former", "newest")]
         folder = tenant.server.data / "checkpoints" / author.id / "weights"
         load(reader, paths[0])
         for path in paths:
             place = path.removeprefix(f"tinker://{author.id}/")
             assert http.delete(f"training_runs/{author.id}/checkpoints/{place}").status_code == 204
         kept = {file.name.partition(".")[0] for file in folder.iterdir()}
-        assert kept == {"kept", "newest"}, "one run came from the first, and the author is rebuilt from the newest"
+        assert kept == {"kept", "former", "newest"}, (
+            "one run came from the first, the author is rebuilt from the last two"
+        )
 
 
 def test_a_load_finds_a_save_of_its_own_run_that_is_on_its_way(tenant: Tenant) -> None:

@@ -34,7 +34,7 @@ def serve(planner: Planner, rounds: int) -> dict[TenantId, int]:
             break
         for command in plan.commands:
             served[command.tenant] += command.cost
-            planner.complete(command.future, command.cost)
+            planner.complete(command.future, plan.batch, command.cost)
         planner.batch_done(ActorId("actor"), plan.batch)
     return served
 

@@ -34,6 +34,7 @@ class PlannerMachine(RuleBasedStateMachine):
         self.applied: dict[LaneId, list[int]] = defaultdict(list)
         self.homes: dict[LaneId, ActorId] = {}
         self.rebuilding: dict[LaneId, list[int]] = defaultdict(list)
+        self.taken_back: dict[int, set[str]] = defaultdict(set)
         self.born = 0
         for run, tenant in RUNS:
             self.planner.add_lane(Lane(run, tenant, MODEL))
@@ -81,7 +82,7 @@ class PlannerMachine(RuleBasedStateMachine):
     def a_command_is_cancelled(self, data: st.DataObject) -> None:
         future = data.draw(st.sampled_from(sorted(self.sent)))
         outcome = self.planner.cancel(self.sent[future].future)
-        in_flight = any(c.future == future for plans in self.held.values() for p in plans for c in p.commands)
+        in_flight = future in self.in_flight()
         over = future in self.finished | self.cancelled | self.poisoned
         assert outcome == ("in_flight" if in_flight else "unknown" if over else "dropped")
         if outcome == "dropped":
@@ -106,8 +107,14 @@ class PlannerMachine(RuleBasedStateMachine):
         tails = sum(PHASES[c.kind] > 0 for plan in self.held[actor] for c in plan.commands if plan.mode == "train")
         assert sum(train) - tails <= CAPACITY.credits * CAPACITY.token_budget + max(train, default=0)
 
+    def in_flight(self) -> set[str]:
+        return {c.future for plans in self.held.values() for plan in plans for c in self.live(plan)}
+
+    def live(self, plan: Plan) -> list[Command]:
+        return [c for c in plan.commands if c.future not in self.taken_back[plan.batch]]
+
     def check_plan(self, actor: ActorId, plan: Plan) -> None:
-        in_flight = {c.future for plans in self.held.values() for p in plans for c in p.commands}
+        in_flight = self.in_flight()
         by_lane: dict[LaneId, list[Command]] = defaultdict(list)
         for command in plan.commands:
             assert command.future not in in_flight
@@ -142,9 +149,13 @@ class PlannerMachine(RuleBasedStateMachine):
             return
         plan = self.held[actor].pop(0)
         for command in plan.commands:
-            completed = self.planner.complete(command.future, tokens)
+            completed = self.planner.complete(command.future, plan.batch, tokens)
+            if command.future in self.taken_back[plan.batch]:
+                assert completed is None, "what was taken back does not end with this batch"
+                continue
             assert completed == command
-            assert self.planner.complete(command.future, tokens) is None, "a second completion does not count"
+            again = self.planner.complete(command.future, plan.batch, tokens)
+            assert again is None, "a second completion does not count"
             self.finished.add(command.future)
         self.planner.batch_done(actor, plan.batch)
 
@@ -152,7 +163,7 @@ class PlannerMachine(RuleBasedStateMachine):
     def an_actor_dies(self, actor: ActorId) -> None:
         if actor not in self.held:
             return
-        held = {c.future for plan in self.held.pop(actor) for c in plan.commands if not c.replay}
+        held = {c.future for plan in self.held.pop(actor) for c in self.live(plan) if not c.replay}
         lost = self.planner.actor_lost(actor)
         self.poisoned |= {command.future for command in lost.poisoned}
         assert self.poisoned <= set(self.sent)
@@ -166,6 +177,22 @@ class PlannerMachine(RuleBasedStateMachine):
             replay = [self.as_replay(lane, seq) for seq in self.applied[lane]]
             self.rebuilding[lane] = [command.seq for command in replay]
             self.planner.restore(lane, replay)
+
+    @precondition(lambda self: self.homes)
+    @rule(data=st.data())
+    def a_run_cannot_be_restored(self, data: st.DataObject) -> None:
+        """Its actor still holds the batches with its commands, and will end them when they no longer count."""
+        lane = data.draw(st.sampled_from(sorted(self.homes)))
+        held: set[str] = set()
+        for plan in self.held[self.homes.pop(lane)]:
+            back = [c for c in self.live(plan) if c.lane == lane]
+            self.taken_back[plan.batch] |= {c.future for c in back}
+            held |= {c.future for c in back if not c.replay}
+        self.planner.take_back(lane)
+        self.applied[lane] = [seq for seq in self.applied[lane] if future_id(lane, seq) not in held]
+        replay = [self.as_replay(lane, seq) for seq in self.applied[lane]]
+        self.rebuilding[lane] = [command.seq for command in replay]
+        self.planner.restore(lane, replay)
 
     def as_replay(self, lane: LaneId, seq: int) -> Command:
         command = self.sent[future_id(lane, seq)]
@@ -214,7 +241,7 @@ def test_a_command_that_kills_actors_runs_alone_and_then_fails_alone() -> None:
                 assert life == 0 or len(plan.commands) == 1
                 break
             for command in plan.commands:
-                planner.complete(command.future, 10)
+                planner.complete(command.future, plan.batch, 10)
             planner.batch_done(actor, plan.batch)
         lost = planner.actor_lost(actor)
         failed += [command.lane for command in lost.poisoned]

@@ -8,6 +8,7 @@ import pytest
 from sqlite_utils import Database
 
 from lorry.scheduler.registry import Registry
+from lorry.scheduler.restore_points import fallen_back, moved_on
 from lorry.storage.checkpoints import delete_folder
 from lorry.storage.reports import actors, usage
 from lorry.storage.rows import (
@@ -106,10 +107,32 @@ def test_a_replay_has_what_changed_the_state_and_nothing_else(store: Store) -> N
         store.command_accepted(command(seq, kind), b"p", b"", 1.0)
         finish(store, seq, error=b"failed" if seq == 4 else None)
     assert [row.seq for row in store.replayable_commands(RUN.id, -1, 10)] == [0, 2, 5]
-    store.restore_point_set(RUN.id, "/folder", 3)
     assert [row.seq for row in store.replayable_commands(RUN.id, 3, 10)] == [5]
-    assert store.payload(command(2).future) == b"" and store.payload(command(5).future) == b"p"
-    assert (store.runs()[0].restore_folder, store.runs()[0].restore_seq) == ("/folder", 3)
+
+
+def test_a_payload_is_kept_until_two_saved_states_cover_it(store: Store) -> None:
+    for seq in range(6):
+        store.command_accepted(command(seq), b"p", b"", 1.0)
+        finish(store, seq)
+
+    def kept() -> list[int]:
+        return [seq for seq in range(6) if store.payload(command(seq).future)]
+
+    run = moved_on(RUN, "/first", 2, 1.5)
+    store.restore_points_set(run)
+    assert kept() == [0, 1, 2, 3, 4, 5] and store.runs() == [run] and run.replay_s == 1.5
+    run = moved_on(run, "/second", 4)
+    store.restore_points_set(run)
+    assert kept() == [3, 4, 5] and store.runs() == [run]
+    assert store.folders_in_use() == {"/first", "/second"}
+    older = fallen_back(run)
+    assert older is not None and (older.restore_folder, older.restore_seq) == ("/first", 2)
+    assert fallen_back(older) is None
+
+
+def test_a_saved_state_that_comes_too_late_changes_nothing() -> None:
+    run = moved_on(moved_on(RUN, "/first", 2), "/second", 4)
+    assert moved_on(run, "/late", 3) == moved_on(run, "/again", 4) == run
 
 
 def test_a_replay_repeats_what_dropped_a_gradient(store: Store) -> None:
@@ -149,7 +172,10 @@ def test_a_folder_is_in_use_as_long_as_anything_may_need_it(store: Store) -> Non
     sampler = SamplerRow(SamplerId("s"), ALICE, "n", "base", "tinker://x", 1.0, folder="sampled")
     store.sampler_created(sampler)
     assert store.folders_in_use() == {"loaded", "waiting", "sampled"}
-    store.restore_point_set(RUN.id, "newest", 0)
+    first = moved_on(RUN, "newest", 0)
+    store.restore_points_set(first)
+    assert store.folders_in_use() == {"loaded", "waiting", "sampled", "newest"}
+    store.restore_points_set(moved_on(first, "newest", 1))
     assert store.folders_in_use() == {"newest", "waiting", "sampled"}
     assert store.folder_is_in_use("waiting") and not store.folder_is_in_use("loaded")
 
