@@ -112,6 +112,7 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Snapshot], None]
     from .adapters.slots import AdapterPool
     from .model.base_model import load_base_model
     from .model.lora import attach_lora
+    from .progress import Progress
     from .sampling.compiled import CompiledModel
     from .sampling.decoder import Decoder
     from .training.engine import Engine
@@ -136,7 +137,7 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Snapshot], None]
     policy = SnapshotPolicy(settings.recovery_s, settings.idle_save_s)
     residents = Residents(targets, pool, host_bytes, policy, post)
     trainer = Trainer(engine, residents, targets, config.base_model)
-    worker = Worker(engine, decoder, residents, trainer, settings.sample_share, post, write)
+    worker = Worker(engine, decoder, residents, trainer, settings.sample_share, post, write, Progress(settings.hang_s))
     facts = ModelFacts(
         vocab_size=base.vocab_size,
         max_context=base.max_context,
@@ -245,6 +246,9 @@ class _Actor:
             ping = ActorPing(round(worker.train_s, 3), round(worker.sample_s, 3), worker.swaps)
             self._channel.send([encode(ping)])
             await anyio.sleep(self._heartbeat_s)
+            if (hangs_s := worker.progress.hangs_s()) is not None:
+                log.error("the compute thread hangs; another process takes over", without_progress_s=round(hangs_s, 1))
+                os._exit(1)  # a thread that hangs is waited for by every gentler way
             if anyio.current_time() - self._heard > 3 * self._heartbeat_s:
                 raise ConnectionLostError("the broker was silent for three heartbeats")
 

@@ -54,6 +54,13 @@ class ActorSettings:
         float,
         Meta(ge=0.01, le=0.99, description="Of the device's time, what sampling gets while training waits too"),
     ] = 0.5
+    hang_s: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            description="Seconds without progress after which an actor is replaced; more where its work takes long",
+        ),
+    ] = 60.0
     compile: Annotated[
         bool, Meta(description="Sample faster, by torch.compile; actors take up to a minute to start")
     ] = False

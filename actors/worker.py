@@ -37,6 +37,7 @@ from .adapters.residents import Residents
 from .adapters.snapshots import Snapshot
 from .model.memory import memory_ran_out
 from .orders import Order, Sample, Stop, Train, changed_by, runs_of, take_together
+from .progress import Progress
 from .sampling.decoder import Decoder, Finished
 from .sampling.sequences import Usage
 from .training.engine import Engine
@@ -65,7 +66,9 @@ class Worker:
         sample_share: float,
         post: Post,
         write: Callable[[Snapshot], None],
+        progress: Progress,
     ) -> None:
+        self.progress = progress
         self.orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self.train_s = 0.0
         self.sample_s = 0.0
@@ -88,6 +91,7 @@ class Worker:
         """Until a Stop order comes."""
         while not self._stopped:
             self._take_orders()
+            self.progress.got_on()
             self._admit()
             if self._train and not (self._decoder.active and self._turns.sampling_is_due):
                 self._run_micro_batches()
@@ -105,6 +109,7 @@ class Worker:
     def _take_orders(self) -> None:
         """Take all orders that are there; with nothing to do, wait for one, or until a run is to be saved."""
         if not (self._train or self._samples or self._decoder.active):
+            self.progress.rests()
             try:
                 self._sort(self.orders.get(timeout=self._residents.due_in_s()))
             except queue.Empty:
@@ -213,6 +218,7 @@ class Worker:
 
     def _decode(self, contended: bool, *, in_pause: bool = False) -> None:
         """`in_pause`, the pass of training that was set aside holds memory that is free after it."""
+        self.progress.got_on()
         started = time.perf_counter()
         if self._fetch_adapters(in_pause):
             self._end(self._step(in_pause))
@@ -294,6 +300,7 @@ class Worker:
 
     def _pause(self) -> None:
         """Requests join and leave, and sequences get their tokens, while the rest of a pass waits."""
+        self.progress.got_on()
         self._account_training()
         if not self.orders.empty():
             self._take_orders_there()

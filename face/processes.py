@@ -16,6 +16,7 @@ from lorry.actors.config import ActorConfig
 from lorry.gateway.config import GatewayConfig
 from lorry.scheduler import broker
 from lorry.scheduler.config import BrokerConfig
+from lorry.serve import HEARTBEAT_VARIABLE
 from lorry.wire.tasks import background_tasks
 
 
@@ -62,6 +63,7 @@ async def _until_stopped(serve: Callable[[], Awaitable[None]], supervised: bool)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             tasks.start_soon(_stop_on_signal, tasks, signal.SIGTERM)
             tasks.start_soon(_stop_at_end_of_input, tasks)
+            tasks.start_soon(_show_life, float(os.environ[HEARTBEAT_VARIABLE]))
         else:
             tasks.start_soon(_stop_on_signal, tasks, signal.SIGTERM, signal.SIGINT)
         await serve()
@@ -72,6 +74,12 @@ async def _stop_on_signal(tasks: TaskGroup, *which: signal.Signals) -> None:
         async for _ in signals:
             tasks.cancel_scope.cancel()
             return
+
+
+async def _show_life(every_s: float) -> None:
+    while True:
+        await anyio.sleep(every_s)
+        print(flush=True)
 
 
 async def _stop_at_end_of_input(tasks: TaskGroup) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import anyio
 import structlog
 from anyio import to_thread
-from anyio.abc import Process, TaskGroup
+from anyio.abc import ByteReceiveStream, Process, TaskGroup
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from lorry.arguments import arguments_of
@@ -37,6 +37,9 @@ _SOON_S = 30.0
 _STARTS_AT_MOST = 6
 """Of one that was never ready."""
 _PAUSE_AT_MOST_S = 10.0
+_BEATS_MISSED_AT_MOST = 4
+HEARTBEAT_VARIABLE = "LORRY_HEARTBEAT_S"
+"""How often a child is to show a sign of life: an empty line on its standard output."""
 _MAX_LINE_BYTES = 64 * 1024
 _SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 """A child runs what is installed: `python -m` alone looks into the working directory first."""
@@ -54,6 +57,7 @@ class _Child:
     name: str
     command: Sequence[str]
     environment: dict[str, str]
+    heartbeat_s: float
     process: Process | None = None
     ready: anyio.Event = field(default_factory=anyio.Event)
     ready_at: float | None = None
@@ -112,9 +116,14 @@ async def serving(config: ServeConfig) -> AsyncGenerator[Deployment]:
 
 async def _start(tasks: TaskGroup, config: ServeConfig, actor_address: str, environment: dict[str, str]) -> Deployment:
     """Starts all children, side by side where one does not need the other, and waits until each is ready."""
-    broker = _Child("broker", _broker_command(config, config.bind, actor_address), environment)
+    broker = _Child("broker", _broker_command(config, config.bind, actor_address), environment, config.heartbeat_s)
     actors = [
-        _Child(name, _actor_command(config, name, model.name, model.source, actor_address), environment)
+        _Child(
+            name,
+            _actor_command(config, name, model.name, model.source, actor_address),
+            environment,
+            config.heartbeat_s,
+        )
         for model in config.models
         for name in (f"{model.name}#{i}" for i in range(config.replicas))
     ]
@@ -123,7 +132,11 @@ async def _start(tasks: TaskGroup, config: ServeConfig, actor_address: str, envi
     await broker.ready.wait()
     announced = broker.announcement  # a restarted broker must be found where the first one was
     broker.command = _broker_command(config, announced["clients"], actor_address)
-    gateways = [_Child("gateway", _gateway_command(config, config.http, announced), {})] if config.http else []
+    gateways = (
+        [_Child("gateway", _gateway_command(config, config.http, announced), {}, config.heartbeat_s)]
+        if config.http
+        else []
+    )
     for gateway in gateways:
         tasks.start_soon(_keep_alive, gateway)
     for child in (*actors, *gateways):
@@ -156,18 +169,20 @@ async def _keep_alive(child: _Child) -> None:
 async def _run(child: _Child) -> int:
     """One process from start to end; cancelled, it is asked to stop, and killed where it does not within seconds."""
     process = await anyio.open_process(
-        [sys.executable, "-m", "lorry", *child.command], stderr=None, env=os.environ | child.environment | _SAFE_PATH
+        [sys.executable, "-m", "lorry", *child.command],
+        stderr=None,
+        env=os.environ | child.environment | _SAFE_PATH | {HEARTBEAT_VARIABLE: str(child.heartbeat_s)},
     )
     child.process = process
     try:
         assert process.stdout is not None
         output = BufferedByteReceiveStream(process.stdout)
         try:
-            line = await output.receive_until(b"\n", _MAX_LINE_BYTES)
+            while not (line := (await output.receive_until(b"\n", _MAX_LINE_BYTES)).strip()):
+                pass  # a sign of life: it is not ready yet
             child.announcement, child.ready_at = json.loads(line), anyio.current_time()
             child.ready.set()
-            async for _ in process.stdout:  # nothing more is expected, but a full pipe would stop the child
-                pass
+            await _watch(child, process, process.stdout)
         except (anyio.IncompleteRead, anyio.EndOfStream):
             pass  # it ended before it was ready
         return await process.wait()
@@ -175,6 +190,18 @@ async def _run(child: _Child) -> int:
         child.process = None
         with anyio.CancelScope(shield=True):
             await _stop(process)
+
+
+async def _watch(child: _Child, process: Process, output: ByteReceiveStream) -> None:
+    """Until the output ends. One that shows no sign of life is killed: it is stopped, or hangs."""
+    silent = 0
+    while silent < _BEATS_MISSED_AT_MOST:
+        with anyio.move_on_after(child.heartbeat_s) as waiting:
+            await output.receive()
+            silent = 0
+        silent += waiting.cancelled_caught
+    log.error("process shows no sign of life and is killed", name=child.name)
+    process.kill()
 
 
 async def _stop(process: Process) -> None:

@@ -17,6 +17,7 @@ from lorry.actors.model.adapter import Adapter, AdapterSpec
 from lorry.actors.model.base_model import BaseModel
 from lorry.actors.model.survey import survey
 from lorry.actors.orders import Sample, Stop, Train
+from lorry.actors.progress import Progress
 from lorry.actors.sampling.decoder import BLOCK_TOKENS, Decoder
 from lorry.actors.training.trainer import Trainer
 from lorry.actors.worker import Worker
@@ -49,7 +50,9 @@ class Desk:
         self.decoder = Decoder(base, Letters(), 4, 32, 12 * BLOCK_TOKENS * survey(base).token_bytes)
         residents = Residents(targets, workshop.pool, 2**40, SnapshotPolicy(inf, inf), lambda _: None)
         trainer = Trainer(workshop.engine, residents, targets, "tiny")
-        self.worker = Worker(workshop.engine, self.decoder, residents, trainer, 0.5, self.post, lambda _: None)
+        self.worker = Worker(
+            workshop.engine, self.decoder, residents, trainer, 0.5, self.post, lambda _: None, Progress(60)
+        )
         self.thread = Thread(target=self.worker.run)
         self.thread.start()
 

@@ -17,6 +17,7 @@ OTHER = ActorSettings(
     host_memory=2**30,
     recovery_s=5.0,
     idle_save_s=7.0,
+    hang_s=9.0,
     token_budget=100,
     sample_rows=5,
     prefill_chunk=7,

@@ -43,7 +43,7 @@ def supervise(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Lives]:
 
         async def keep() -> None:
             with suppress(EndOfLivesError):
-                await _keep_alive(_Child("child", [], {}))
+                await _keep_alive(_Child("child", [], {}, 5.0))
 
         anyio.run(keep)
         return those
