@@ -6,7 +6,6 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -17,6 +16,7 @@ from ..wire import sockets
 from ..wire.actor_messages import (
     VERSION,
     ActorHello,
+    ActorLeaving,
     ActorPing,
     ActorPong,
     ActorWelcome,
@@ -28,6 +28,7 @@ from ..wire.actor_messages import (
     LoadFailed,
     MicroBatch,
     ModelFacts,
+    Retired,
     SnapshotRecorded,
     ToActor,
 )
@@ -56,8 +57,9 @@ _MAX_BROKER_HEADER_BYTES = 64 * MAX_HEADER_BYTES
 _HELLO_TIMEOUT_S = 30.0
 
 
-async def serve(config: ActorConfig, ready: Callable[[], None]) -> None:
-    """Load the model, join the broker, work until cancelled.
+async def serve(config: ActorConfig, ready: Callable[[], None], leaving: anyio.Event) -> None:
+    """Load the model, join the broker, work until cancelled; or, after `leaving` is set, until what it holds has ended
+    and its runs are saved.
 
     `ready` is called once the broker has said welcome. Raises ConnectionLostError when the broker expels the actor or
     falls silent: what the actor holds counts for nothing then, so the process is to end and a fresh one to start.
@@ -84,14 +86,21 @@ async def serve(config: ActorConfig, ready: Callable[[], None]) -> None:
                 channel.send([encode(failed)])
                 raise
             actor = _Actor(config, channel, worker, facts)
-            tasks.start_soon(partial(to_thread.run_sync, worker.run, abandon_on_cancel=True))
+            tasks.start_soon(_work, worker, left := anyio.Event())
             tasks.start_soon(_write_snapshots, to_write, worker)
             try:
                 await actor.join(ready)
                 tasks.start_soon(actor.heartbeat)
-                await actor.receive()
+                tasks.start_soon(actor.receive)
+                tasks.start_soon(actor.leave_when, leaving)
+                await left.wait()
             finally:
                 actor.stop_worker()
+
+
+async def _work(worker: "Worker", left: anyio.Event) -> None:
+    await to_thread.run_sync(worker.run, abandon_on_cancel=True)
+    left.set()
 
 
 async def _write_snapshots(to_write: "MemoryObjectReceiveStream[Snapshot]", worker: "Worker") -> None:
@@ -221,7 +230,7 @@ class _Actor:
                 self._handle(frames)
 
     def _handle(self, frames: list[bytes]) -> None:
-        from .orders import Sample, Train
+        from .orders import Leave, Sample, Train
 
         self._heard = anyio.current_time()
         message: ToActor = decode(frames[0], ToActor, _MAX_BROKER_HEADER_BYTES)
@@ -233,12 +242,18 @@ class _Actor:
                     self._worker.orders.put(Sample(message.batch, item, payload))
             case CancelCommand() | Forget() | SnapshotRecorded():
                 self._worker.orders.put(message)
+            case Retired():
+                self._worker.orders.put(Leave())
             case ActorWelcome(heartbeat_s):
                 self._heartbeat_s = heartbeat_s
             case Expelled(reason):
                 raise ConnectionLostError(f"the broker expelled this actor: {reason}")
             case ActorPong():
                 pass
+
+    async def leave_when(self, leaving: anyio.Event) -> None:
+        await leaving.wait()
+        self._channel.send([encode(ActorLeaving())])
 
     async def heartbeat(self) -> None:
         while True:

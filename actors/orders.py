@@ -36,11 +36,18 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Leave:
+    """After all that was ordered before: save every run, and stop."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     pass
 
 
-Order: TypeAlias = Train | Sample | CancelCommand | Forget | SnapshotTaken | SnapshotFailed | SnapshotRecorded | Stop
+Order: TypeAlias = (
+    Train | Sample | CancelCommand | Forget | SnapshotTaken | SnapshotFailed | SnapshotRecorded | Leave | Stop
+)
 
 
 def take_together(waiting: deque[Train], token_budget: int) -> list[Train]:

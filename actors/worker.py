@@ -15,6 +15,7 @@ import structlog
 import torch
 
 from ..wire.actor_messages import (
+    ActorLeft,
     CancelCommand,
     Completion,
     Forget,
@@ -36,7 +37,7 @@ from ..wire.ids import BatchId, FutureId
 from .adapters.residents import Residents
 from .adapters.snapshots import Snapshot
 from .model.memory import memory_ran_out
-from .orders import Order, Sample, Stop, Train, changed_by, runs_of, take_together
+from .orders import Leave, Order, Sample, Stop, Train, changed_by, runs_of, take_together
 from .progress import Progress
 from .sampling.decoder import Decoder, Finished
 from .sampling.sequences import Usage
@@ -85,11 +86,11 @@ class Worker:
         self._last_runs = 0
         self._last_pass_s = 0.0
         self._is_short = False
-        self._stopped = False
+        self._leaving = self._stopped = False
 
     def run(self) -> None:
-        """Until a Stop order comes."""
-        while not self._stopped:
+        """Until a Stop order comes, or all is done after a Leave."""
+        while not (self._stopped or (self._leaving and self._is_idle and self._save_all())):
             self._take_orders()
             self.progress.got_on()
             self._admit()
@@ -99,6 +100,19 @@ class Worker:
                 self._decode(contended=bool(self._train))
             if snapshot := self._residents.due_snapshot():
                 self._write(snapshot)
+        if not self._stopped:
+            self._post(ActorLeft())
+
+    def _save_all(self) -> bool:
+        """False where some must wait: for their turn, or for the name of a folder."""
+        for key in self._residents.unsaved():
+            self.progress.got_on()
+            self._residents.save(key)
+        return self._residents.all_saved
+
+    @property
+    def _is_idle(self) -> bool:
+        return not (self._train or self._samples or self._decoder.active)
 
     @property
     def swaps(self) -> int:
@@ -108,7 +122,7 @@ class Worker:
 
     def _take_orders(self) -> None:
         """Take all orders that are there; with nothing to do, wait for one, or until a run is to be saved."""
-        if not (self._train or self._samples or self._decoder.active):
+        if self._is_idle:
             self.progress.rests()
             try:
                 self._sort(self.orders.get(timeout=self._residents.due_in_s()))
@@ -151,6 +165,8 @@ class Worker:
                 self._residents.written(order)
             case SnapshotRecorded(run, next_folder):
                 self._residents.recorded(run, next_folder)
+            case Leave():
+                self._leaving = True
             case Stop():
                 self._stopped = True
 

@@ -1,6 +1,7 @@
 """The `lorry` command. Each subcommand parses its arguments into a configuration and calls one function."""
 
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -52,6 +53,7 @@ def serve(
     replicas: Annotated[int, typer.Option(min=1, help="Actors for each model")] = 1,
     prices: options.Prices = None,
     heartbeat_s: options.Heartbeat = 5.0,
+    grace_s: options.Grace = 30.0,
     *,
     settings: ActorSettings,
 ) -> None:
@@ -68,6 +70,7 @@ def serve(
             actor=settings,
             prices=prices,
             heartbeat_s=heartbeat_s,
+            grace_s=grace_s,
             log_level=os.environ["LORRY_LOG_LEVEL"],
         )
         console = plain_console()
@@ -84,7 +87,9 @@ def serve(
                     say(f"Scripts for Tinker run with TINKER_BASE_URL={deployment.url}")
                 if deployment.server_key:
                     say(f"Clients pass server_key={deployment.server_key!r}: the connection is encrypted.")
-                await anyio.sleep_forever()
+                with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+                    async for _ in signals:
+                        break
 
     _run(run)
 

@@ -50,7 +50,8 @@ class ServeConfig:
     """`replicas` actors for each model, all with the settings `actor`. See BrokerConfig for the fields it takes over.
 
     `http` is HOST:PORT for clients of the Tinker SDK, port 0 for any that is free; None serves none. `prices` is a TOML
-    file, see `scheduler.planning.prices`; without it, costs are zero.
+    file, see `scheduler.planning.prices`; without it, costs are zero. Actors have `grace_s` to end what they hold and
+    save their runs when the deployment stops; 0 does not ask them to.
     """
 
     models: tuple[ModelConfig, ...]
@@ -61,4 +62,5 @@ class ServeConfig:
     actor: ActorSettings = field(default_factory=ActorSettings)
     prices: Path | None = None
     heartbeat_s: float = 5.0
+    grace_s: float = 30.0
     log_level: str = "info"

@@ -26,6 +26,7 @@ async def local(
             bind="tcp://127.0.0.1:*",
             actor=ActorSettings(device=device, dtype=dtype),
             log_level=log_level,
+            grace_s=ServeConfig.grace_s if data else 0,  # what nobody will read is not saved
         )
         async with serving(config) as deployment:
             key = await deployment.create_key("local")

@@ -33,7 +33,19 @@ async def run_broker(config: BrokerConfig, supervised: bool) -> None:
 
 
 async def run_actor(config: ActorConfig, supervised: bool) -> None:
-    await _until_stopped(lambda: actor.serve(config, lambda: announce({"actor": config.actor})), supervised)
+    joined, leaving = anyio.Event(), anyio.Event()
+
+    def ready() -> None:
+        joined.set()
+        announce({"actor": config.actor})
+
+    def leave() -> bool:
+        if leaving.is_set() or not joined.is_set():
+            return False
+        leaving.set()
+        return True
+
+    await _until_stopped(lambda: actor.serve(config, ready, leaving), supervised, leave)
 
 
 async def run_gateway(config: GatewayConfig, supervised: bool) -> None:
@@ -54,26 +66,30 @@ def announce(what: dict[str, str]) -> None:
     print(json.dumps(what), flush=True)
 
 
-async def _until_stopped(serve: Callable[[], Awaitable[None]], supervised: bool) -> None:
+async def _until_stopped(
+    serve: Callable[[], Awaitable[None]], supervised: bool, leave: Callable[[], bool] = lambda: False
+) -> None:
+    """`leave` is asked at each signal, and says whether `serve` will end by itself; otherwise it is cancelled."""
     os.umask(0o077)  # the database, checkpoints and keys are the service's alone
     os.environ["PYTHONSAFEPATH"] = "1"  # torch.compile starts Python, too: the working directory is not its code
     async with background_tasks() as tasks:
         if supervised:
             # A Ctrl-C reaches the whole foreground group; the supervisor decides what it means for its children.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            tasks.start_soon(_stop_on_signal, tasks, signal.SIGTERM)
+            tasks.start_soon(_stop_on_signal, tasks, leave, signal.SIGTERM)
             tasks.start_soon(_stop_at_end_of_input, tasks)
             tasks.start_soon(_show_life, float(os.environ[HEARTBEAT_VARIABLE]))
         else:
-            tasks.start_soon(_stop_on_signal, tasks, signal.SIGTERM, signal.SIGINT)
+            tasks.start_soon(_stop_on_signal, tasks, leave, signal.SIGTERM, signal.SIGINT)
         await serve()
 
 
-async def _stop_on_signal(tasks: TaskGroup, *which: signal.Signals) -> None:
+async def _stop_on_signal(tasks: TaskGroup, leave: Callable[[], bool], *which: signal.Signals) -> None:
     with anyio.open_signal_receiver(*which) as signals:
         async for _ in signals:
-            tasks.cancel_scope.cancel()
-            return
+            if not leave():
+                tasks.cancel_scope.cancel()
+                return
 
 
 async def _show_life(every_s: float) -> None:

@@ -52,15 +52,19 @@ class ChildFailedError(LorryError):
 @dataclass(slots=True)
 class _Child:
     """One place for a process. `ready` is set for good once one was ready to work; `announcement` holds what it printed
-    then, and `ready_at` is when the present one did."""
+    then, and `ready_at` is when the present one did. One that
+    `is_leaving` is not started again; `gone` is set when it has ended."""
 
     name: str
     command: Sequence[str]
     environment: dict[str, str]
     heartbeat_s: float
+    is_actor: bool = False
     process: Process | None = None
     ready: anyio.Event = field(default_factory=anyio.Event)
     ready_at: float | None = None
+    is_leaving: bool = False
+    gone: anyio.Event = field(default_factory=anyio.Event)
     announcement: dict[str, str] = field(default_factory=dict)
 
 
@@ -98,7 +102,8 @@ async def create_key(data: Path, tenant: str) -> str:
 
 @asynccontextmanager
 async def serving(config: ServeConfig) -> AsyncGenerator[Deployment]:
-    """A deployment for as long as the block lasts; it begins once every actor is ready.
+    """A deployment for as long as the block lasts; it begins once every actor is ready. At its end actors finish what
+    they hold and save their runs, for `grace_s` at the most.
 
     Raises ChildFailedError where a process never gets ready. One that once was is started again for ever.
     """
@@ -109,7 +114,12 @@ async def serving(config: ServeConfig) -> AsyncGenerator[Deployment]:
         with tempfile.TemporaryDirectory(prefix="lorry-") as private:
             actor_address = f"ipc://{private}/actors"
             async with background_tasks() as tasks:
-                yield await _start(tasks, config, actor_address, environment)
+                deployment = await _start(tasks, config, actor_address, environment)
+                try:
+                    yield deployment
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await _retire(deployment.children, config.grace_s)
     except* ChildFailedError as failures:
         raise failures.exceptions[0] from None
 
@@ -123,6 +133,7 @@ async def _start(tasks: TaskGroup, config: ServeConfig, actor_address: str, envi
             _actor_command(config, name, model.name, model.source, actor_address),
             environment,
             config.heartbeat_s,
+            is_actor=True,
         )
         for model in config.models
         for name in (f"{model.name}#{i}" for i in range(config.replicas))
@@ -148,12 +159,27 @@ async def _start(tasks: TaskGroup, config: ServeConfig, actor_address: str, envi
     return Deployment(announced["clients"], config.data, announced.get("server_key"), children, url)
 
 
+async def _retire(children: Sequence[_Child], grace_s: float) -> None:
+    """Actors that are ready are asked to leave, while the broker is still there to hear what they have to say."""
+    asked = [child for child in children if child.is_actor and child.process and child.ready_at is not None]
+    for child in asked:
+        if child.process and grace_s:
+            child.is_leaving = True
+            child.process.send_signal(signal.SIGTERM)
+    with anyio.move_on_after(grace_s):
+        for child in asked:
+            await child.gone.wait()
+
+
 async def _keep_alive(child: _Child) -> None:
     """Run the child until cancelled, again and again, with a pause that grows to a bound while it dies soon."""
     deaths = 0
     while True:
         child.ready_at = None
         code = await _run(child)
+        if child.is_leaving:
+            child.gone.set()
+            return
         lived_s = 0.0 if child.ready_at is None else anyio.current_time() - child.ready_at
         deaths = deaths + 1 if lived_s < _SOON_S else 1
         if not child.ready.is_set():

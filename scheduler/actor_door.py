@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import structlog
 
@@ -14,6 +15,8 @@ from ..storage.writer import Writer
 from ..wire.actor_messages import (
     VERSION,
     ActorHello,
+    ActorLeaving,
+    ActorLeft,
     ActorPing,
     ActorPong,
     ActorWelcome,
@@ -25,6 +28,7 @@ from ..wire.actor_messages import (
     LoadFailed,
     MicroBatch,
     Outcome,
+    Retired,
     SnapshotFailed,
     SnapshotTaken,
     ToActor,
@@ -96,6 +100,11 @@ class ActorDoor:
                 self._snapshots.taken(message, peer.id, lambda recorded: self._send(connection, recorded))
             case SnapshotFailed():
                 self._snapshots.failed(message)
+            case ActorLeaving():
+                self._planner.retire(peer.id)
+                self._send(connection, Retired())
+            case ActorLeft():
+                self._lose(peer, "it left", "stopped")
             case ActorPing():
                 self._send(connection, ActorPong())
                 self._writer.write(lambda store: store.actor_measured(peer.id, message), _nothing)
@@ -190,12 +199,12 @@ class ActorDoor:
             self._send(peer.connection, Expelled("the actor was silent for three heartbeats"))
             self._lose(peer, "it was silent for three heartbeats")
 
-    def _lose(self, peer: _Peer, why: str) -> None:
-        log.warning("actor lost", actor=peer.id, why=why)
+    def _lose(self, peer: _Peer, why: str, state: Literal["lost", "stopped"] = "lost") -> None:
+        log.warning(f"actor {state}", actor=peer.id, why=why)
         del self._peers[peer.connection]
         now = self._now()
-        self._writer.write(lambda store: store.actor_ended(peer.id, "lost", now), _nothing)
-        self._writer.write(lambda store: store.record_event("actor lost", peer.id, why, now), _nothing)
+        self._writer.write(lambda store: store.actor_ended(peer.id, state, now), _nothing)
+        self._writer.write(lambda store: store.record_event(f"actor {state}", peer.id, why, now), _nothing)
         self._commands.recovering.actor_lost(self._planner.actor_lost(peer.id))
 
     def _expel(self, connection: bytes, reason: str) -> None:

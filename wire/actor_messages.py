@@ -109,6 +109,14 @@ class ActorPing(msgspec.Struct, frozen=True, tag="ping"):
     swaps: int = 0
 
 
+class ActorLeaving(msgspec.Struct, frozen=True, tag="leaving"):
+    """Nothing more is to be handed out to this actor: it ends what it holds, saves its runs and goes."""
+
+
+class ActorLeft(msgspec.Struct, frozen=True, tag="left"):
+    """It holds nothing any more; its runs are saved."""
+
+
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
     """In place of a hello: the model cannot be served, and why. The process ends."""
 
@@ -119,7 +127,9 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
     error: ErrorInfo
 
 
-FromActor: TypeAlias = ActorHello | LoadFailed | Completion | SnapshotTaken | SnapshotFailed | ActorPing
+FromActor: TypeAlias = (
+    ActorHello | LoadFailed | Completion | SnapshotTaken | SnapshotFailed | ActorPing | ActorLeaving | ActorLeft
+)
 
 
 class ActorWelcome(msgspec.Struct, frozen=True, tag="welcome"):
@@ -188,6 +198,10 @@ class SnapshotRecorded(msgspec.Struct, frozen=True, tag="snapshot_recorded"):
     next_folder: str
 
 
+class Retired(msgspec.Struct, frozen=True, tag="retired"):
+    """All that was handed out to this leaving actor came before this."""
+
+
 class ActorPong(msgspec.Struct, frozen=True, tag="pong"):
     pass
 
@@ -198,4 +212,6 @@ class Expelled(msgspec.Struct, frozen=True, tag="expelled"):
     reason: str
 
 
-ToActor: TypeAlias = ActorWelcome | MicroBatch | CancelCommand | Forget | SnapshotRecorded | ActorPong | Expelled
+ToActor: TypeAlias = (
+    ActorWelcome | MicroBatch | CancelCommand | Forget | SnapshotRecorded | Retired | ActorPong | Expelled
+)

@@ -141,8 +141,8 @@ class Residents:
         """Whether all that an adapter has learnt is on disk; a run's is put there, unless that must wait."""
         if key not in self._runs:
             return True
-        if key in self._behind and key not in self._writing and self._may_write(key):
-            self.written(write_snapshot(self._begin(key, copied=False)))
+        if key in self.unsaved():
+            self.save(key)
         return key not in self._behind and key not in self._writing
 
     # Snapshots -------------------------------------------------------------------------------------------------------
@@ -190,6 +190,18 @@ class Residents:
             return None
         soonest = min(self._policy.due_at(behind) for behind in waiting)
         return max(0.0, max(soonest, self._not_before) - time.monotonic())
+
+    def unsaved(self) -> list[str]:
+        """What `save` would write now."""
+        return [key for key in self._behind if key not in self._writing and self._may_write(key)]
+
+    def save(self, key: str) -> None:
+        self.written(write_snapshot(self._begin(key, copied=False)))
+
+    @property
+    def all_saved(self) -> bool:
+        """Or the disk refuses what is not."""
+        return not self._writing and (not self._behind or time.monotonic() < self._not_before)
 
     def written(self, message: Written) -> None:
         key = message.run

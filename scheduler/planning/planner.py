@@ -49,6 +49,7 @@ class _Actor:
     train_batches: dict[BatchId, int] = field(default_factory=dict)
     sample_rows: int = 0
     homed: set[LaneId] = field(default_factory=set)
+    is_leaving: bool = False
 
 
 @dataclass(slots=True)
@@ -77,6 +78,10 @@ class Planner:
 
     def add_actor(self, actor: ActorId, base_model: str, capacity: Capacity) -> None:
         self._actors[actor] = self._pool(base_model).actors[actor] = _Actor(actor, base_model, capacity)
+
+    def retire(self, actor: ActorId) -> None:
+        """It is leaving: nothing is handed out to it any more. What it holds will end, or be lost with it."""
+        self._actors[actor].is_leaving = True
 
     def submit(self, command: Command) -> bool:
         """False where the command is known already: sent twice is executed once. Samples count on the caller for that,
@@ -197,6 +202,8 @@ class Planner:
     def next_micro_batch(self, actor_id: ActorId) -> Plan | None:
         """Work for this actor, or None where it has all it can take or nothing waits for it."""
         actor = self._actors[actor_id]
+        if actor.is_leaving:
+            return None
         return self._next_train(actor) or self._next_samples(actor)
 
     def _next_train(self, actor: _Actor) -> Plan | None:
@@ -277,7 +284,7 @@ class Planner:
         """A homed lane runs at its home; a new one goes to the actor that homes the fewest."""
         if lane.home is not None:
             return lane.home == actor.id
-        return len(actor.homed) <= min(len(other.homed) for other in pool.actors.values())
+        return len(actor.homed) <= min(len(other.homed) for other in pool.actors.values() if not other.is_leaving)
 
     # What is known ---------------------------------------------------------------------------------------------------
 
@@ -299,7 +306,8 @@ class Planner:
         return self._in_flight[future][1].id if future in self._in_flight else None
 
     def actors_of(self, base_model: str) -> list[ActorId]:
-        return list(self._pool(base_model).actors)
+        """Those that are to stay."""
+        return [actor.id for actor in self._pool(base_model).actors.values() if not actor.is_leaving]
 
     def shares(self, base_model: str) -> Shares:
         return self._pool(base_model).shares

@@ -34,6 +34,7 @@ class PlannerMachine(RuleBasedStateMachine):
         self.applied: dict[LaneId, list[int]] = defaultdict(list)
         self.homes: dict[LaneId, ActorId] = {}
         self.rebuilding: dict[LaneId, list[int]] = defaultdict(list)
+        self.leaving: set[ActorId] = set()
         self.taken_back: dict[int, set[str]] = defaultdict(set)
         self.born = 0
         for run, tenant in RUNS:
@@ -101,6 +102,7 @@ class PlannerMachine(RuleBasedStateMachine):
         if actor not in self.held:
             return
         while plan := self.planner.next_micro_batch(actor):
+            assert actor not in self.leaving
             self.check_plan(actor, plan)
             self.held[actor].append(plan)
         train = [plan.cost for plan in self.held[actor] if plan.mode == "train"]
@@ -158,6 +160,13 @@ class PlannerMachine(RuleBasedStateMachine):
             assert again is None, "a second completion does not count"
             self.finished.add(command.future)
         self.planner.batch_done(actor, plan.batch)
+
+    @rule(actor=actors)
+    def an_actor_is_leaving(self, actor: ActorId) -> None:
+        if actor in self.held:
+            self.planner.retire(actor)
+            self.leaving.add(actor)
+            assert actor not in self.planner.actors_of(MODEL)
 
     @rule(actor=consumes(actors))
     def an_actor_dies(self, actor: ActorId) -> None:
