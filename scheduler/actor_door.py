@@ -155,7 +155,7 @@ class ActorDoor:
         for outcome, payload in zip(completion.outcomes, payloads, strict=True):
             self._commands.finish(outcome, payload, peer.id, completion.batch)
         for run, replay_s in completion.replay_s.items():
-            self._writer.write(partial(_measured, RunId(run), replay_s), _nothing)
+            self._snapshots.measured(RunId(run), replay_s)
         if completion.done:
             self._planner.batch_done(peer.id, completion.batch)
 
@@ -215,10 +215,6 @@ class ActorDoor:
 
     def _send(self, connection: bytes, message: ToActor, payloads: Iterable[bytes] = ()) -> None:
         self._channel.send([connection, encode(message), *payloads])
-
-
-def _measured(run: RunId, replay_s: float, store: Store) -> None:
-    store.replay_measured(run, replay_s)
 
 
 def _payload(future: FutureId, store: Store) -> bytes:

@@ -9,7 +9,7 @@ import structlog
 from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire.actor_messages import SnapshotFailed, SnapshotRecorded, SnapshotTaken
-from ..wire.ids import ActorId, LaneId
+from ..wire.ids import ActorId, LaneId, RunId
 from .planning.planner import Planner
 from .registry import Registry
 from .restore_points import moved_on, snapshot_folder
@@ -55,6 +55,12 @@ class Snapshotting:
                     self._offer(folder)
 
         self._writer.write(journal, done)
+
+    def measured(self, run_id: RunId, replay_s: float) -> None:
+        """What a replay of the run would cost now."""
+        if run := self._registry.run_of(LaneId(run_id)):
+            self._registry.add_run(replace(run, replay_s=replay_s))
+            self._writer.write(lambda store: store.replay_measured(run_id, replay_s), _done)
 
     def failed(self, message: SnapshotFailed) -> None:
         now = self._now()

@@ -25,6 +25,8 @@ class AdapterPool:
         self.swaps_out = 0
         self._adapters: dict[str, Adapter] = {}
         self._hot: OrderedDict[str, None] = OrderedDict()  # least recently used first
+        self._all_bytes = 0
+        self._hot_bytes = 0
         self._pinned: frozenset[str] = frozenset()
 
     def __contains__(self, key: str) -> bool:
@@ -41,7 +43,7 @@ class AdapterPool:
     @property
     def host_bytes(self) -> int:
         """What adapters take of host memory."""
-        return sum(adapter.nbytes for adapter in self._adapters.values() if adapter.device == self.host)
+        return self._all_bytes - (self._hot_bytes if self.device != self.host else 0)
 
     def add(self, key: str, adapter: Adapter) -> None:
         """Takes charge of `adapter`; it stays in host memory until acquired. Raises ValueError on a known key."""
@@ -49,6 +51,7 @@ class AdapterPool:
             raise ValueError(f"adapter {key!r} is in the pool already")
         adapter.to(self.host)
         self._adapters[key] = adapter
+        self._all_bytes += adapter.nbytes
 
     def get(self, key: str) -> Adapter:
         """The adapter wherever it is, without counting as a use. Raises KeyError on an unknown key."""
@@ -56,8 +59,11 @@ class AdapterPool:
 
     def remove(self, key: str) -> Adapter:
         """Raises KeyError on an unknown key."""
-        self._hot.pop(key, None)
-        return self._adapters.pop(key)
+        adapter = self._adapters.pop(key)
+        self._all_bytes -= adapter.nbytes
+        if key in self._hot:
+            self._cool(key, adapter)
+        return adapter
 
     def acquire(self, keys: Sequence[str]) -> list[Adapter]:
         """The adapters of `keys`, all on the device until the next call. At most `slots` distinct keys, with those
@@ -80,6 +86,7 @@ class AdapterPool:
             adapters[key].to(self.device)
             self.swaps_in += 1
             self._hot[key] = None
+            self._hot_bytes += adapters[key].nbytes
         for key in wanted:
             self._hot.move_to_end(key)
         return [adapters[key] for key in keys]
@@ -98,6 +105,11 @@ class AdapterPool:
             self._pinned = frozenset()
 
     def _release(self, key: str) -> None:
-        self._adapters[key].to(self.host)
-        del self._hot[key]
+        adapter = self._adapters[key]
+        adapter.to(self.host)
+        self._cool(key, adapter)
         self.swaps_out += 1
+
+    def _cool(self, key: str, adapter: Adapter) -> None:
+        del self._hot[key]
+        self._hot_bytes -= adapter.nbytes

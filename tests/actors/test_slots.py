@@ -113,3 +113,23 @@ def test_a_rolled_back_gradient_is_the_one_that_was_marked(pending: bool) -> Non
     adapter.rollback()
     assert torch.equal(adapter.grad, torch.full_like(adapter.grad, 3.0 if pending else 0.0))
     assert adapter.pending == pending
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_host_memory_is_what_those_take_that_are_not_on_the_device(device: str) -> None:
+    pool = AdapterPool(2, device)
+    for key in "abc":
+        pool.add(key, Recorder(AdapterSpec(2), TARGETS))
+    each = pool.get("a").nbytes
+    assert each == 4 * 4 * 2 * (3 + 5), "weights, gradient and two moments in float32"
+    on_host = {"cpu": 3, "meta": 1}[device]
+    assert pool.host_bytes == 3 * each
+    pool.acquire(["a", "b"])
+    assert pool.host_bytes == on_host * each
+    pool.acquire(["c"])
+    assert pool.host_bytes == on_host * each
+    pool.remove("c")
+    assert pool.host_bytes == {"cpu": 2, "meta": 1}[device] * each
+    for key in "ab":
+        pool.remove(key)
+    assert pool.host_bytes == 0
