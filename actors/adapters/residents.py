@@ -8,6 +8,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TypeAlias
 
@@ -26,6 +27,8 @@ from .snapshots import Snapshot, restore_state, write_snapshot
 
 log = structlog.get_logger("lorry.actor")
 
+_AT_MOST_S = 24 * 3600.0
+"""A queue cannot be waited at for any time that a setting may name."""
 Written: TypeAlias = SnapshotTaken | SnapshotFailed
 
 
@@ -188,8 +191,8 @@ class Residents:
         waiting = [behind for key, behind in self._behind.items() if self._runs[key].next_folder is not None]
         if self._writing or not waiting:
             return None
-        soonest = min(self._policy.due_at(behind) for behind in waiting)
-        return max(0.0, max(soonest, self._not_before) - time.monotonic())
+        soonest = max(self._not_before, min(self._policy.due_at(behind) for behind in waiting))
+        return None if soonest == inf else min(_AT_MOST_S, max(0.0, soonest - time.monotonic()))
 
     def unsaved(self) -> list[str]:
         """What `save` would write now."""

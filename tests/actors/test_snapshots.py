@@ -207,6 +207,14 @@ def test_what_the_disk_refuses_stays_in_memory_and_is_tried_again(
     assert losses + desk.learn("a") == other.learn("a") + other.learn("a") + other.learn("a")
 
 
+@pytest.mark.parametrize(("idle_s", "wait_s"), [(inf, None), (1e30, 24 * 3600), (0, 0)])
+def test_any_time_may_be_set_after_which_a_run_is_saved(idle_s: float, wait_s: float | None, tmp_path: Path) -> None:
+    desk = Desk(tmp_path, policy=SnapshotPolicy(inf, idle_s))
+    assert desk.residents.due_in_s() is None
+    desk.learn("a")
+    assert desk.residents.due_in_s() == wait_s
+
+
 def test_what_came_while_a_snapshot_was_written_is_behind_it(tmp_path: Path) -> None:
     desk = Desk(tmp_path, policy=ALWAYS)
     desk.learn("a")
