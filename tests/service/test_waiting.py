@@ -46,7 +46,7 @@ class Early:
         )
         with process:
             yield process
-            process.terminate()
+            process.kill()  # asked to stop, it would wait for the broker, whose event loop waits for it here
 
     async def post(self, endpoint: str, **body: object) -> dict[str, object]:
         return (await self.http.post(endpoint, json=body)).json()
