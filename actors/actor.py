@@ -23,7 +23,6 @@ from ..wire.actor_messages import (
     CancelCommand,
     Capacity,
     Expelled,
-    Forget,
     FromActor,
     LoadFailed,
     MicroBatch,
@@ -240,7 +239,7 @@ class _Actor:
             case MicroBatch():
                 for item, payload in zip(message.items, frames[1:], strict=True):
                     self._worker.orders.put(Sample(message.batch, item, payload))
-            case CancelCommand() | Forget() | SnapshotRecorded():
+            case CancelCommand() | SnapshotRecorded():
                 self._worker.orders.put(message)
             case Retired():
                 self._worker.orders.put(Leave())

@@ -7,7 +7,6 @@ from typing import TypeAlias
 
 from ..wire.actor_messages import (
     CancelCommand,
-    Forget,
     Item,
     MicroBatch,
     SnapshotFailed,
@@ -45,9 +44,7 @@ class Stop:
     pass
 
 
-Order: TypeAlias = (
-    Train | Sample | CancelCommand | Forget | SnapshotTaken | SnapshotFailed | SnapshotRecorded | Leave | Stop
-)
+Order: TypeAlias = Train | Sample | CancelCommand | SnapshotTaken | SnapshotFailed | SnapshotRecorded | Leave | Stop
 
 
 def take_together(waiting: deque[Train], token_budget: int) -> list[Train]:

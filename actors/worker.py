@@ -18,7 +18,6 @@ from ..wire.actor_messages import (
     ActorLeft,
     CancelCommand,
     Completion,
-    Forget,
     FromActor,
     Outcome,
     SnapshotFailed,
@@ -81,7 +80,6 @@ class Worker:
         self._samples: deque[Sample] = deque()
         self._batches: dict[FutureId, BatchId] = {}
         self._decoding: dict[FutureId, str] = {}
-        self._forgotten: list[str] = []
         self._training_since = 0.0
         self._last_runs = 0
         self._last_pass_s = 0.0
@@ -130,9 +128,6 @@ class Worker:
                 return
             self._wait_for_company()
         self._take_orders_there()
-        for key in self._forgotten:
-            self._residents.forget(key)
-        self._forgotten = []
 
     def _take_orders_there(self) -> None:
         while True:
@@ -159,8 +154,6 @@ class Worker:
                 self._samples.append(order)
             case CancelCommand(future):
                 self._cancel(future)
-            case Forget(key):
-                self._forgotten.append(key)  # not now: a pass of training may be under way
             case SnapshotTaken() | SnapshotFailed():
                 self._residents.written(order)
             case SnapshotRecorded(run, next_folder):

@@ -52,8 +52,8 @@ class ChildFailedError(LorryError):
 @dataclass(slots=True)
 class _Child:
     """One place for a process. `ready` is set for good once one was ready to work; `announcement` holds what it printed
-    then, and `ready_at` is when the present one did. One that
-    `is_leaving` is not started again; `gone` is set when it has ended."""
+    then, and `ready_at` is when the present one did. One that `is_leaving` is not started again; `gone` is set when it
+    has ended."""
 
     name: str
     command: Sequence[str]
@@ -161,14 +161,16 @@ async def _start(tasks: TaskGroup, config: ServeConfig, actor_address: str, envi
 
 async def _retire(children: Sequence[_Child], grace_s: float) -> None:
     """Actors that are ready are asked to leave, while the broker is still there to hear what they have to say."""
-    asked = [child for child in children if child.is_actor and child.process and child.ready_at is not None]
-    for child in asked:
-        if child.process and grace_s:
+    if grace_s == 0:
+        return
+    for child in children:
+        if child.is_actor and child.process and child.ready_at is not None:
             child.is_leaving = True
             child.process.send_signal(signal.SIGTERM)
     with anyio.move_on_after(grace_s):
-        for child in asked:
-            await child.gone.wait()
+        for child in children:
+            if child.is_leaving:
+                await child.gone.wait()
 
 
 async def _keep_alive(child: _Child) -> None:

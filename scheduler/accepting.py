@@ -71,11 +71,11 @@ class Accepting:
             lane = self.add_run(run)
             self._planner.lose_state(lane.id)
             self._open.dormant.add(lane.id)
-            count, top = finished.get(lane.id, (0, -1))
+            count, top = finished.get(lane.id, (0, run.first_seq - 1))
             # Usually all that is over is one stretch from the first on; after a cancellation there may be gaps.
-            if count and top == run.first_seq + count - 1:
+            if top == run.first_seq + count - 1:
                 lane.next_seq = top + 1
-            elif count:
+            else:
                 lane.skip(store.finished_seqs(lane.id))
         for queued in store.queued_commands():
             row = self._with_folder(queued, store)

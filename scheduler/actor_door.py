@@ -200,7 +200,8 @@ class ActorDoor:
             self._lose(peer, "it was silent for three heartbeats")
 
     def _lose(self, peer: _Peer, why: str, state: Literal["lost", "stopped"] = "lost") -> None:
-        log.warning(f"actor {state}", actor=peer.id, why=why)
+        tell = log.warning if state == "lost" else log.info
+        tell(f"actor {state}", actor=peer.id, why=why)
         del self._peers[peer.connection]
         now = self._now()
         self._writer.write(lambda store: store.actor_ended(peer.id, state, now), _nothing)

@@ -60,6 +60,9 @@ class Server:
             return self.process.wait()
 
 
+Start = Callable[..., Server]
+"""Starts a server with these options."""
+
 LORRY = (sys.executable, "-m", "lorry")
 
 
@@ -100,6 +103,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = start_server(tmp_path_factory.mktemp("server"))
     yield server
     assert server.stop() in (0, 130)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts servers of a test's own, one after the other on the same data, and stops them at its end."""
+    started: list[Server] = []
+
+    def start(*options: str) -> Server:
+        started.append(start_server(tmp_path / "data", *options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
 
 
 @pytest.fixture

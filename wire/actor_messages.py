@@ -185,12 +185,6 @@ class CancelCommand(msgspec.Struct, frozen=True, tag="cancel"):
     future: FutureId
 
 
-class Forget(msgspec.Struct, frozen=True, tag="forget"):
-    """The actor no longer homes this adapter."""
-
-    key: str
-
-
 class SnapshotRecorded(msgspec.Struct, frozen=True, tag="snapshot_recorded"):
     """The run's last snapshot is known; its next one goes to `next_folder`."""
 
@@ -212,6 +206,4 @@ class Expelled(msgspec.Struct, frozen=True, tag="expelled"):
     reason: str
 
 
-ToActor: TypeAlias = (
-    ActorWelcome | MicroBatch | CancelCommand | Forget | SnapshotRecorded | Retired | ActorPong | Expelled
-)
+ToActor: TypeAlias = ActorWelcome | MicroBatch | CancelCommand | SnapshotRecorded | Retired | ActorPong | Expelled

@@ -26,11 +26,7 @@ def save_state(adapter: Adapter, targets: LoraTargets, folder: Path, base_model_
     """
     with written_aside(folder) as aside:
         _write_weights(adapter, targets, aside, base_model_name)
-        vectors = {"exp_avg": adapter.exp_avg, "exp_avg_sq": adapter.exp_avg_sq}
-        if adapter.pending:
-            vectors["grad"] = adapter.grad
-        write_tensors(aside / _OPTIMIZER, vectors)
-        write_json(aside / _STATE, {"format": _FORMAT, "step": adapter.step, "pending": adapter.pending})
+        write_state(aside, _OPTIMIZER, adapter.state(copied=False), weights=False)
         return seal(aside)
 
 
@@ -58,14 +54,28 @@ def load_state(adapter: Adapter, folder: Path, *, optimizer: bool) -> None:
 
 def read_state(adapter: Adapter, folder: Path) -> TrainingState:
     """What was saved of an adapter of this shape, with its pending gradient. The folder is verified already."""
-    weights = _read_weights(folder, adapter)
-    vectors, facts = read_tensors(folder / _OPTIMIZER), read_json(folder / _STATE)
+    return read_vectors(adapter, folder, _OPTIMIZER, _read_weights(folder, adapter))
+
+
+def write_state(folder: Path, file: str, state: TrainingState, *, weights: bool) -> None:
+    """Its flat vectors, the `weights` among them or not, and beside them how many steps it took."""
+    vectors = {"exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq, "grad": state.grad}
+    vectors |= {"weights": state.weights} if weights else {}
+    write_tensors(folder / file, {name: vector for name, vector in vectors.items() if vector is not None})
+    write_json(folder / _STATE, {"format": _FORMAT, "step": state.step, "pending": state.grad is not None})
+
+
+def read_vectors(adapter: Adapter, folder: Path, file: str, weights: Tensor | None = None) -> TrainingState:
+    """What `write_state` wrote of an adapter of this shape; the weights are in the file unless they are given."""
+    vectors, facts = read_tensors(folder / file), read_json(folder / _STATE)
     if facts["format"] != _FORMAT:
         raise CheckpointError(f"{folder / _STATE} is of format {facts['format']}, expected {_FORMAT}")
     wanted = {"exp_avg", "exp_avg_sq"} | ({"grad"} if facts["pending"] else set())
+    wanted |= {"weights"} if weights is None else set()
     if vectors.keys() != wanted or any(vector.shape != adapter.weights.shape for vector in vectors.values()):
-        raise CheckpointError(f"{folder / _OPTIMIZER} does not fit an adapter of {adapter.size} parameters")
-    return TrainingState(weights, vectors["exp_avg"], vectors["exp_avg_sq"], vectors.get("grad"), facts["step"])
+        raise CheckpointError(f"{folder / file} does not fit an adapter of {adapter.size} parameters")
+    found = vectors["weights"] if weights is None else weights
+    return TrainingState(found, vectors["exp_avg"], vectors["exp_avg_sq"], vectors.get("grad"), facts["step"])
 
 
 def load_sampler_weights(targets: LoraTargets, folder: Path, device: torch.device | str) -> Adapter:

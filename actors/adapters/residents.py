@@ -101,12 +101,6 @@ class Residents:
     def get(self, key: str) -> Adapter:
         return self.pool.get(key)
 
-    def forget(self, key: str) -> None:
-        """It lives elsewhere from now on."""
-        for known in (self._runs, self._behind, self._writing):
-            known.pop(key, None)
-        self._drop(key)
-
     def make_room(self) -> None:
         """Whoever nobody uses leaves host memory, the least recently used first, until the rest is within bounds."""
         excess = self.pool.host_bytes - self._host_bytes
@@ -116,7 +110,8 @@ class Residents:
             adapter = self.pool.get(key)
             if self._held[key] == 0 and adapter.device == self.pool.host and self._is_safe(key):
                 excess -= adapter.nbytes
-                self._drop(key)
+                self.pool.remove(key)
+                del self._used[key]
 
     def _fetch_run(self, state: AdapterState) -> None:
         run = self._runs.get(state.key)
@@ -135,16 +130,9 @@ class Residents:
         self._used[key] = None
         self.make_room()
 
-    def _drop(self, key: str) -> None:
-        if key in self.pool:
-            self.pool.remove(key)
-            del self._used[key]
-
     def _is_safe(self, key: str) -> bool:
         """Whether all that an adapter has learnt is on disk; a run's is put there, unless that must wait."""
-        if key not in self._runs:
-            return True
-        if key in self.unsaved():
+        if key in self._behind and self._may_write(key):
             self.save(key)
         return key not in self._behind and key not in self._writing
 
@@ -182,7 +170,7 @@ class Residents:
         one at a time."""
         if self._writing:
             return None
-        waiting = {key: behind for key, behind in self._behind.items() if self._may_write(key)}
+        waiting = {key: self._behind[key] for key in self.unsaved()}
         key = self._policy.most_due(waiting, time.monotonic())
         return None if key is None else self._begin(key, copied=True)
 
@@ -196,7 +184,7 @@ class Residents:
 
     def unsaved(self) -> list[str]:
         """What `save` would write now."""
-        return [key for key in self._behind if key not in self._writing and self._may_write(key)]
+        return [key for key in self._behind if self._may_write(key)]
 
     def save(self, key: str) -> None:
         self.written(write_snapshot(self._begin(key, copied=False)))
@@ -208,9 +196,7 @@ class Residents:
 
     def written(self, message: Written) -> None:
         key = message.run
-        earlier, run = self._writing.pop(key, None), self._runs.get(key)
-        if earlier is None or run is None:
-            return
+        earlier, run = self._writing.pop(key), self._runs[key]
         if isinstance(message, SnapshotTaken):
             if message.seq > run.saved_seq:
                 run.folder, run.saved_seq = message.folder, message.seq
@@ -223,10 +209,10 @@ class Residents:
 
     def recorded(self, key: str, next_folder: str) -> None:
         """The broker knows the run's newest snapshot, and has named the next one's folder."""
-        if run := self._runs.get(key):
-            run.next_folder = next_folder
+        self._runs[key].next_folder = next_folder
 
     def _may_write(self, key: str) -> bool:
+        """Not while it is being written, nor soon after the disk refused one."""
         return self._runs[key].next_folder is not None and time.monotonic() >= self._not_before
 
     def _begin(self, key: str, *, copied: bool) -> Snapshot:

@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...wire.actor_messages import SnapshotFailed, SnapshotTaken
-from ...wire.errors import CheckpointError
 from ..model.adapter import Adapter, TrainingState
-from .checkpoints import read_state
-from .folders import read_json, read_tensors, seal, verify, write_json, write_tensors, written_aside
+from .checkpoints import read_state, read_vectors, write_state
+from .folders import seal, verify, written_aside
 
 _VECTORS = "snapshot.safetensors"
-_STATE = "state.json"
-_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +28,7 @@ def write_snapshot(snapshot: Snapshot) -> SnapshotTaken | SnapshotFailed:
     """From any thread. What the disk refuses costs nothing but the snapshot."""
     try:
         with written_aside(Path(snapshot.folder)) as aside:
-            state = snapshot.state
-            vectors = {"weights": state.weights, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
-            vectors["grad"] = state.grad
-            write_tensors(aside / _VECTORS, {name: vector for name, vector in vectors.items() if vector is not None})
-            write_json(aside / _STATE, {"format": _FORMAT, "step": state.step})
+            write_state(aside, _VECTORS, snapshot.state, weights=True)
             seal(aside)
     except OSError as error:
         return SnapshotFailed(snapshot.run, snapshot.folder, str(error))
@@ -50,16 +43,4 @@ def restore_state(adapter: Adapter, folder: Path) -> None:
     """
     verify(folder)
     is_snapshot = (folder / _VECTORS).exists()
-    adapter.set_state(_read_snapshot(adapter, folder) if is_snapshot else read_state(adapter, folder))
-
-
-def _read_snapshot(adapter: Adapter, folder: Path) -> TrainingState:
-    vectors, facts = read_tensors(folder / _VECTORS), read_json(folder / _STATE)
-    if facts["format"] != _FORMAT:
-        raise CheckpointError(f"{folder / _STATE} is of format {facts['format']}, expected {_FORMAT}")
-    wanted = {"weights", "exp_avg", "exp_avg_sq"}
-    if vectors.keys() - {"grad"} != wanted or any(v.shape != adapter.weights.shape for v in vectors.values()):
-        raise CheckpointError(f"{folder / _VECTORS} does not fit an adapter of {adapter.size} parameters")
-    return TrainingState(
-        vectors["weights"], vectors["exp_avg"], vectors["exp_avg_sq"], vectors.get("grad"), facts["step"]
-    )
+    adapter.set_state(read_vectors(adapter, folder, _VECTORS) if is_snapshot else read_state(adapter, folder))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorry.actors.adapters import folders, snapshots
+from lorry.actors.adapters import checkpoints, folders
 from lorry.actors.adapters.behind import SnapshotPolicy
 from lorry.actors.adapters.residents import Residents
 from lorry.actors.adapters.snapshots import Snapshot, restore_state, write_snapshot
@@ -189,7 +189,7 @@ def test_what_the_disk_refuses_stays_in_memory_and_is_tried_again(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(snapshots, "write_tensors", full)
+        broken.setattr(checkpoints, "write_tensors", full)
         losses = desk.learn("a") + desk.learn("a")
         assert len(desk.shop.pool) == 1
         assert [type(message) for message in desk.told] == [SnapshotFailed], "not at once again"

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 import lorry
-from tests.conftest import MODEL, children_of, start_server
+from tests.conftest import MODEL, Start, children_of
 from tests.service.test_training import datum
 
 HANGS = 1999
@@ -30,41 +30,37 @@ if "actor" in sys.orig_argv:
 """
 
 
-async def test_a_command_that_hangs_three_actors_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_command_that_hangs_three_actors_fails_alone(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "sitecustomize.py").write_text(HANGING_ENGINE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    server = start_server(tmp_path / "data", "--hang-s", "2", "--heartbeat-s", "1")
-    try:
-        async with lorry.connect(server.address, api_key=server.new_key("alice"), timeout_s=60) as service:
-            training, other = [await service.create_lora_training_client_async(MODEL, rank=4, seed=1) for _ in range(2)]
-            first = await training.forward_backward([datum()], "cross_entropy")
-            poison = lorry.Datum(lorry.ModelInput.from_ints([HANGS] * 3), {"target_tokens": lorry.TensorData([1] * 3)})
-            hung = training.forward([poison], "cross_entropy")
-            innocent = other.forward_backward([datum()], "cross_entropy")
-            with pytest.raises(lorry.ActorKilledError, match="3 actors died"):
-                await hung
-            assert (await innocent).metrics == first.metrics
-            again = await training.forward([datum()], "cross_entropy")
-            assert again.metrics == first.metrics
-    finally:
-        server.stop()
+    server = start("--hang-s", "2", "--heartbeat-s", "1")
+    async with lorry.connect(server.address, api_key=server.new_key("alice"), timeout_s=60) as service:
+        training, other = [await service.create_lora_training_client_async(MODEL, rank=4, seed=1) for _ in range(2)]
+        first = await training.forward_backward([datum()], "cross_entropy")
+        poison = lorry.Datum(lorry.ModelInput.from_ints([HANGS] * 3), {"target_tokens": lorry.TensorData([1] * 3)})
+        hung = training.forward([poison], "cross_entropy")
+        innocent = other.forward_backward([datum()], "cross_entropy")
+        with pytest.raises(lorry.ActorKilledError, match="3 actors died"):
+            await hung
+        assert (await innocent).metrics == first.metrics
+        again = await training.forward([datum()], "cross_entropy")
+        assert again.metrics == first.metrics
 
 
-async def test_processes_that_are_stopped_are_replaced(tmp_path: Path) -> None:
-    server = start_server(tmp_path / "data", "--heartbeat-s", "1", "--http", "127.0.0.1:0")
-    try:
-        async with lorry.connect(server.address, api_key=server.new_key("alice"), timeout_s=60) as service:
-            training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
-            first = await training.forward_backward([datum()], "cross_entropy")
-            for process in children_of(server.process.pid).values():
-                os.kill(process, signal.SIGSTOP)
-            assert (await training.forward([datum()], "cross_entropy")).metrics == first.metrics
-        async with httpx.AsyncClient(base_url=server.url) as http:
-            while True:
-                try:
-                    assert (await http.get("/api/v1/healthz")).status_code == 200
-                    break
-                except httpx.TransportError:  # not yet
-                    await anyio.sleep(0.1)
-    finally:
-        server.stop()
+async def test_processes_that_are_stopped_are_replaced(start: Start) -> None:
+    server = start("--heartbeat-s", "1", "--http", "127.0.0.1:0")
+    async with lorry.connect(server.address, api_key=server.new_key("alice"), timeout_s=60) as service:
+        training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
+        first = await training.forward_backward([datum()], "cross_entropy")
+        for process in children_of(server.process.pid).values():
+            os.kill(process, signal.SIGSTOP)
+        assert (await training.forward([datum()], "cross_entropy")).metrics == first.metrics
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        while True:
+            try:
+                assert (await http.get("/api/v1/healthz")).status_code == 200
+                break
+            except httpx.TransportError:  # not yet
+                await anyio.sleep(0.1)

@@ -4,16 +4,12 @@ import os
 import signal
 import sqlite3
 from contextlib import closing
-from pathlib import Path
 
 import lorry
 from lorry.storage.store import FILE
-from tests.conftest import MODEL, Server, children_of, start_server
+from tests.conftest import MODEL, Server, Start, children_of
 from tests.service.test_recovery import learn
-
-
-def restarted(server: Server) -> Server:
-    return start_server(server.data, "--bind", server.address, "--heartbeat-s", "2")
+from tests.service.test_training import datum
 
 
 def behind(server: Server) -> list[tuple[int, int, float]]:
@@ -23,69 +19,56 @@ def behind(server: Server) -> list[tuple[int, int, float]]:
         return database.execute(f"SELECT restore_seq, {last}, replay_s FROM runs ORDER BY created_at").fetchall()
 
 
-async def test_a_service_that_is_told_to_stop_saves_every_run_first(tmp_path: Path) -> None:
-    server = start_server(tmp_path / "data")
-    try:
-        async with lorry.connect(server.address, api_key=server.new_key("alice"), timeout_s=60) as service:
-            undisturbed, training, other = [
-                await service.create_lora_training_client_async(MODEL, rank=4, seed=1) for _ in range(3)
-            ]
-            expected = await learn(undisturbed, 8)
-            found = await learn(training, 4)
-            await other.forward_backward(
-                [lorry.Datum(lorry.ModelInput.from_ints([1]), {"target_tokens": [2]})], "cross_entropy"
-            )  # type: ignore[dict-item]
-            server.process.send_signal(signal.SIGTERM)
-            with server.process:
-                assert server.process.wait() == 0
-            assert behind(server) == [(15, 15, 0.0), (7, 7, 0.0), (0, 0, 0.0)]
-            server = restarted(server)
-            assert found + await learn(training, 4) == expected
-            assert (await other.optim_step(lorry.AdamParams())).metrics["grad_norm"] > 0
-    finally:
-        server.stop()
+async def test_a_service_that_is_told_to_stop_saves_every_run_first(start: Start) -> None:
+    server = start()
+    async with lorry.connect(server.address, api_key=server.new_key("alice"), timeout_s=60) as service:
+        undisturbed, training, other = [
+            await service.create_lora_training_client_async(MODEL, rank=4, seed=1) for _ in range(3)
+        ]
+        expected = await learn(undisturbed, 8)
+        found = await learn(training, 4)
+        await other.forward_backward([datum()], "cross_entropy")
+        server.process.send_signal(signal.SIGTERM)
+        with server.process:
+            assert server.process.wait() == 0
+        assert behind(server) == [(15, 15, 0.0), (7, 7, 0.0), (0, 0, 0.0)]
+        server = start("--bind", server.address, "--heartbeat-s", "2")
+        assert found + await learn(training, 4) == expected
+        assert (await other.optim_step(lorry.AdamParams())).metrics["grad_norm"] > 0
 
 
-async def test_an_actor_that_is_told_to_stop_ends_what_it_holds(tmp_path: Path) -> None:
-    server = start_server(tmp_path / "data")
-    try:
-        async with lorry.connect(server.address, api_key=server.new_key("alice")) as service:
-            training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
-            await learn(training, 2)
-            base = await service.create_sampling_client_async(base_model=MODEL)
-            params = lorry.SamplingParams(max_tokens=300, stop=[], seed=1)
-            sample = base.sample(lorry.ModelInput.from_ints([1, 2, 3]), 1, params)
-            await base.sample(lorry.ModelInput.from_ints([1]), 1, lorry.SamplingParams(max_tokens=1, stop=[]))
-            os.kill(children_of(server.process.pid)["actor"], signal.SIGTERM)
-            assert len((await sample).sequences[0].tokens) == 300
-            assert len(await learn(training, 1)) == 1
-        with closing(sqlite3.connect(server.data / FILE)) as database:
-            kinds = [kind for (kind,) in database.execute("SELECT kind FROM events")]
-        assert kinds == ["actor stopped"]
-    finally:
-        server.stop()
+async def test_an_actor_that_is_told_to_stop_ends_what_it_holds(start: Start) -> None:
+    server = start()
+    async with lorry.connect(server.address, api_key=server.new_key("alice")) as service:
+        training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
+        await learn(training, 2)
+        base = await service.create_sampling_client_async(base_model=MODEL)
+        params = lorry.SamplingParams(max_tokens=300, stop=[], seed=1)
+        sample = base.sample(lorry.ModelInput.from_ints([1, 2, 3]), 1, params)
+        await base.sample(lorry.ModelInput.from_ints([1]), 1, lorry.SamplingParams(max_tokens=1, stop=[]))
+        os.kill(children_of(server.process.pid)["actor"], signal.SIGTERM)
+        assert len((await sample).sequences[0].tokens) == 300
+        assert len(await learn(training, 1)) == 1
+    with closing(sqlite3.connect(server.data / FILE)) as database:
+        kinds = [kind for (kind,) in database.execute("SELECT kind FROM events")]
+    assert kinds == ["actor stopped"]
 
 
-async def test_a_second_signal_ends_at_once_and_loses_nothing(tmp_path: Path) -> None:
-    server = start_server(tmp_path / "data", "--grace-s", "10000", "--heartbeat-s", "2")
-    try:
-        async with lorry.connect(server.address, api_key=server.new_key("alice"), timeout_s=60) as service:
-            training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
-            found = await learn(training, 2)
-            base = await service.create_sampling_client_async(base_model=MODEL)
-            params = lorry.SamplingParams(max_tokens=3000, stop=[], seed=1)
-            samples = base.sample(lorry.ModelInput.from_ints([1, 2, 3]), 16, params)
-            await base.sample(lorry.ModelInput.from_ints([1]), 1, lorry.SamplingParams(max_tokens=1, stop=[]))
-            backward = await training.forward_backward_async(
-                [lorry.Datum(lorry.ModelInput.from_ints([1]), {"target_tokens": [2]})], "cross_entropy"
-            )  # type: ignore[dict-item]
-            server.process.send_signal(signal.SIGTERM)
-            with server.process:
-                while server.process.poll() is None:
-                    server.process.send_signal(signal.SIGTERM)
-            server = restarted(server)
-            assert (await backward).metrics["loss:sum"] > 0
-            assert len(found + await learn(training, 1)) == 3
-            await samples.cancel()
-    finally:
-        server.stop()
+async def test_a_second_signal_ends_at_once_and_loses_nothing(start: Start) -> None:
+    server = start("--grace-s", "10000", "--heartbeat-s", "2")
+    async with lorry.connect(server.address, api_key=server.new_key("alice"), timeout_s=60) as service:
+        training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
+        found = await learn(training, 2)
+        base = await service.create_sampling_client_async(base_model=MODEL)
+        params = lorry.SamplingParams(max_tokens=3000, stop=[], seed=1)
+        samples = base.sample(lorry.ModelInput.from_ints([1, 2, 3]), 16, params)
+        await base.sample(lorry.ModelInput.from_ints([1]), 1, lorry.SamplingParams(max_tokens=1, stop=[]))
+        backward = await training.forward_backward_async([datum()], "cross_entropy")
+        server.process.send_signal(signal.SIGTERM)
+        with server.process:
+            while server.process.poll() is None:
+                server.process.send_signal(signal.SIGTERM)
+        server = start("--bind", server.address, "--heartbeat-s", "2")
+        assert (await backward).metrics["loss:sum"] > 0
+        assert len(found + await learn(training, 1)) == 3
+        await samples.cancel()

@@ -4,7 +4,6 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,16 @@ import pytest
 
 import lorry
 from lorry.storage.store import FILE
-from tests.conftest import MODEL, Server, children_of, start_server
+from tests.conftest import MODEL, Server, Start, children_of
 from tests.service.test_training import datum
 
 STEP = lorry.AdamParams(learning_rate=1e-3)
 
 
 @pytest.fixture
-def eager(tmp_path: Path) -> Iterator[Server]:
+def eager(start: Start) -> Server:
     """A server that saves runs' states all the time."""
-    server = start_server(tmp_path / "data", "--recovery-s", "0.02", "--idle-save-s", "0", "--heartbeat-s", "2")
-    yield server
-    server.stop()
+    return start("--recovery-s", "0.02", "--idle-save-s", "0", "--heartbeat-s", "2")
 
 
 def run_row(server: Server, run: str) -> dict[str, Any]:
@@ -121,18 +118,15 @@ async def test_a_run_that_nothing_gives_back_says_so_and_disturbs_nobody(eager: 
         assert len(await learn(other, 2)) == 2
 
 
-async def test_runs_that_do_not_fit_into_memory_train_as_if_they_did(tmp_path: Path) -> None:
-    server = start_server(tmp_path / "data", "--host-memory", "1", "--slots", "2")
-    try:
-        async with lorry.connect(server.address, api_key=server.new_key("alice")) as service:
-            expected = await learn(await service.create_lora_training_client_async(MODEL, rank=4, seed=1), 6)
-            runs = [await service.create_lora_training_client_async(MODEL, rank=4, seed=1) for _ in range(5)]
-            found: dict[str, list[float]] = {run.model_id: [] for run in runs}
-            for _ in range(6):
-                for run in runs:
-                    found[run.model_id] += await learn(run, 1)
-            assert list(found.values()) == [expected] * 5
-            kill(server)
-            assert await learn(runs[0], 1) == await learn(runs[1], 1)
-    finally:
-        server.stop()
+async def test_runs_that_do_not_fit_into_memory_train_as_if_they_did(start: Start) -> None:
+    server = start("--host-memory", "1", "--slots", "2")
+    async with lorry.connect(server.address, api_key=server.new_key("alice")) as service:
+        expected = await learn(await service.create_lora_training_client_async(MODEL, rank=4, seed=1), 6)
+        runs = [await service.create_lora_training_client_async(MODEL, rank=4, seed=1) for _ in range(5)]
+        found: dict[str, list[float]] = {run.model_id: [] for run in runs}
+        for _ in range(6):
+            for run in runs:
+                found[run.model_id] += await learn(run, 1)
+        assert list(found.values()) == [expected] * 5
+        kill(server)
+        assert await learn(runs[0], 1) == await learn(runs[1], 1)
