@@ -30,13 +30,22 @@ from ..wire.client_messages import (
     Welcome,
 )
 from ..wire.codec import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, decode, encode
-from ..wire.errors import ConnectionLostError, LorryError, MessageTooLargeError, TooManyWaitingError, revive
+from ..wire.errors import (
+    ConnectionLostError,
+    LorryError,
+    MessageTooLargeError,
+    StorageUnavailableError,
+    TooManyWaitingError,
+    revive,
+)
 from ..wire.ids import FutureId, LaneId
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
 from .futures import Future
 
 T = TypeVar("T")
+
+_COME_AGAIN = (TooManyWaitingError, StorageUnavailableError)
 
 
 @dataclass(slots=True)
@@ -54,8 +63,8 @@ class _Request:
 class Connection:
     """Use `open_connection`. Requests may be made from any task of the event loop.
 
-    A command that finds too many before it waits here, and goes out again when something is over; where the connection
-    does not hold (`holds`), whoever sent it is told.
+    A command that finds too many before it, or a server whose disk is full, waits here, and goes out again when
+    something is over, or with a heartbeat; where the connection does not hold (`holds`), whoever sent it is told.
     """
 
     def __init__(self, channel: Channel, address: str, api_key: str, timeout_s: float, *, holds: bool = True) -> None:
@@ -200,7 +209,7 @@ class Connection:
             for future in list(self._futures.values()):
                 future.reject(error)
             self._futures.clear()
-        elif isinstance(error, TooManyWaitingError) and self._holds and (lane := self._lane_of(number)):
+        elif isinstance(error, _COME_AGAIN) and self._holds and (lane := self._lane_of(number)):
             self._held.setdefault(lane, deque()).append(number)
         elif request := self._requests.pop(number, None):
             request.error = error

@@ -8,8 +8,9 @@ from typing import Any, TypeAlias, TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from lorry.storage.connection import FILE
 from lorry.storage.reports import actors, queues, recent_failures, recent_runs, tenants, usage
-from lorry.storage.store import FILE, Store
+from lorry.storage.store import Store
 from lorry.wire.codec import decode
 from lorry.wire.errors import ErrorInfo, NotFoundError
 from lorry.wire.ids import TenantId

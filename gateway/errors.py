@@ -13,6 +13,7 @@ from ..wire.errors import (
     MessageTooLargeError,
     NotFoundError,
     SessionFinishedError,
+    StorageUnavailableError,
     TooManyWaitingError,
 )
 
@@ -50,6 +51,7 @@ _STATUS: dict[type[LorryError], int] = {
     NotSupportedError: 400,
     ConnectionLostError: 503,
     LoadingError: 503,
+    StorageUnavailableError: 503,
 }
 
 

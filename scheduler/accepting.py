@@ -110,10 +110,10 @@ class Accepting:
         """Sent again, it is acknowledged again, and that is all. Another one under its seq is a conflict."""
         is_new = not self._waiters.is_open(row.future)
         if is_new:
-            self._open.rows[row.future], self._open.payloads[row.future] = row, payload
+            self._open.rows[row.future] = row
             if row.folder is not None and row.seq >= self._planner.next_seq(row.lane):
                 self._registry.saving(row)
-        self._journal(row, payload, payload, None, request, lambda: self._plan_or_fail(row))
+        self._journal(row, payload, payload, None, request, lambda: self._plan_or_fail(row, payload))
 
     def refuse(self, row: CommandRow, payload: bytes | None, error: ErrorInfo, request: Request) -> None:
         """It fails with `error` and costs nothing. Without a `payload`, what it said was not understood."""
@@ -130,28 +130,28 @@ class Accepting:
         request: Request,
         go_on: Callable[[], None],
     ) -> None:
-        found: list[_Earlier] = []
         is_new = not self._waiters.is_open(row.future)
         if is_new:
             self._waiters.opened(row.future)
             self._waiters.watch(row.future, request.connection)
 
-        def journal(store: Store) -> None:
+        def journal(store: Store) -> _Earlier | None:
             digest = _digest(row.kind, row.arguments, content)  # here, since large ones take milliseconds
             if used := store.command_accepted(row, payload, digest, self._now()):
-                found.append(_Earlier(used, used.digest in (None, digest), store.result(row.future)))
-            elif refusal is not None:
+                return _Earlier(used, used.digest in (None, digest), store.result(row.future))
+            if refusal is not None:
                 result = ResultRow(row.future, encode(refusal), None)
                 store.command_finished(result, "failed", None, [], self._now())
+            return None
 
-        def done() -> None:
-            if not found:
+        def done(earlier: _Earlier | None) -> None:
+            if earlier is None:
                 request.answer(None)
                 go_on()
-                return
-            self._resent(row, found[0], is_new, request)
+            else:
+                self._resent(row, earlier, is_new, request)
 
-        self._writer.write(journal, done)
+        self._writer.write(journal, done, len(content))
 
     def _resent(self, row: CommandRow, earlier: _Earlier, is_new: bool, request: Request) -> None:
         """This (run, seq) was used before: for the same request, or for another one."""
@@ -174,7 +174,7 @@ class Accepting:
             others = told if earlier.is_same else told - {request.connection}
             self._finishing.tell(others, row.future, *_outcome(row, result))
 
-    def _plan_or_fail(self, row: CommandRow) -> None:
+    def _plan_or_fail(self, row: CommandRow, payload: bytes) -> None:
         if row.lane in self._open.broken:
             self._finishing.fail(row.future, ActorLostError(self._open.broken[row.lane]))
         elif row.future in self._open.cancelled:
@@ -182,6 +182,7 @@ class Accepting:
             self._finishing.fail(row.future, CommandCancelledError(f"{row.future} was cancelled"))
             self._work_arrived()
         else:
+            self._open.payloads.hold(row.future, payload)
             self._plan(row)
 
     def _plan(self, row: CommandRow) -> None:

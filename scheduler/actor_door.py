@@ -107,7 +107,7 @@ class ActorDoor:
                 self._lose(peer, "it left", "stopped")
             case ActorPing():
                 self._send(connection, ActorPong())
-                self._writer.write(lambda store: store.actor_measured(peer.id, message), _nothing)
+                self._writer.write(lambda store: store.actor_measured(peer.id, message))
 
     def _may_join(self, connection: bytes, hello: ActorHello | LoadFailed) -> bool:
         reason = None
@@ -126,7 +126,7 @@ class ActorDoor:
             log.error("a model cannot be loaded", base_model=failed.base_model, why=failed.error.message)
             self._registry.models.failed(failed.base_model, failed.error)
             now, why = self._now(), failed.error.message
-            self._writer.write(lambda store: store.record_event("load failed", failed.actor, why, now), _nothing)
+            self._writer.write(lambda store: store.record_event("load failed", failed.actor, why, now))
 
     def _hello(self, connection: bytes, hello: ActorHello) -> None:
         if not self._may_join(connection, hello):
@@ -147,7 +147,7 @@ class ActorDoor:
             state="ready",
             started_at=self._now(),
         )
-        self._writer.write(lambda store: store.actor_started(row), _nothing)
+        self._writer.write(lambda store: store.actor_started(row))
         self._send(connection, ActorWelcome(self._config.heartbeat_s))
         log.info("actor ready", actor=hello.actor, base_model=hello.base_model, pid=hello.pid)
 
@@ -173,12 +173,12 @@ class ActorDoor:
         for command in plan.commands:
             try:
                 item = self._commands.item(command)
+                payload = self._commands.payload(command.future)
+                if payload is None:
+                    payload = await self._reader.read(partial(_payload, command.future))
             except LorryError as error:
                 self._commands.finish(Outcome(command.future, error.info), b"", peer.id, plan.batch)
                 continue
-            payload = self._commands.payload(future := command.future)
-            if payload is None:
-                payload = await self._reader.read(partial(_payload, future))
             items.append(item)
             payloads.append(payload)
         if items:
@@ -204,8 +204,8 @@ class ActorDoor:
         tell(f"actor {state}", actor=peer.id, why=why)
         del self._peers[peer.connection]
         now = self._now()
-        self._writer.write(lambda store: store.actor_ended(peer.id, state, now), _nothing)
-        self._writer.write(lambda store: store.record_event(f"actor {state}", peer.id, why, now), _nothing)
+        self._writer.write(lambda store: store.actor_ended(peer.id, state, now))
+        self._writer.write(lambda store: store.record_event(f"actor {state}", peer.id, why, now))
         self._commands.recovering.actor_lost(self._planner.actor_lost(peer.id))
 
     def _expel(self, connection: bytes, reason: str) -> None:
@@ -220,7 +220,3 @@ class ActorDoor:
 
 def _payload(future: FutureId, store: Store) -> bytes:
     return store.payload(future)
-
-
-def _nothing() -> None:
-    pass

@@ -4,23 +4,27 @@ Two sockets are drained whenever they are readable; one commit covers all that a
 """
 
 import contextlib
+import sqlite3
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import structlog
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
+from ..storage.connection import FILE
 from ..storage.lock import sole_writer
 from ..storage.reader import Reader
 from ..storage.rows import CheckpointRow
 from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire import sockets
-from ..wire.errors import ErrorInfo
+from ..wire.errors import ErrorInfo, JournalDamagedError
 from ..wire.ids import FutureId
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
@@ -36,6 +40,8 @@ from .sweeping import Sweeper
 log = structlog.get_logger("lorry.broker")
 
 _HOUSEKEEPING_S = 600.0
+_UNREAD_AT_MOST = 16
+"""Messages of one client that wait in memory to be read; the others wait where they come from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +58,13 @@ async def running(config: BrokerConfig) -> AsyncGenerator[Addresses]:
     frame_limit = 2 * config.max_payload_bytes
     with contextlib.ExitStack() as stack:
         stack.enter_context(sole_writer(config.data))
-        front = stack.enter_context(sockets.bind(config.bind, frame_limit, config.curve))
+        front = stack.enter_context(sockets.bind(config.bind, frame_limit, config.curve, _UNREAD_AT_MOST))
         back = stack.enter_context(sockets.bind(config.actor_bind, frame_limit, config.actor_curve))
         writing = stack.enter_context(contextlib.closing(await to_thread.run_sync(Store, config.data)))
         reading = stack.enter_context(contextlib.closing(await to_thread.run_sync(Store, config.data)))
         async with background_tasks() as tasks:
             broker = _Broker(config, front, back, writing, Reader(reading), tasks)
-            await to_thread.run_sync(broker.load, writing)
+            await to_thread.run_sync(_load, broker, writing, config.data)
             tasks.start_soon(broker.writer.run)
             tasks.start_soon(broker.serve_clients)
             tasks.start_soon(broker.serve_actors)
@@ -66,6 +72,14 @@ async def running(config: BrokerConfig) -> AsyncGenerator[Addresses]:
             tasks.start_soon(broker.keep_time)
             tasks.start_soon(broker.sweeper.run)
             yield Addresses(front.address, back.address)
+
+
+def _load(broker: "_Broker", store: Store, data: Path) -> None:
+    """Raises JournalDamagedError for a database that cannot be read."""
+    try:
+        broker.load(store)
+    except sqlite3.DatabaseError as error:
+        raise JournalDamagedError(f"{data / FILE} cannot be used: {error}") from error
 
 
 class _Broker:
@@ -139,13 +153,16 @@ class _Broker:
         self._work.set()
 
     async def serve_clients(self) -> None:
-        await self._drain(self._front, self._clients.receive)
+        await self._drain(self._front, self._clients.receive, self.writer.room_for_requests)
 
     async def serve_actors(self) -> None:
-        await self._drain(self._back, self._actors.receive)
+        await self._drain(self._back, self._actors.receive, anyio.lowlevel.checkpoint)
 
-    async def _drain(self, channel: Channel, handle: Callable[[list[bytes]], None]) -> None:
+    async def _drain(
+        self, channel: Channel, handle: Callable[[list[bytes]], None], room: Callable[[], Awaitable[None]]
+    ) -> None:
         while True:
+            await room()
             for frames in await channel.receive():
                 handle(frames)
             self._work.set()
@@ -154,6 +171,7 @@ class _Broker:
         while True:
             await self._work.wait()
             self._work = anyio.Event()
+            await self.writer.room()
             await self._actors.dispatch()
 
     async def keep_time(self) -> None:
@@ -163,17 +181,22 @@ class _Broker:
             await anyio.sleep(self._config.heartbeat_s)
             self._clients.expire()
             self._actors.expire()
+            self._commands.finishing.record_told()
             if time.monotonic() >= next_housekeeping:
                 next_housekeeping = time.monotonic() + _HOUSEKEEPING_S
                 await self._clean()
 
     async def _clean(self) -> None:
-        before = time.time() - self._config.result_ttl_s
-        await self.writer.write_and_wait(lambda store: store.results_expired(before))
+        now = time.time()
+        before, read_before = now - self._config.result_ttl_s, now - self._config.read_result_ttl_s
+        await self.writer.write_and_wait(lambda store: store.results_expired(before, read_before))
+        await self.writer.write_and_wait(lambda store: store.blobs_swept())
+        while await self.writer.write_and_wait(lambda store: store.give_back()):
+            pass
         for checkpoint in self._registry.expired():
             self._forget(checkpoint)
         self.sweeper.want()
 
     def _forget(self, checkpoint: CheckpointRow) -> None:
         self._registry.remove_checkpoint(checkpoint)
-        self.writer.write(lambda store: store.checkpoint_deleted(checkpoint), lambda: None)
+        self.writer.write(lambda store: store.checkpoint_deleted(checkpoint))

@@ -124,7 +124,7 @@ class Catalogue:
                 return await self._revoke(tenant, request.api_key)
             case CountClientEvents():
                 return self._writer.write(
-                    lambda store: store.client_events_counted(tenant, request.events, request.failures), _nothing
+                    lambda store: store.client_events_counted(tenant, request.events, request.failures)
                 )
             case UsageBetween():
                 start, end = request.start, request.end
@@ -285,10 +285,6 @@ class Catalogue:
 
         await self._writer.write_and_wait(record)
         return CheckpointCopied(mine.path)
-
-
-def _nothing() -> None:
-    pass
 
 
 def _training_run(run: RunRow) -> TrainingRun:

@@ -10,7 +10,18 @@ from anyio.abc import TaskGroup
 from ..storage.reader import Reader
 from ..storage.rows import CommandRow, RunRow, SamplerRow
 from ..storage.writer import Writer
-from ..wire.catalogue_messages import CatalogueRequest, RevokeKey
+from ..wire.catalogue_messages import (
+    CatalogueRequest,
+    CopyCheckpoint,
+    CountClientEvents,
+    CreateClientSession,
+    DeleteCheckpoint,
+    ExpireCheckpoint,
+    FinishClientSession,
+    JoinSampler,
+    PublishCheckpoint,
+    RevokeKey,
+)
 from ..wire.client_messages import (
     VERSION,
     Answer,
@@ -43,6 +54,7 @@ from ..wire.errors import (
     LorryError,
     NotFoundError,
     ProtocolError,
+    StorageUnavailableError,
 )
 from ..wire.ids import ActorId, FutureId, KeyHash, LaneId, SessionId, TenantId, future_id
 from ..wire.sockets import Channel
@@ -59,6 +71,23 @@ log = structlog.get_logger("lorry.broker")
 
 _BYTES_PER_TOKEN = 32
 """A token of training data takes 13 to 25 bytes on the wire, so a claim below size / 32 is not believed."""
+
+
+_WRITE = (
+    Submit,
+    Refuse,
+    CreateRun,
+    CreateSampler,
+    CopyCheckpoint,
+    CountClientEvents,
+    CreateClientSession,
+    DeleteCheckpoint,
+    ExpireCheckpoint,
+    FinishClientSession,
+    JoinSampler,
+    PublishCheckpoint,
+    RevokeKey,
+)
 
 
 class ClientDoor:
@@ -121,11 +150,13 @@ class ClientDoor:
         session = Session(SessionId("session-" + secrets.token_hex(8)), tenant, key, connection, self._monotonic())
         now = self._now()
         if earlier := self._sessions.open(session):
-            self._writer.write(lambda store: store.session_ended(earlier.id, now), _nothing)
-        self._writer.write(lambda store: store.session_started(session.id, tenant, client[:200], now), _nothing)
+            self._writer.write(lambda store: store.session_ended(earlier.id, now))
+        self._writer.write(lambda store: store.session_started(session.id, tenant, client[:200], now))
         self._send(connection, Welcome(session.id, self._config.heartbeat_s, self._config.max_payload_bytes))
 
     def _handle(self, session: Session, message: FromClient, payload: bytes) -> None:
+        if self._writer.trouble is not None and isinstance(message, _WRITE):
+            raise StorageUnavailableError(self._writer.trouble)
         match message:
             case Submit():
                 self._submit(session, message, payload)
@@ -245,14 +276,14 @@ class ClientDoor:
         run, is_new = self._creating.run(session.tenant, create)
         if is_new:
             self._commands.accepting.add_run(run)
-            self._writer.write(lambda store: store.run_created(run), _nothing)
+            self._writer.write(lambda store: store.run_created(run))
         self._answer_when_durable(session, create.request, RunCreated(run.id))
 
     def _create_sampler(self, session: Session, create: CreateSampler) -> None:
         sampler, is_new = self._creating.sampler(session.tenant, create)
         if is_new:
             self._registry.add_sampler(sampler)
-            self._writer.write(lambda store: store.sampler_created(sampler), _nothing)
+            self._writer.write(lambda store: store.sampler_created(sampler))
         self._answer_when_durable(session, create.request, SamplerCreated(sampler.id, sampler.base_model))
 
     # Questions -------------------------------------------------------------------------------------------------------
@@ -285,18 +316,14 @@ class ClientDoor:
         now = self._now()
         self._sessions.close(session.connection)
         self._commands.waiters.left(session.connection)
-        self._writer.write(lambda store: store.session_ended(session.id, now), _nothing)
+        self._writer.write(lambda store: store.session_ended(session.id, now))
 
     def _answer(self, session: Session, request: int, payload: object = None) -> None:
         self._channel.send([session.connection, encode(Answer(request)), b"" if payload is None else encode(payload)])
 
     def _answer_when_durable(self, session: Session, request: int, payload: object) -> None:
         """What the answer speaks of is written already, or waits in the writer ahead of this."""
-        self._writer.write(lambda store: None, lambda: self._answer(session, request, payload))
+        self._writer.write(lambda _: None, lambda _: self._answer(session, request, payload))
 
     def _send(self, connection: bytes, message: ToClient) -> None:
         self._channel.send([connection, encode(message)])
-
-
-def _nothing() -> None:
-    pass

@@ -14,7 +14,7 @@ from ..wire.ids import ActorId, BatchId, FutureId, LaneId
 from .accepting import Accepting
 from .config import BrokerConfig
 from .finishing import Deliver, Finishing
-from .open_commands import OpenCommands
+from .open_commands import OpenCommands, Payloads
 from .planning.lanes import Command
 from .planning.planner import Planner
 from .recovering import Recovering
@@ -35,7 +35,8 @@ class Commands:
         offer: Callable[[str], None],
     ) -> None:
         self.waiters = Waiters()
-        self._open, self._registry, self._planner = OpenCommands(), registry, planner
+        self._open = OpenCommands(Payloads(config.waiting_bytes))
+        self._registry, self._planner, self._writer = registry, planner, writer
         self.finishing = Finishing(self._open, registry, self.waiters, writer, config.prices, now, deliver, offer)
         self.recovering = Recovering(
             self._open, registry, planner, writer, self.finishing, config.checkpoints, now, work_arrived
@@ -60,6 +61,8 @@ class Commands:
         """Why it has not resolved yet. Raises NotFoundError where it has, or never was."""
         if (row := self._open.rows.get(future)) is None:
             raise NotFoundError(f"{future!r} does not wait for anything", field="future")
+        if self._writer.trouble is not None:
+            return FutureState("paused_capacity", self._writer.trouble)
         if not self._planner.actors_of(row.base_model):
             try:
                 return self.model_state(row.base_model)

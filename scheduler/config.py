@@ -12,6 +12,9 @@ from .planning.prices import Prices
 class BrokerConfig:
     """`models` are the public names that actors will serve; `actor_token` is what an actor must show to join.
 
+    A result is kept for `result_ttl_s`; one that was read, for `read_result_ttl_s`. Payloads that wait for their turn
+    are held in memory up to `waiting_bytes`, the others are read again from the journal.
+
     `curve` encrypts the clients' socket, `actor_curve` the actors'.
     """
 
@@ -24,8 +27,10 @@ class BrokerConfig:
     actor_curve: CurveKeys | None = None
     heartbeat_s: float = 5.0
     result_ttl_s: float = 7 * 24 * 3600.0
+    read_result_ttl_s: float = 3600.0
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
     max_waiting: int = 10_000
+    waiting_bytes: int = 256 * 1024 * 1024
     prices: Prices = field(default_factory=Prices)
 
     @property

@@ -39,6 +39,7 @@ class Finishing:
     ) -> None:
         self._open, self._registry, self._waiters, self._writer = open_, registry, waiters, writer
         self._prices, self._now, self._deliver, self._offer = prices, now, deliver, offer
+        self._told: set[FutureId] = set()
 
     def finish(self, outcome: Outcome, payload: bytes, actor: ActorId) -> None:
         """Record how a command ended, with its usage, and tell its waiters once that is durable."""
@@ -61,7 +62,16 @@ class Finishing:
         row = self._open.rows[future]
         self._record(row, ResultRow(future, encode(told(row, error.info)), None), "failed", None)
 
+    def record_told(self) -> None:
+        """Which results somebody was sent since the last time. Should this be lost, they are kept for longer."""
+        if self._told:
+            (told_now, self._told), now = (self._told, set()), self._now()
+            self._writer.write(lambda store: store.results_told(told_now, now))
+
     def tell(self, connections: Iterable[bytes], future: FutureId, error: bytes | None, payload: bytes | None) -> None:
+        connections = list(connections)
+        if connections:
+            self._told.add(future)
         self._deliver(connections, future, decode(error, ErrorInfo) if error is not None else None, payload or b"")
 
     def _record(
@@ -92,7 +102,7 @@ class Finishing:
             if restored is not None:
                 store.restore_points_set(restored)
 
-        def done() -> None:
+        def done(_: None) -> None:
             self._open.forget(row.future)
             self.tell(self._waiters.resolved(row.future), row.future, result.error, result.payload)
             for folder in idle:
@@ -107,7 +117,7 @@ class Finishing:
         if run is not None and restored is not None:
             self._registry.add_run(restored)
             idle += [run.former_folder] if run.former_folder else []
-        self._writer.write(journal, done)
+        self._writer.write(journal, done, len(result.payload or b""))
 
     def _left_behind(self, row: CommandRow, checkpoint: CheckpointRow | None) -> list[str]:
         """The folder of a save that failed, or of the checkpoint whose name this one takes."""

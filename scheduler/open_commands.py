@@ -8,14 +8,35 @@ from ..wire.ids import FutureId, LaneId
 from .planning.lanes import Command
 
 
+class Payloads:
+    """Of commands that wait for their turn, up to `limit` bytes: what is not here is in the journal alone."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._bytes = limit, 0
+        self._held: dict[FutureId, bytes] = {}
+
+    def hold(self, future: FutureId, payload: bytes) -> None:
+        """If there is room."""
+        if self._bytes + len(payload) <= self._limit:
+            self.let_go(future)
+            self._held[future] = payload
+            self._bytes += len(payload)
+
+    def get(self, future: FutureId) -> bytes | None:
+        return self._held.get(future)
+
+    def let_go(self, future: FutureId) -> None:
+        self._bytes -= len(self._held.pop(future, b""))
+
+
 @dataclass(slots=True)
 class OpenCommands:
-    """`payloads` of what came since the broker started; the others are in the journal only. `replays` are rebuilding a
+    """`payloads` are those at hand. `replays` are rebuilding a
     run. `cancelled` commands were so before they were journalled. `broken` runs are lost, and why. `dormant` ones have
     a state that nobody holds: they are rebuilt when their next command comes, not before."""
 
+    payloads: Payloads
     rows: dict[FutureId, CommandRow] = field(default_factory=dict[FutureId, CommandRow])
-    payloads: dict[FutureId, bytes] = field(default_factory=dict[FutureId, bytes])
     replays: dict[FutureId, CommandRow] = field(default_factory=dict[FutureId, CommandRow])
     cancelled: set[FutureId] = field(default_factory=set[FutureId])
     broken: dict[LaneId, str] = field(default_factory=dict[LaneId, str])
@@ -23,7 +44,7 @@ class OpenCommands:
 
     def forget(self, future: FutureId) -> None:
         del self.rows[future]
-        self.payloads.pop(future, None)
+        self.payloads.let_go(future)
         self.cancelled.discard(future)
 
 

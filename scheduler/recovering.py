@@ -73,7 +73,7 @@ class Recovering:
             store.record_event("saved state unreadable", lane, why, now)
 
         self._registry.add_run(older)
-        self._writer.write(journal, lambda: None)
+        self._writer.write(journal)
         self._restore(lane)
 
     def replayed(self, command: Command, outcome: Outcome) -> None:
@@ -87,14 +87,13 @@ class Recovering:
         assert found is not None, lane
         run = replace(found, snapshot_folder=snapshot_folder(self._checkpoints, found.id))
         self._registry.add_run(run)  # whoever held it before may still write to the folder that it was given
-        rows: list[CommandRow] = []
         before = self._planner.next_seq(lane)
 
-        def read(store: Store) -> None:
+        def read(store: Store) -> list[CommandRow]:
             store.restore_points_set(run)
-            rows.extend(store.replayable_commands(run.id, run.restore_seq, before))
+            return store.replayable_commands(run.id, run.restore_seq, before)
 
-        def done() -> None:
+        def done(rows: list[CommandRow]) -> None:
             self._open.replays.update((row.future, row) for row in rows)
             self._planner.restore(lane, [planned(row, replay=True) for row in rows])
             log.info("restoring", run=run.id, folder=run.restore_folder, replayed=len(rows))

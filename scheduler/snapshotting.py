@@ -47,7 +47,7 @@ class Snapshotting:
         def journal(store: Store) -> None:
             store.restore_points_set(run)
 
-        def done() -> None:
+        def done(_: None) -> None:
             assert run.snapshot_folder is not None
             tell(SnapshotRecorded(run.id, run.snapshot_folder))
             for folder in left:
@@ -60,13 +60,9 @@ class Snapshotting:
         """What a replay of the run would cost now."""
         if run := self._registry.run_of(LaneId(run_id)):
             self._registry.add_run(replace(run, replay_s=replay_s))
-            self._writer.write(lambda store: store.replay_measured(run_id, replay_s), _done)
+            self._writer.write(lambda store: store.replay_measured(run_id, replay_s))
 
     def failed(self, message: SnapshotFailed) -> None:
         now = self._now()
         log.warning("a snapshot could not be written", run=message.run, why=message.reason)
-        self._writer.write(lambda store: store.record_event("snapshot failed", message.run, message.reason, now), _done)
-
-
-def _done() -> None:
-    pass
+        self._writer.write(lambda store: store.record_event("snapshot failed", message.run, message.reason, now))

@@ -51,23 +51,18 @@ class Sweeper:
 
     async def drop(self, folder: str) -> None:
         """Delete it unless something needs it."""
-        in_use: list[bool] = []
-        await self._writer.write_and_wait(lambda store: in_use.append(store.folder_is_in_use(folder)))
-        if not in_use[0]:
+        if not await self._writer.write_and_wait(lambda store: store.folder_is_in_use(folder)):
             await self._delete(Path(folder))
 
     async def sweep(self) -> None:
         """All that nothing needs; first the samplers that nobody uses any more."""
         there = await to_thread.run_sync(folders_below, self._root)
-        needed: set[str] = set()
-        gone: list[str] = []
         before = self._now() - SAMPLER_IDLE_S
 
-        def mark(store: Store) -> None:
-            gone.extend(store.samplers_expired(before))
-            needed.update(store.folders_in_use())
+        def mark(store: Store) -> tuple[list[str], set[str]]:
+            return store.samplers_expired(before), store.folders_in_use()
 
-        await self._writer.write_and_wait(mark)
+        gone, needed = await self._writer.write_and_wait(mark)
         for sampler in gone:
             self._registry.remove_sampler(sampler)
         for folder in not_in_use(there, needed):

@@ -201,3 +201,16 @@ def m006_snapshots(db: Database) -> None:
     db.execute("UPDATE runs SET former_folder = restore_folder, former_seq = restore_seq")
     db.table("runs").create_index(["former_folder"])
     db.table("runs").create_index(["snapshot_folder"])
+
+
+@migrations()
+def m007_blobs(db: Database) -> None:
+    # A file below blobs/ that holds what is too large for the row.
+    db.table("commands").add_column("payload_file", str)
+    db.table("results").add_column("payload_file", str)
+    db.table("results").add_column("payload_bytes", int)
+    # When somebody was sent the result for the last time.
+    db.table("results").add_column("told_at", float)
+    for table in ("commands", "results"):
+        db.execute(f"CREATE INDEX {table}_files ON {table} (payload_file) WHERE payload_file IS NOT NULL")
+    db.execute("CREATE INDEX results_told ON results (told_at) WHERE told_at IS NOT NULL")

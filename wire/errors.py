@@ -140,6 +140,14 @@ class StorageError(LorryError):
     """Free disk space or mend the folder's permissions, and call again."""
 
 
+class JournalDamagedError(StorageError):
+    """The server's operator can find out more with `lorry doctor`."""
+
+
+class StorageUnavailableError(StorageError):
+    """This request changed nothing; send it again when the server's disk has room."""
+
+
 class InternalError(LorryError):
     """This is a bug in Lorry; the server's log has the details."""
 

@@ -73,8 +73,9 @@ class Channel:
         self._socket.close(linger=200)
 
 
-def bind(address: str, max_frame_bytes: int, keys: CurveKeys | None = None) -> Channel:
-    """A ROUTER at `address`. Peers that send a frame above `max_frame_bytes` are cut off by ZeroMQ itself.
+def bind(address: str, max_frame_bytes: int, keys: CurveKeys | None = None, unread_at_most: int = 0) -> Channel:
+    """A ROUTER at `address`. Peers that send a frame above `max_frame_bytes` are cut off by ZeroMQ itself. Of each peer
+    about `unread_at_most` messages wait to be read, and it is to wait with the others; 0 is any number.
 
     Raises InvalidRequestError for an address that is malformed or taken.
     """
@@ -82,6 +83,7 @@ def bind(address: str, max_frame_bytes: int, keys: CurveKeys | None = None) -> C
     def prepare(socket: "zmq.Socket[bytes]") -> None:
         socket.maxmsgsize = max_frame_bytes
         socket.router_handover = True
+        socket.rcvhwm = unread_at_most
         if keys:
             socket.curve_server = True
             socket.curve_publickey, socket.curve_secretkey = keys.public, keys.secret

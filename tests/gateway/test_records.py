@@ -12,8 +12,9 @@ from safetensors.numpy import load
 from sqlite_utils import Database
 
 from lorry.scheduler.planning.prices import cost
+from lorry.storage.connection import FILE
 from lorry.storage.reports import usage
-from lorry.storage.store import FILE, Store
+from lorry.storage.store import Store
 from lorry.wire.ids import TenantId
 
 from .conftest import Tenant

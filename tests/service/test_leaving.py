@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 
 import lorry
-from lorry.storage.store import FILE
+from lorry.storage.connection import FILE
 from tests.conftest import MODEL, Server, Start, children_of
 from tests.service.test_recovery import learn
 from tests.service.test_training import datum

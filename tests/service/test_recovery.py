@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import lorry
-from lorry.storage.store import FILE
+from lorry.storage.connection import FILE
 from tests.conftest import MODEL, Server, Start, children_of
 from tests.service.test_training import datum
 

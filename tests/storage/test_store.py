@@ -10,6 +10,7 @@ from sqlite_utils import Database
 from lorry.scheduler.registry import Registry
 from lorry.scheduler.restore_points import fallen_back, moved_on
 from lorry.storage.checkpoints import delete_folder
+from lorry.storage.connection import FILE
 from lorry.storage.reports import actors, usage
 from lorry.storage.rows import (
     CheckpointRow,
@@ -22,7 +23,7 @@ from lorry.storage.rows import (
     UsedSeq,
 )
 from lorry.storage.schema import migrations
-from lorry.storage.store import FILE, Store, key_hash
+from lorry.storage.store import Store, key_hash
 from lorry.storage.writer import Writer
 from lorry.wire.client_messages import CommandArguments
 from lorry.wire.codec import encode
@@ -237,7 +238,7 @@ async def test_one_commit_covers_all_that_came_in_during_the_one_before(store: S
         for seq in range(100):
             writer.write(
                 lambda s, seq=seq: s.command_accepted(command(seq), b"", b"", time.time()),
-                lambda seq=seq: order.append(seq),
+                lambda _, seq=seq: order.append(seq),
             )
         tasks.start_soon(writer.run)
         await writer.write_and_wait(lambda s: None)
@@ -248,7 +249,7 @@ async def test_one_commit_covers_all_that_came_in_during_the_one_before(store: S
 async def test_nothing_is_acknowledged_after_the_database_refused_a_commit(store: Store) -> None:
     writer = Writer(store)
     acknowledged: list[str] = []
-    writer.write(lambda s: s.run_created(RUN), lambda: acknowledged.append("a duplicate"))
+    writer.write(lambda s: s.run_created(RUN), lambda _: acknowledged.append("a duplicate"))
     with pytest.raises(RuntimeError, match="the database refused"):
         await writer.run()
     assert acknowledged == []

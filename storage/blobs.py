@@ -1,0 +1,86 @@
+"""Payloads and results too large for a row: one file each, beside the database. A row names the file, and the name says
+what must be in it.
+
+A file is durable before the row that names it is, and never changes. Who dies between the two leaves a file that no row
+names; `sweep` takes it away.
+"""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..wire.errors import JournalDamagedError
+
+FOLDER = "blobs"
+LARGE = 64 * 1024
+"""Bytes; up to here a row holds them, and one commit makes any number of them durable."""
+
+
+class Blobs:
+    """The files in `folder`. `settle` before a commit makes durable what was written since the last one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._unsettled: list[str] = []
+
+    def write(self, content: bytes) -> str:
+        """The name that a row is to keep. Raises OSError, and leaves nothing then."""
+        name = f"{_digest(content)}.{secrets.token_hex(8)}"
+        self._folder.mkdir(exist_ok=True)
+        try:
+            with open(self._folder / name, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            (self._folder / name).unlink(missing_ok=True)
+            raise
+        self._unsettled.append(name)
+        return name
+
+    def settle(self) -> None:
+        """The names of the files are durable, too. Raises OSError."""
+        if self._unsettled:
+            _fsync_folder(self._folder)
+            _fsync_folder(self._folder.parent)
+            self._unsettled.clear()
+
+    def take_back(self) -> None:
+        """What was written since is named by no row, for its transaction failed."""
+        written, self._unsettled = self._unsettled, []
+        self.delete(written)
+
+    def read(self, name: str) -> bytes:
+        """Raises JournalDamagedError where it is not what was written."""
+        try:
+            content = (self._folder / name).read_bytes()
+        except OSError as error:
+            raise JournalDamagedError(f"{FOLDER}/{name} cannot be read: {error.strerror}") from None
+        if _digest(content) != name.partition(".")[0]:
+            raise JournalDamagedError(f"{FOLDER}/{name} is damaged: it is not what was written to it")
+        return content
+
+    def delete(self, names: Iterable[str]) -> None:
+        """A file that cannot be deleted stays for the next sweep."""
+        for name in names:
+            try:
+                (self._folder / name).unlink(missing_ok=True)
+            except OSError:
+                continue
+
+    def names(self) -> set[str]:
+        return {entry.name for entry in os.scandir(self._folder)} if self._folder.exists() else set()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,97 @@
+"""One connection to the database: how it is opened, what a transaction is, and how the file gives back what is free."""
+
+import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from ..wire.errors import JournalDamagedError
+from .blobs import FOLDER, Blobs
+from .schema import migrations
+
+FILE = "lorry.db"
+_WAL_BYTES = 64 << 20
+_SPARE_PAGES = 1024
+"""Free pages that stay in the file for what comes next: 4 MiB."""
+_PAGES_AT_ONCE = 4096
+"""What one commit gives back: 16 MiB, which does not delay the next for long."""
+
+
+class Connection:
+    """A connection to the database in `folder`, which is made, and migrated, where it does not exist.
+
+    Raises JournalDamagedError for a file that is no database (any more), or that cannot be opened.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(folder / FILE, isolation_level=None, check_same_thread=False, timeout=30)
+        try:
+            _configure(connection)
+            self._db = Database(connection)
+            if migrations.pending(self._db):
+                migrations.apply(self._db)
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            raise JournalDamagedError(f"{folder / FILE} cannot be used: {error}") from error
+        self._blobs = Blobs(folder / FOLDER)
+        self._unnamed: list[str] = []
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
+        """All or nothing, and durable when the block has ended. Files that its rows name are durable before it is;
+        those that they name no more go after it."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._blobs.settle()
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.conn.in_transaction:  # SQLite itself ends one that finds the disk full
+                self._db.execute("ROLLBACK")
+            self._unnamed.clear()
+            self._blobs.take_back()
+            raise
+        unnamed, self._unnamed = self._unnamed, []
+        self._blobs.delete(unnamed)
+
+    def rows(self, sql: str, *values: object) -> list[dict[str, Any]]:
+        """For this package's own questions."""
+        return list(self._db.query(sql, values))
+
+    def checkpoint_wal(self) -> None:
+        """What was committed moves into the database's own file. Not inside a transaction."""
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def give_back(self) -> bool:
+        """Some pages of the file that are free, unless they are few, go back to the file system. Whether there are
+        more."""
+        (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
+        for _ in range(min(free - _SPARE_PAGES, _PAGES_AT_ONCE)):
+            self._db.execute(
+                "PRAGMA incremental_vacuum(1)"
+            )  # of more, sqlite3 would still execute the first step alone
+        return free - _PAGES_AT_ONCE > _SPARE_PAGES
+
+
+def values_of(row: Any) -> dict[str, Any]:
+    return {field.name: getattr(row, field.name) for field in fields(row)}
+
+
+def _configure(connection: sqlite3.Connection) -> None:
+    (reclaims,) = connection.execute("PRAGMA auto_vacuum").fetchone()
+    if not reclaims:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        if connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+            connection.execute("VACUUM")  # written by an older release
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")

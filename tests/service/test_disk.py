@@ -1,0 +1,95 @@
+"""A disk that is full or damaged: who needs it waits or is told, nobody gets a wrong number, and nothing is lost."""
+
+import os
+import resource
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import anyio
+import httpx
+import pytest
+
+import lorry
+from lorry.storage.connection import FILE
+from lorry.wire.errors import StorageUnavailableError
+from tests.conftest import LORRY, MODEL, Server, Start, children_of
+from tests.service.test_recovery import learn
+from tests.service.test_training import datum
+
+
+@contextmanager
+def full_disk(server: Server) -> Iterator[None]:
+    """The system refuses what the broker writes to files meanwhile, wherever in the file it is."""
+    broker = children_of(server.process.pid)["broker"]
+    _, most = resource.prlimit(broker, resource.RLIMIT_FSIZE)
+    resource.prlimit(broker, resource.RLIMIT_FSIZE, (0, most))
+    try:
+        yield
+    finally:
+        resource.prlimit(broker, resource.RLIMIT_FSIZE, (most, most))
+
+
+async def refused(service: lorry.ServiceClient) -> None:
+    """Ask for what has to be written until it is refused: the first one is what meets the disk."""
+    while True:
+        try:
+            with anyio.move_on_after(1):
+                await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
+        except StorageUnavailableError as error:
+            assert "cannot write its journal" in str(error)
+            return
+
+
+async def test_a_full_disk_is_a_pause_and_a_clear_word(start: Start) -> None:
+    server = start("--heartbeat-s", "2")
+    async with (
+        lorry.connect(server.address, api_key=server.new_key("alice")) as service,
+        lorry.connect(server.address, api_key=server.new_key("bob")) as other,
+    ):
+        undisturbed = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
+        expected = await learn(undisturbed, 4)
+        training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
+        found = await learn(training, 1)
+        with full_disk(server):
+            futures = [training.forward_backward([datum()], "cross_entropy")]
+            await refused(other)
+            training.optim_step(lorry.AdamParams(learning_rate=1e-3))
+            assert len((await other.get_server_capabilities_async()).supported_models) == 1
+        found.append((await futures[0]).metrics["loss:sum"])
+        assert found + await learn(training, 2) == expected
+        await other.create_lora_training_client_async(MODEL, rank=4, seed=1)
+    with closing(sqlite3.connect(server.data / FILE)) as database:
+        assert database.execute("SELECT count(DISTINCT future), count(*) FROM usage").fetchone() == (8, 8)
+
+
+async def test_over_http_a_full_disk_is_said_and_asked_again(start: Start) -> None:
+    server = start("--http", "127.0.0.1:0", "--heartbeat-s", "2")
+    async with lorry.connect(server.address, api_key=server.new_key("alice")) as service:
+        headers = {"X-API-Key": server.new_key("bob")}
+        async with httpx.AsyncClient(base_url=server.url, headers=headers) as http:
+            body = {"tags": [], "user_metadata": None, "sdk_version": "0", "type": "create_session"}
+            with full_disk(server):
+                await refused(service)
+                answer = await http.post("/api/v1/create_session", json=body)
+                assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+                assert "cannot write its journal" in answer.json()["detail"]
+            while (answer := await http.post("/api/v1/create_session", json=body)).status_code == 503:
+                pass
+            assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("harm", ["it is cut", "it is no database"])
+def test_a_database_that_is_damaged_is_said(start: Start, harm: str) -> None:
+    server = start()
+    server.stop()
+    file = server.data / FILE
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2] if harm == "it is cut" else b"x" * len(content))
+    command = [*LORRY, "broker", "--model", MODEL, "--bind", "tcp://127.0.0.1:*", "--data", str(server.data)]
+    environment = os.environ | {"LORRY_ACTOR_TOKEN": "t", "COLUMNS": "200"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"lorry: {file} cannot be used: ")
+    assert "lorry doctor" in ended.stderr
