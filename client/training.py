@@ -183,8 +183,10 @@ class TrainingClient:
     ) -> Future[SaveWeightsForSamplerResponse]:
         return await _acknowledged(self._save_for_sampler(name, ttl_seconds))
 
-    def _save_for_sampler(self, name: str, ttl_seconds: int | None) -> "_Submitted[SaveWeightsForSamplerResponse]":
-        arguments = CommandArguments(name=name, ttl_seconds=ttl_seconds)
+    def _save_for_sampler(
+        self, name: str | None, ttl_seconds: int | None
+    ) -> "_Submitted[SaveWeightsForSamplerResponse]":
+        arguments = CommandArguments(name=name, ttl_seconds=ttl_seconds, unnamed=name is None)
         return self._submit("save_weights_for_sampler", None, _to(SaveWeightsForSamplerResponse), arguments=arguments)
 
     # Sampling, and what is known of the run --------------------------------------------------------------------------
@@ -193,8 +195,11 @@ class TrainingClient:
         return await create_sampler(self._connection, model_path=model_path)
 
     async def save_weights_and_get_sampling_client_async(self, name: str | None = None) -> SamplingClient:
-        """A sampling client of the weights as they are now, after everything called before."""
-        saved = await self.save_weights_for_sampler(name or f"at-{self._next_seq}")
+        """A sampling client of the weights as they are now, after everything called before.
+
+        Without a `name` they are kept while the client is used, and for the next four saves of this kind at least.
+        """
+        saved = await self._save_for_sampler(name, None)[0]
         return await self.create_sampling_client_async(saved.path)
 
     async def get_info_async(self) -> GetInfoResponse:

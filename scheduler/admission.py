@@ -8,7 +8,7 @@ from ..wire.errors import InvalidRequestError, MessageTooLargeError, TooManyWait
 from ..wire.ids import LaneId
 from .config import BrokerConfig
 from .registry import Registry, sampler_in_slot
-from .saves import SAVES, saved_folder, saved_path
+from .saves import SAVES, saved_folder, saved_path, weights_gone
 
 
 class Admission:
@@ -45,6 +45,8 @@ class Admission:
         if ttl is not None and ttl < 1:
             raise InvalidRequestError.of("ttl_seconds", ttl, "a whole number from 1, or None for ever")
         if isinstance(lane, SamplerRow):
+            if lane.outlived:
+                raise weights_gone(lane)
             return row
         # It may have been made while nothing was known of its model; and one that failed may be loaded yet.
         if known := self._registry.models.told_of(lane.base_model):

@@ -19,6 +19,7 @@ from .planning.lanes import Command
 from .planning.planner import Planner
 from .recovering import Recovering
 from .registry import Registry, run_of_path
+from .saves import weights_gone
 from .waiters import Waiters
 
 
@@ -113,6 +114,8 @@ class Commands:
         sampler = self._registry.sampler_of(command.lane)
         if sampler is None:
             raise NotFoundError(f"sampler {command.lane!r} was not used for a day, and its weights are gone")
+        if sampler.outlived:
+            raise weights_gone(sampler)
         if sampler.folder is None:
             return Item(command.future, command.kind, None, scope=command.tenant)
         source = self._registry.run_of(LaneId(run_of_path(sampler.model_path)))

@@ -16,7 +16,7 @@ from .open_commands import OpenCommands
 from .planning.prices import Prices, cost
 from .registry import Registry, run_of_path
 from .restore_points import moved_on
-from .saves import SAVES, saved_checkpoint, saved_sampler, weights_response
+from .saves import ASKED_WITHIN_S, NEWEST_KEPT, SAVES, saved_checkpoint, saved_sampler, weights_response
 from .telling import told
 from .waiters import Waiters
 
@@ -91,7 +91,7 @@ class Finishing:
         if run is not None and checkpoint is not None and checkpoint.kind == "training":
             restored = moved_on(run, checkpoint.folder, checkpoint.seq)
 
-        def journal(store: Store) -> None:
+        def journal(store: Store) -> tuple[list[str], list[CheckpointRow]]:
             store.command_finished(result, state, actor, usage, now)
             if not keep_payload:
                 store.payload_dropped(row.future)
@@ -101,10 +101,14 @@ class Finishing:
                     store.sampler_created(sampler)
             if restored is not None:
                 store.restore_points_set(restored)
+            if checkpoint is not None and checkpoint.ephemeral:
+                return store.samplers_outlived(checkpoint.run, NEWEST_KEPT, now - ASKED_WITHIN_S)
+            return [], []
 
-        def done(_: None) -> None:
+        def done(outlived: tuple[list[str], list[CheckpointRow]]) -> None:
             self._open.forget(row.future)
             self.tell(self._waiters.resolved(row.future), row.future, result.error, result.payload)
+            self._gone(*outlived)
             for folder in idle:
                 self._offer(folder)
 
@@ -118,6 +122,15 @@ class Finishing:
             self._registry.add_run(restored)
             idle += [run.former_folder] if run.former_folder else []
         self._writer.write(journal, done, len(result.payload or b""))
+
+    def _gone(self, samplers: Iterable[str], checkpoints: Iterable[CheckpointRow]) -> None:
+        """Weights without a name that newer ones have taken the place of."""
+        for sampler in samplers:
+            self._registry.outlive_sampler(sampler)
+        for checkpoint in checkpoints:
+            if found := self._registry.existing(checkpoint.path):
+                self._registry.remove_checkpoint(found)
+            self._offer(checkpoint.folder)
 
     def _left_behind(self, row: CommandRow, checkpoint: CheckpointRow | None) -> list[str]:
         """The folder of a save that failed, or of the checkpoint whose name this one takes."""

@@ -5,6 +5,7 @@ Anything that is not the asking tenant's does not exist for it: the answer is th
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from ..storage.rows import CheckpointKind, CheckpointRow, CommandRow, RunRow, SamplerRow
 from ..wire.errors import InvalidRequestError, NotFoundError
@@ -64,6 +65,11 @@ class Registry:
 
     def add_sampler(self, sampler: SamplerRow) -> None:
         self._samplers[sampler.id] = self._nonces[sampler.tenant, sampler.nonce] = sampler
+
+    def outlive_sampler(self, sampler: str) -> None:
+        """Its weights are gone; that it was there is remembered for a while, to say so."""
+        if row := self._samplers.get(SamplerId(sampler)):
+            self.add_sampler(replace(row, folder=None, outlived=True))
 
     def remove_sampler(self, sampler: str) -> None:
         if row := self._samplers.pop(SamplerId(sampler), None):

@@ -5,6 +5,7 @@ from pathlib import Path
 from ..storage.rows import CheckpointKind, CheckpointRow, CommandRow, RunRow, SamplerRow
 from ..wire.actor_messages import Outcome
 from ..wire.commands import CommandKind
+from ..wire.errors import NotFoundError
 from ..wire.ids import RunId, SamplerId
 from ..wire.types import LoadWeightsResponse, SaveWeightsForSamplerResponse, SaveWeightsResponse
 from .registry import checkpoint_path, ephemeral_path, sampler_in_slot
@@ -12,14 +13,23 @@ from .registry import checkpoint_path, ephemeral_path, sampler_in_slot
 SAVES: frozenset[CommandKind] = frozenset(("save_state", "save_weights_for_sampler"))
 
 _EPHEMERAL_TTL_S = 24 * 3600
-"""How long weights without a name can be sampled from: a training loop makes new ones at every step."""
+"""How long weights without a name can be found: a training loop makes new ones at every step."""
+NEWEST_KEPT = 4
+ASKED_WITHIN_S = 600.0
+"""Weights without a name outlive so many newer ones of their run where they were asked since the first of those was
+saved, or within this time."""
 
 
 def saved_path(row: CommandRow) -> str:
     """Where a save puts its checkpoint. Raises InvalidRequestError for a name that cannot be one."""
-    if row.arguments.sampler_slot is not None:
+    if is_ephemeral(row):
         return ephemeral_path(RunId(row.lane), row.seq)
     return checkpoint_path(RunId(row.lane), saved_kind(row), row.arguments.name)
+
+
+def is_ephemeral(row: CommandRow) -> bool:
+    """Whether a save makes weights without a name."""
+    return row.arguments.sampler_slot is not None or (row.kind == "save_weights_for_sampler" and row.arguments.unnamed)
 
 
 def saved_kind(row: CommandRow) -> CheckpointKind:
@@ -35,7 +45,7 @@ def saved_folder(row: CommandRow, checkpoints: Path) -> str:
 
 
 def saved_checkpoint(row: CommandRow, run: RunRow, outcome: Outcome, now: float) -> CheckpointRow:
-    ephemeral = row.arguments.sampler_slot is not None
+    ephemeral = is_ephemeral(row)
     ttl = row.arguments.ttl_seconds or (_EPHEMERAL_TTL_S if ephemeral else None)
     assert row.folder is not None, "named when the save was accepted"
     return CheckpointRow(
@@ -71,6 +81,14 @@ def saved_sampler(row: CommandRow, run: RunRow, now: float) -> SamplerRow | None
         session=run.session,
         folder=row.folder,
     )
+
+
+def weights_gone(sampler: SamplerRow) -> NotFoundError:
+    problem = (
+        f"the weights of sampler {sampler.id!r} are gone: they have no name, their run saved {NEWEST_KEPT} newer ones, "
+        f"and nobody had asked it since, nor for {ASKED_WITHIN_S / 60:.0f} minutes. Weights with a name are kept"
+    )
+    return NotFoundError(problem, field="sampler")
 
 
 def weights_response(row: CommandRow, sampler: SamplerRow | None) -> object:

@@ -62,9 +62,9 @@ class Connection:
         unnamed, self._unnamed = self._unnamed, []
         self._blobs.delete(unnamed)
 
-    def rows(self, sql: str, *values: object) -> list[dict[str, Any]]:
+    def rows(self, sql: str, *values: object, **named: object) -> list[dict[str, Any]]:
         """For this package's own questions."""
-        return list(self._db.query(sql, values))
+        return list(self._db.query(sql, named or values))
 
     def checkpoint_wal(self) -> None:
         """What was committed moves into the database's own file. Not inside a transaction."""

@@ -38,7 +38,8 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class SamplerRow:
-    """`folder` holds its weights, whatever becomes of the name at `model_path` later; None for the bare base model."""
+    """`folder` holds its weights, whatever becomes of the name at `model_path` later; None for the bare base model, and
+    for one whose weights are gone (`outlived`)."""
 
     id: SamplerId
     tenant: TenantId
@@ -49,6 +50,7 @@ class SamplerRow:
     session: str | None = None
     clients: int = 0
     folder: str | None = None
+    outlived: bool = False
 
 
 @dataclass(frozen=True, slots=True)

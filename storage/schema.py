@@ -214,3 +214,6 @@ def m007_blobs(db: Database) -> None:
     for table in ("commands", "results"):
         db.execute(f"CREATE INDEX {table}_files ON {table} (payload_file) WHERE payload_file IS NOT NULL")
     db.execute("CREATE INDEX results_told ON results (told_at) WHERE told_at IS NOT NULL")
+    # Of weights without a name, that newer ones of their run have taken the place of.
+    db.table("samplers").add_column("outlived", int, not_null_default=0)
+    db.execute("CREATE INDEX checkpoints_without_name ON checkpoints (run, seq) WHERE ephemeral")

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from ..wire.actor_messages import ActorPing
-from ..wire.ids import ActorId, KeyHash, TenantId
+from ..wire.ids import ActorId, KeyHash, RunId, TenantId
 from ..wire.types import LoraConfig
 from .connection import values_of
 from .journal import Journal
@@ -106,14 +106,40 @@ class Store(Journal):
 
     def samplers(self) -> list[SamplerRow]:
         names = ", ".join(field.name for field in fields(SamplerRow))
-        return [SamplerRow(**row) for row in self.rows(f"SELECT {names} FROM samplers")]
+        rows = self.rows(f"SELECT {names} FROM samplers")
+        parsed: list[dict[str, Any]] = [{"outlived": bool(row["outlived"])} for row in rows]
+        return [SamplerRow(**(row | values)) for row, values in zip(rows, parsed, strict=True)]
+
+    def samplers_outlived(self, run: RunId, newest: int, before: float) -> tuple[list[str], list[CheckpointRow]]:
+        """Weights without a name are gone where the run has saved `newest` since that are newer, nobody has asked a
+        sampler of theirs since the first of those, nor since `before`, and nothing waits for one: the samplers that
+        have none now, and what the weights were saved as."""
+        rows = self.rows(
+            "WITH first(seq, at) AS (SELECT seq, created_at FROM checkpoints WHERE run = :run AND ephemeral"
+            "  ORDER BY seq DESC LIMIT 1 OFFSET :newest - 1)"
+            " SELECT checkpoints.* FROM checkpoints JOIN first WHERE run = :run AND ephemeral"
+            " AND checkpoints.seq < first.seq AND checkpoints.created_at < min(:before, first.at) AND NOT EXISTS ("
+            "  SELECT 1 FROM samplers WHERE samplers.folder = checkpoints.folder AND ("
+            "   used_at >= min(:before, first.at)"
+            "   OR EXISTS (SELECT 1 FROM commands WHERE lane = samplers.id AND state = 'queued')))",
+            run=run,
+            newest=newest,
+            before=before,
+        )
+        outlived = [_checkpoint(row) for row in rows]
+        samplers: list[str] = []
+        for checkpoint in outlived:
+            self._db.execute("DELETE FROM checkpoints WHERE path = ?", [checkpoint.path])
+            gone = "UPDATE samplers SET outlived = 1, folder = NULL WHERE folder = ? RETURNING id"
+            samplers += [row["id"] for row in self.rows(gone, checkpoint.folder)]
+        return samplers, outlived
 
     def samplers_expired(self, before: float) -> list[str]:
         """Forget those of weights that no checkpoint's name leads to, that nobody has used since `before`, and that
         nothing waits for."""
         gone = self.rows(
-            "DELETE FROM samplers WHERE folder IS NOT NULL AND used_at < ?"
-            " AND folder NOT IN (SELECT folder FROM checkpoints)"
+            "DELETE FROM samplers WHERE (folder IS NOT NULL OR outlived) AND used_at < ?"
+            " AND (outlived OR folder NOT IN (SELECT folder FROM checkpoints))"
             " AND NOT EXISTS (SELECT 1 FROM commands WHERE lane = samplers.id AND state = 'queued') RETURNING id",
             before,
         )

@@ -52,7 +52,8 @@ class CommandArguments(msgspec.Struct, frozen=True, omit_defaults=True):
     means what it means when the command is accepted.
 
     `sampler_slot` asks save_weights_for_sampler for weights without a name, and a sampler of them in that place of the
-    run's client session; `external` for weights that are there to be downloaded.
+    run's client session, `unnamed` for weights without a name alone; `external` for weights that are there to be
+    downloaded. What has no name is kept while it is used, and for some saves of its run.
     """
 
     name: str | None = None
@@ -62,6 +63,7 @@ class CommandArguments(msgspec.Struct, frozen=True, omit_defaults=True):
     overwrite: bool = True
     external: bool = False
     sampler_slot: int | None = None
+    unnamed: bool = False
     user_metadata: dict[str, str] = {}
 
 

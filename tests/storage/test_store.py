@@ -198,6 +198,34 @@ def test_a_sampler_keeps_its_weights_until_nobody_has_used_it_for_long(store: St
     assert {row.id for row in store.samplers()} == {"named", "base"}
 
 
+def unnamed(seq: int, at: float) -> CheckpointRow:
+    path = f"tinker://{RUN.id}/sampler_weights/_{seq}"
+    return CheckpointRow(path, RUN.id, ALICE, "sampler", "", f"f{seq}", seq, 1, "", at, None, ephemeral=True)
+
+
+def test_weights_without_a_name_go_when_newer_ones_are_used_instead(store: Store) -> None:
+    for seq in range(6):
+        at = 100.0 + seq
+        store.checkpoint_saved(unnamed(seq, at))
+        sampler = SamplerRow(SamplerId(f"s{seq}"), ALICE, f"s{seq}", "base", f"tinker://{seq}", at, folder=f"f{seq}")
+        store.sampler_created(sampler)
+    store.checkpoint_saved(replace(unnamed(7, 1.0), path="tinker://named", ephemeral=False))
+    asked = replace(command(0, "sample"), lane=LaneId("s2"), future=FutureId("s2:0"))
+    store.command_accepted(asked, b"", b"", 104.0)
+    assert store.samplers_outlived(RUN.id, 7, 200.0) == ([], [])
+    assert store.samplers_outlived(RUN.id, 3, 100.0) == ([], []), "all of them were asked since"
+    assert store.samplers_outlived(RUN.id, 3, 101.0) == (["s0"], [unnamed(0, 100.0)])
+    assert store.samplers_outlived(RUN.id, 3, 200.0) == (["s1"], [unnamed(1, 101.0)]), "s2 was asked after s3 was made"
+    assert {row.id: (row.folder, row.outlived) for row in store.samplers() if row.outlived} == {
+        SamplerId("s0"): (None, True),
+        SamplerId("s1"): (None, True),
+    }
+    assert not {"f0", "f1"} & store.folders_in_use()
+    assert store.samplers_outlived(RUN.id, 1, 200.0) == (["s3", "s4"], [unnamed(3, 103.0), unnamed(4, 104.0)])
+    assert store.folders_in_use() >= {"f2", "f5", "f7"}, "something waits for s2, s5 is the newest, f7 has a name"
+    assert set(store.samplers_expired(103.9)) == {"s0", "s1", "s3"}
+
+
 def test_an_older_journal_learns_which_folders_its_loads_meant(tmp_path: Path) -> None:
     old = Database(tmp_path / FILE)
     migrations.apply(old, stop_before="m005_names_are_resolved_once")

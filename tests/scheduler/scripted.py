@@ -1,0 +1,97 @@
+"""An actor that computes nothing: it ends at once whatever it is given, and saves its runs when it is told to."""
+
+import os
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from lorry.wire import sockets
+from lorry.wire.actor_messages import (
+    VERSION,
+    ActorHello,
+    ActorPing,
+    Capacity,
+    Completion,
+    Item,
+    MicroBatch,
+    ModelFacts,
+    Outcome,
+    SnapshotRecorded,
+    SnapshotTaken,
+    ToActor,
+)
+from lorry.wire.codec import MAX_PAYLOAD_BYTES, decode, encode
+from lorry.wire.ids import ActorId
+from lorry.wire.sockets import Channel
+from lorry.wire.tasks import background_tasks
+from lorry.wire.types import ForwardBackwardOutput, OptimStepResponse, SampledSequence, SampleResponse
+
+FACTS = ModelFacts(1000, 1 << 20, "no-tokenizer", "cpu", "float32", ["attn", "mlp", "unembed"])
+RESULTS: dict[str, Any] = {
+    "forward_backward": ForwardBackwardOutput("scripted", [], {"loss:sum": 1.0}),
+    "forward": ForwardBackwardOutput("scripted", [], {"loss:sum": 1.0}),
+    "optim_step": OptimStepResponse({}),
+    "sample": SampleResponse([SampledSequence("length", [1], [0.0])]),
+}
+
+
+class ScriptedActor:
+    """`save_every` is how many commands of a run it waits for before it says that it has saved it."""
+
+    def __init__(self, channel: Channel, save_every: int) -> None:
+        self._channel, self._save_every = channel, save_every
+        self._next_folder: dict[str, str] = {}
+        self._since_saved: dict[str, int] = {}
+
+    def hello(self, token: str, model: str) -> None:
+        capacity = Capacity(slots=8, token_budget=1 << 20, sample_rows=64, max_rank=64)
+        self._send(ActorHello(VERSION, token, ActorId("scripted"), model, capacity, FACTS, os.getpid()))
+
+    async def run(self) -> None:
+        while True:
+            for frames in await self._channel.receive():
+                self._handle(decode(frames[0], ToActor, MAX_PAYLOAD_BYTES))
+            self._send(ActorPing())
+
+    def _handle(self, message: Any) -> None:
+        match message:
+            case MicroBatch(batch, _, items):
+                results = [encode(RESULTS[item.kind]) if item.kind in RESULTS else b"" for item in items]
+                self._send(Completion(batch, [self._ended(item) for item in items], done=True), *results)
+                for item in items:
+                    self._count(item)
+            case SnapshotRecorded(run, next_folder):
+                self._next_folder[run] = next_folder
+            case _:
+                pass
+
+    def _ended(self, item: Item) -> Outcome:
+        if item.kind in ("save_state", "save_weights_for_sampler") and item.folder is not None:
+            Path(item.folder).mkdir(parents=True)
+        return Outcome(item.future)
+
+    def _count(self, item: Item) -> None:
+        if item.seq < 0 or item.adapter is None:
+            return
+        run, folder = item.adapter.key, self._next_folder.get(item.adapter.key, item.adapter.snapshot)
+        self._since_saved[run] = self._since_saved.get(run, 0) + 1
+        if self._since_saved[run] >= self._save_every and folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self._send(SnapshotTaken(run, folder, item.seq, 0.0))
+            self._since_saved[run] = 0
+
+    def _send(self, message: object, *payloads: bytes) -> None:
+        self._channel.send([encode(message), *payloads])
+
+
+@asynccontextmanager
+async def scripted_actor(address: str, token: str, model: str, save_every: int = 1000) -> AsyncGenerator[None]:
+    """Serves `model` at the broker's address for actors, for as long as the block lasts."""
+    with sockets.connect(address, None, b"actor-" + secrets.token_bytes(8)) as channel:
+        actor = ScriptedActor(channel, save_every)
+        actor.hello(token, model)
+        async with background_tasks() as tasks:
+            tasks.start_soon(actor.run)
+            yield

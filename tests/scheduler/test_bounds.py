@@ -1,0 +1,93 @@
+"""What the journal and its folders hold is bounded, however long a run is: a real broker, and an actor that computes
+nothing."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import numpy as np
+import pytest
+
+import lorry
+from lorry.scheduler import broker, saves
+from lorry.scheduler.config import BrokerConfig
+from lorry.storage.blobs import FOLDER
+from lorry.storage.store import Store
+from lorry.wire.errors import NotFoundError
+from lorry.wire.ids import TenantId
+from lorry.wire.types import Datum, ModelInput, SamplingParams, TensorData
+
+from .scripted import scripted_actor
+
+PROMPT = ModelInput.from_ints([1])
+PARAMS = SamplingParams(max_tokens=1, stop=[])
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    client: lorry.ServiceClient
+    data: Path
+
+
+@asynccontextmanager
+async def serving(tmp_path: Path) -> AsyncGenerator[Service]:
+    """Payloads are read from the journal when their turn comes, and a run is saved after each ten commands."""
+    config = BrokerConfig(tmp_path, ("m",), "token", bind="tcp://127.0.0.1:*", heartbeat_s=60, waiting_bytes=1000)
+    async with broker.running(config) as addresses:
+        store = Store(tmp_path)
+        key = store.create_key(TenantId("alice"), 1.0)
+        store.close()
+        async with (
+            scripted_actor(addresses.actors, "token", "m", save_every=10),
+            lorry.connect(addresses.clients, api_key=key) as client,
+        ):
+            yield Service(client, tmp_path)
+
+
+def large() -> Datum:
+    """About 100 KB on the wire."""
+    tokens = np.arange(8000) % 1000
+    targets = TensorData.from_numpy(tokens)
+    weights = TensorData.from_numpy(np.ones(8000, dtype=np.float32))
+    return Datum(ModelInput.from_ints(tokens.tolist()), {"target_tokens": targets, "weights": weights})
+
+
+def files(service: Service) -> int:
+    return len(list((service.data / FOLDER).glob("*")))
+
+
+async def test_payloads_go_when_two_saved_states_cover_them(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service:
+        training = await service.client.create_lora_training_client_async("m", rank=4)
+        for _ in range(20):
+            futures = [training.forward_backward([large()], "cross_entropy") for _ in range(5)]
+            for future in futures:
+                await future
+        # The newest point may be at any of the last ten, the one before ten earlier.
+        assert 0 < files(service) <= 30
+
+
+async def test_a_loop_that_samples_at_every_step_keeps_a_few_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorry.scheduler.finishing.ASKED_WITHIN_S", 0.0)
+    async with serving(tmp_path) as service:
+        training = await service.client.create_lora_training_client_async("m", rank=4)
+        reference = await training.save_weights_and_get_sampling_client_async()
+        for step in range(30):
+            sampler = await training.save_weights_and_get_sampling_client_async()
+            await sampler.sample_async(PROMPT, 1, PARAMS)
+            if step < 20:  # who is asked now and then stays
+                await reference.sample_async(PROMPT, 1, PARAMS)
+        gone = f"are gone: they have no name, their run saved {saves.NEWEST_KEPT} newer"
+        with pytest.raises(NotFoundError, match=gone):
+            await reference.sample_async(PROMPT, 1, PARAMS)
+        named = await training.save_weights_and_get_sampling_client_async("kept")
+        for _ in range(6):
+            await training.save_weights_and_get_sampling_client_async()
+        await named.sample_async(PROMPT, 1, PARAMS)
+        folder = service.data / "checkpoints" / training.model_id / "sampler_weights"
+        while len(list(folder.iterdir())) > 6:  # noqa: ASYNC110  folders ring no bell
+            await anyio.sleep(0.01)
