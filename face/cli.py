@@ -216,6 +216,57 @@ def status(data: options.Data = None) -> None:
     _call(lambda: print_status(plain_console(), data or default_data()))
 
 
+@app.command()
+def doctor(data: options.Data = None) -> None:
+    """Check the database, its files, checkpoints and saved states against each other; exit 1 where something is wrong.
+
+    It changes nothing, and may run while the service does.
+    """
+    from lorry.doctor import examine
+    from lorry.reports import print_findings
+
+    def run() -> None:
+        if findings := examine(folder := data or default_data()):
+            print_findings(plain_console(), findings)
+            sys.exit(1)
+        plain_console().print(f"All that is named in {folder} is there, and is what was written.", soft_wrap=True)
+
+    _call(run)
+
+
+@app.command()
+def backup(
+    destination: Annotated[Path, typer.Argument(help="A new folder")],
+    data: options.Data = None,
+) -> None:
+    """Copy the data as it is at this moment to DESTINATION, while the service runs; and check the copy."""
+    from lorry.backup import back_up
+    from lorry.reports import print_findings
+
+    def run() -> None:
+        if findings := back_up(data or default_data(), destination):
+            print_findings(plain_console(), findings)
+            sys.exit(1)
+        plain_console().print(f"Backed up to {destination}, and checked.", soft_wrap=True)
+
+    _call(run)
+
+
+@app.command()
+def restore(
+    backup: Annotated[Path, typer.Argument(help="A folder that `lorry backup` made")],
+    data: options.Data = None,
+) -> None:
+    """Copy BACKUP to the data folder, which must be new; `lorry serve` goes on from there."""
+    from lorry.backup import restore as restore_to
+
+    def run() -> None:
+        restore_to(backup, folder := data or default_data())
+        plain_console().print(f"Restored to {folder}.", soft_wrap=True)
+
+    _call(run)
+
+
 def _run(work: Callable[[], Awaitable[None]], *, uvloop: bool = False) -> None:
     async def awaited() -> None:
         await work()

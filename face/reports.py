@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from lorry.doctor import Finding
 from lorry.storage.connection import FILE
 from lorry.storage.reports import actors, queues, recent_failures, recent_runs, tenants, usage
 from lorry.storage.store import Store
@@ -20,6 +21,13 @@ Rows: TypeAlias = Sequence[dict[str, Any]]
 
 _SHOWN = 160
 """Characters of an error's message."""
+
+
+def print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    table = _table("Findings", "where", "what is wrong", "what to do")
+    for finding in findings:
+        table.add_row(finding.where, finding.problem, finding.advice)
+    console.print(table)
 
 
 def print_usage(console: Console, data: Path, tenant: str | None) -> None:

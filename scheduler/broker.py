@@ -139,6 +139,7 @@ class _Broker:
     def load(self, store: Store) -> None:
         with store.transaction():
             store.all_actors_ended(time.time())
+            store.moved_to(self._config.checkpoints)
         for sampler in store.samplers():
             self._registry.add_sampler(sampler)
         for checkpoint in store.checkpoints():

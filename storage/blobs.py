@@ -9,9 +9,11 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from ..wire.errors import JournalDamagedError
+from .holding import deleting
 
 FOLDER = "blobs"
 LARGE = 64 * 1024
@@ -63,12 +65,12 @@ class Blobs:
         return content
 
     def delete(self, names: Iterable[str]) -> None:
-        """A file that cannot be deleted stays for the next sweep."""
-        for name in names:
-            try:
+        """A file that cannot be deleted, or not now, stays for the next sweep."""
+        if not (gone := list(names)):
+            return
+        with suppress(OSError), deleting(self._folder.parent) as allowed:
+            for name in gone if allowed else ():
                 (self._folder / name).unlink(missing_ok=True)
-            except OSError:
-                continue
 
     def names(self) -> set[str]:
         return {entry.name for entry in os.scandir(self._folder)} if self._folder.exists() else set()

@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+from .holding import deleting
+
 
 def folders_below(root: Path) -> list[Path]:
     """All that lies where checkpoints lie, `RUN/KIND/NAME.SEQ`, and what is being written aside there."""
@@ -33,9 +35,11 @@ def _is_written_aside(folder: Path, needed: Collection[tuple[str, ...]]) -> bool
 
 
 def delete_folder(root: Path, folder: Path) -> None:
-    """Delete a checkpoint's folder. Raises ValueError for one outside `root`: no row, however wrong, deletes more."""
+    """Delete a checkpoint's folder, unless somebody copies it: then a later sweep does. Raises ValueError for one
+    outside `root`: no row, however wrong, deletes more."""
     folder = folder.resolve()
     if root.resolve() not in folder.parents:
         raise ValueError(f"{folder} is not below {root}")
-    if folder.exists():
-        shutil.rmtree(folder)
+    with deleting(root.parent) as allowed:
+        if allowed and folder.exists():
+            shutil.rmtree(folder)

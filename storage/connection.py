@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,11 @@ class Connection:
     def checkpoint_wal(self) -> None:
         """What was committed moves into the database's own file. Not inside a transaction."""
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def copied_to(self, folder: Path) -> None:
+        """A copy of the database as it is now, whole, while others write."""
+        with closing(sqlite3.connect(folder / FILE)) as copy:
+            self._db.conn.backup(copy)
 
     def give_back(self) -> bool:
         """Some pages of the file that are free, unless they are few, go back to the file system. Whether there are

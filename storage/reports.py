@@ -60,6 +60,48 @@ def tenants(store: Store) -> list[dict[str, Any]]:
     )
 
 
+def integrity(store: Store) -> list[str]:
+    """What SQLite finds wrong with the file itself; empty where nothing is."""
+    found = [row["integrity_check"] for row in store.rows("PRAGMA integrity_check(20)")]
+    orphans = [
+        f"a row of {row['table']} refers to none of {row['parent']}" for row in store.rows("PRAGMA foreign_key_check")
+    ]
+    return [problem for problem in found if problem != "ok"] + orphans
+
+
+def folders_named(store: Store) -> list[dict[str, Any]]:
+    """The `folder` of each saved state, checkpoint and sampler, its `role`, and of `what`; but for those that are not
+    made yet."""
+    return store.rows(
+        "SELECT restore_folder AS folder, 'newest' AS role, id AS what FROM runs WHERE restore_folder IS NOT NULL"
+        " UNION SELECT former_folder, 'former', id FROM runs WHERE former_folder IS NOT NULL"
+        " UNION SELECT folder, 'checkpoint', path FROM checkpoints"
+        " UNION SELECT folder, 'sampler', id FROM samplers WHERE folder IS NOT NULL"
+        "  AND folder NOT IN (SELECT folder FROM checkpoints)"
+        " UNION SELECT commands.folder, 'loaded', runs.id FROM commands JOIN runs ON runs.id = commands.lane"
+        "  WHERE commands.kind = 'load_state' AND commands.state = 'done' AND commands.seq > runs.former_seq"
+        " ORDER BY what, role"
+    )
+
+
+def blobs_named(store: Store) -> list[dict[str, Any]]:
+    """The `file` of each large payload and result, its `role`, and of `what` request."""
+    return store.rows(
+        "SELECT payload_file AS file, CASE state WHEN 'queued' THEN 'queued' ELSE 'replayed' END AS role,"
+        "  future AS what FROM commands WHERE payload_file IS NOT NULL"
+        " UNION SELECT payload_file, 'result', future FROM results WHERE payload_file IS NOT NULL ORDER BY what"
+    )
+
+
+def replays_without_payload(store: Store) -> list[dict[str, Any]]:
+    """The `run` of each that its newest saved state and its journal cannot rebuild, and the `seq` that is missing."""
+    return store.rows(
+        "SELECT lane AS run, min(seq) AS seq FROM commands JOIN runs ON runs.id = lane WHERE seq > restore_seq"
+        " AND state = 'done' AND commands.kind IN ('forward_backward', 'optim_step', 'load_state')"
+        " AND payload IS NULL AND payload_file IS NULL GROUP BY lane"
+    )
+
+
 def queues(store: Store) -> list[dict[str, Any]]:
     return store.rows(
         "SELECT base_model, tenant, kind, count(*) AS commands, sum(tokens) AS tokens FROM commands"

@@ -9,6 +9,7 @@ import hashlib
 import json
 import secrets
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ import msgspec
 from ..wire.actor_messages import ActorPing
 from ..wire.ids import ActorId, KeyHash, RunId, TenantId
 from ..wire.types import LoraConfig
+from .checkpoints import place_of
 from .connection import values_of
 from .journal import Journal
 from .rows import ActorRow, CheckpointRow, ClientSessionRow, RunRow, SamplerRow
@@ -27,6 +29,16 @@ _FOLDERS_IN_USE = (
     " UNION ALL SELECT commands.folder FROM commands JOIN runs ON runs.id = commands.lane"
     " WHERE commands.folder IS NOT NULL AND (commands.state = 'queued'"
     " OR commands.kind = 'load_state' AND commands.state = 'done' AND commands.seq > runs.former_seq)"
+)
+
+
+_FOLDER_COLUMNS = (
+    ("checkpoints", "folder"),
+    ("samplers", "folder"),
+    ("commands", "folder"),
+    ("runs", "restore_folder"),
+    ("runs", "former_folder"),
+    ("runs", "snapshot_folder"),
 )
 
 
@@ -178,6 +190,16 @@ class Store(Journal):
 
     def checkpoints(self) -> list[CheckpointRow]:
         return [_checkpoint(row) for row in self.rows("SELECT * FROM checkpoints")]
+
+    def moved_to(self, root: Path) -> None:
+        """Folders lie below `root` now, wherever they lay when they were named."""
+
+        def moved(folder: str | None) -> str | None:
+            return folder and str(root.joinpath(*place_of(Path(folder))))
+
+        self._db.conn.create_function("moved", 1, moved, deterministic=True)
+        for table, column in _FOLDER_COLUMNS:
+            self._db.execute(f"UPDATE {table} SET {column} = moved({column}) WHERE {column} != moved({column})")
 
     def folders_in_use(self) -> set[str]:
         """What anything may still need: a name leads to it, a run is rebuilt from it, a sampler samples it, or a

@@ -9,7 +9,8 @@ from torch import Tensor
 from ...wire.errors import CheckpointError
 from ..model.adapter import Adapter, AdapterSpec, TrainingState
 from ..model.lora import LoraTargets
-from .folders import FolderFacts, read_json, read_tensors, seal, verify, write_json, write_tensors, written_aside
+from .folders import FolderFacts, read_json, seal, verify, write_json, written_aside
+from .tensors import read_tensors, write_tensors
 
 _WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
