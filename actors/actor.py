@@ -39,6 +39,7 @@ from ..wire.errors import (
     LorryError,
     UnsupportedModelError,
 )
+from ..wire.sequenced import Link, stamp_of
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
 from .config import ActorConfig
@@ -69,11 +70,11 @@ async def serve(config: ActorConfig, ready: Callable[[], None], leaving: anyio.E
     with sockets.connect(config.connect, server_key, identity) as channel:
         async with background_tasks() as tasks:
             loop = asyncio.get_running_loop()
-
+            link = Link(channel.send)
             snapshots, to_write = anyio.create_memory_object_stream["Snapshot"](math.inf)
 
             def post(message: FromActor, payloads: Sequence[bytes] = ()) -> None:
-                loop.call_soon_threadsafe(channel.send, [encode(message), *payloads])
+                loop.call_soon_threadsafe(link.send, [encode(message), *payloads])
 
             def write(snapshot: "Snapshot") -> None:
                 loop.call_soon_threadsafe(snapshots.send_nowait, snapshot)
@@ -84,7 +85,7 @@ async def serve(config: ActorConfig, ready: Callable[[], None], leaving: anyio.E
                 failed = LoadFailed(VERSION, config.token, config.actor, config.base_model, _told(config, error))
                 channel.send([encode(failed)])
                 raise
-            actor = _Actor(config, channel, worker, facts)
+            actor = _Actor(config, channel, link, worker, facts)
             tasks.start_soon(_work, worker, left := anyio.Event())
             tasks.start_soon(_write_snapshots, to_write, worker)
             try:
@@ -200,12 +201,25 @@ def _check_device(device: str) -> None:
 
 
 class _Actor:
-    def __init__(self, config: ActorConfig, channel: Channel, worker: "Worker", facts: ModelFacts) -> None:
+    def __init__(self, config: ActorConfig, channel: Channel, link: Link, worker: "Worker", facts: ModelFacts) -> None:
         self._config, self._channel, self._worker, self._facts = config, channel, worker, facts
+        self._link = link
         self._heartbeat_s = 5.0
         self._heard = 0.0
 
     async def join(self, ready: Callable[[], None]) -> None:
+        """Say hello until somebody answers. Raises ConnectionLostError where nobody does."""
+        self._channel.on_reconnect = self._greet
+        with anyio.move_on_after(_HELLO_TIMEOUT_S) as waiting:
+            while self._link.name is None:
+                self._hello()
+                with anyio.move_on_after(self._heartbeat_s):
+                    await self._receive()
+        if waiting.cancelled_caught:
+            raise ConnectionLostError(f"no broker answers at {self._config.connect}")
+        ready()
+
+    def _hello(self) -> None:
         config, settings = self._config, self._config.settings
         capacity = Capacity(
             slots=settings.slots,
@@ -216,22 +230,23 @@ class _Actor:
         )
         hello = ActorHello(VERSION, config.token, config.actor, config.base_model, capacity, self._facts, os.getpid())
         self._channel.send([encode(hello)])
-        with anyio.move_on_after(_HELLO_TIMEOUT_S) as waiting:
-            for frames in await self._channel.receive():
-                self._handle(frames)
-        if waiting.cancelled_caught:
-            raise ConnectionLostError(f"no broker answers at {config.connect}")
-        ready()
 
     async def receive(self) -> None:
         while True:
-            for frames in await self._channel.receive():
+            await self._receive()
+
+    async def _receive(self) -> None:
+        for frames in await self._channel.receive():
+            self._heard = anyio.current_time()
+            if (stamp := stamp_of(frames)) is None:
                 self._handle(frames)
+            elif self._link.is_of(stamp):
+                for message in self._link.receive(stamp, frames[1:]):
+                    self._handle(message)
 
     def _handle(self, frames: list[bytes]) -> None:
         from .orders import Leave, Sample, Train
 
-        self._heard = anyio.current_time()
         message: ToActor = decode(frames[0], ToActor, _MAX_BROKER_HEADER_BYTES)
         match message:
             case MicroBatch(mode="train"):
@@ -243,8 +258,10 @@ class _Actor:
                 self._worker.orders.put(message)
             case Retired():
                 self._worker.orders.put(Leave())
-            case ActorWelcome(heartbeat_s):
-                self._heartbeat_s = heartbeat_s
+            case ActorWelcome(session, heartbeat_s):
+                if self._link.name is None:
+                    self._heartbeat_s = heartbeat_s
+                    self._link.open(session)
             case Expelled(reason):
                 raise ConnectionLostError(f"the broker expelled this actor: {reason}")
             case ActorPong():
@@ -252,19 +269,30 @@ class _Actor:
 
     async def leave_when(self, leaving: anyio.Event) -> None:
         await leaving.wait()
-        self._channel.send([encode(ActorLeaving())])
+        self._link.send([encode(ActorLeaving())])
 
     async def heartbeat(self) -> None:
         while True:
             worker = self._worker
-            ping = ActorPing(round(worker.train_s, 3), round(worker.sample_s, 3), worker.swaps)
-            self._channel.send([encode(ping)])
+            self._greet()
             await anyio.sleep(self._heartbeat_s)
             if (hangs_s := worker.progress.hangs_s()) is not None:
                 log.error("the compute thread hangs; another process takes over", without_progress_s=round(hangs_s, 1))
                 os._exit(1)  # a thread that hangs is waited for by every gentler way
-            if anyio.current_time() - self._heard > 3 * self._heartbeat_s:
+            silent_s = anyio.current_time() - self._heard
+            if silent_s > 3 * self._heartbeat_s:
                 raise ConnectionLostError("the broker was silent for three heartbeats")
+            if silent_s > 2 * self._heartbeat_s:  # perhaps the connection is dead, and nobody has told either end
+                self._channel.reconnect()
+
+    def _greet(self) -> None:
+        """Whatever was lost before shows in the answer."""
+        if self._link.name is None:
+            self._hello()
+            return
+        worker = self._worker
+        ping = ActorPing(round(worker.train_s, 3), round(worker.sample_s, 3), worker.swaps)
+        self._link.beat([encode(ping)])
 
     def stop_worker(self) -> None:
         from .orders import Stop

@@ -1,6 +1,7 @@
-"""One socket to the broker. It resends what was not acknowledged and asks again for what has not resolved.
+"""One socket to the broker. What a network loses on the way is the link's business, in both directions.
 
-A broker that restarts costs a pause: it answers `Unknown`, the connection says hello again, and goes on.
+A broker that restarts costs a pause: it answers `Unknown`, the connection says hello again, sends again what was not
+answered, and asks again for what has not resolved.
 """
 
 import platform
@@ -39,6 +40,7 @@ from ..wire.errors import (
     revive,
 )
 from ..wire.ids import FutureId, LaneId
+from ..wire.sequenced import Link, stamp_of
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
 from .futures import Future
@@ -50,7 +52,7 @@ _COME_AGAIN = (TooManyWaitingError, StorageUnavailableError)
 
 @dataclass(slots=True)
 class _Request:
-    """Sent, and not answered yet; sent again after a reconnect."""
+    """Sent, and not answered yet; sent again to a broker that does not know this session."""
 
     frames: list[bytes]
     lane: LaneId | None = None
@@ -70,6 +72,7 @@ class Connection:
     def __init__(self, channel: Channel, address: str, api_key: str, timeout_s: float, *, holds: bool = True) -> None:
         self._holds = holds
         self._channel, self._address, self._api_key, self._timeout_s = channel, address, api_key, timeout_s
+        self._link = Link(channel.send)
         self._requests: dict[int, _Request] = {}
         self._futures: dict[FutureId, Future[Any]] = {}
         self._held: dict[LaneId, deque[int]] = {}
@@ -77,7 +80,7 @@ class Connection:
         self._welcome: Welcome | None = None
         self._welcomed = anyio.Event()
         self._refused: LorryError | None = None
-        self._heard = 0.0
+        self._heard = anyio.current_time()
         self._closed = False
 
     @property
@@ -134,7 +137,7 @@ class Connection:
         if known is None:
             known = self._futures[future] = self.expect(future)
             if self._welcome:
-                self._channel.send([encode(Watch([future]))])
+                self._link.send([encode(Watch([future]))])
         return known
 
     async def cancel(self, future: FutureId) -> None:
@@ -149,7 +152,7 @@ class Connection:
         request = _Request([header, payload], on_error=on_error)
         self._requests[message.request] = request
         if self._welcome:
-            self._channel.send(request.frames)
+            self._link.send(request.frames)
         return request
 
     async def _answer(self, request: _Request) -> bytes:
@@ -162,6 +165,7 @@ class Connection:
 
     async def open(self) -> None:
         """Say hello and wait for the welcome. Raises AuthenticationError, ProtocolError, ConnectionLostError."""
+        self._channel.on_reconnect = self._greet
         self._hello()
         with anyio.move_on_after(self._timeout_s):
             await self._welcomed.wait()
@@ -174,7 +178,14 @@ class Connection:
         while True:
             for frames in await self._channel.receive():
                 self._heard = anyio.current_time()
-                self._handle(decode(frames[0], ToClient, MAX_HEADER_BYTES), frames[-1])
+                if (stamp := stamp_of(frames)) is None:
+                    self._read(frames)
+                elif self._link.is_of(stamp):
+                    for message in self._link.receive(stamp, frames[1:]):
+                        self._read(message)
+
+    def _read(self, frames: list[bytes]) -> None:
+        self._handle(decode(frames[0], ToClient, MAX_HEADER_BYTES), frames[-1])
 
     def _handle(self, message: ToClient, payload: bytes) -> None:
         match message:
@@ -189,13 +200,17 @@ class Connection:
             case Failed(number, error):
                 self._failed(number, revive(error))
             case Welcome():
-                self._refused = None
-                self._welcome = message
-                self._welcomed.set()
-                self._resume()
-            case Unknown():
-                self._welcome = None
-                self._hello()
+                if self._welcome is None:
+                    self._refused = None
+                    self._welcome = message
+                    self._welcomed.set()
+                    self._link.open(message.session)
+                    self._resume()
+            case Unknown(tag):
+                if self._link.is_tagged(tag):
+                    self._welcome = None
+                    self._link.open(None)
+                    self._hello()
             case Pong():
                 for lane in list(self._held):
                     self._send_held(lane)
@@ -227,7 +242,7 @@ class Connection:
             if not held:
                 del self._held[lane]
             if number in self._requests:
-                self._channel.send(self._requests[number].frames)
+                self._link.send(self._requests[number].frames)
 
     def _hello(self) -> None:
         self._channel.send([encode(Hello(VERSION, self._api_key, f"lorry on {platform.node()}"))])
@@ -235,22 +250,29 @@ class Connection:
     def _resume(self) -> None:
         self._held.clear()
         for request in self._requests.values():
-            self._channel.send(request.frames)
+            self._link.send(request.frames)
         if self._futures:
             for start in range(0, len(futures := list(self._futures)), 500):
-                self._channel.send([encode(Watch(futures[start : start + 500]))])
+                self._link.send([encode(Watch(futures[start : start + 500]))])
 
     async def heartbeat(self) -> None:
-        """Tell the broker that we live; say hello again where it has been silent for too long, until it answers."""
+        """Tell the broker that we live; give up a connection on which it has been silent for too long."""
         while True:
             interval = self._welcome.heartbeat_s if self._welcome else 1.0
             await anyio.sleep(interval)
-            silent = anyio.current_time() - self._heard > 3 * interval
-            self._hello() if silent or self._welcome is None else self._channel.send([encode(Ping())])
+            if anyio.current_time() - self._heard > 3 * interval:
+                self._channel.reconnect()
+                self._heard = anyio.current_time()
+            self._greet()
+
+    def _greet(self) -> None:
+        """Whatever was lost before shows in the answer."""
+        self._link.beat([encode(Ping())]) if self._welcome else self._hello()
 
     def close(self) -> None:
         self._closed = True
-        self._channel.send([encode(Goodbye())])
+        if self._welcome:
+            self._link.send([encode(Goodbye())])
         error = ConnectionLostError(f"the connection to {self._address} was closed")
         for number in list(self._requests):
             self._failed(number, error)
@@ -281,8 +303,8 @@ async def open_connection(
         connection = Connection(channel, address, api_key, timeout_s, holds=holds)
         async with background_tasks() as tasks:
             tasks.start_soon(connection.receive)
-            await connection.open()
             tasks.start_soon(connection.heartbeat)
+            await connection.open()
             try:
                 yield connection
             finally:

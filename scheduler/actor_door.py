@@ -35,7 +35,8 @@ from ..wire.actor_messages import (
 )
 from ..wire.codec import MAX_HEADER_BYTES, decode, encode
 from ..wire.errors import LorryError
-from ..wire.ids import ActorId, FutureId, RunId
+from ..wire.ids import ActorId, FutureId, RunId, SessionId
+from ..wire.sequenced import Link, stamp_of
 from ..wire.sockets import Channel
 from .commands import Commands
 from .config import BrokerConfig
@@ -51,8 +52,10 @@ _MAX_ACTOR_HEADER_BYTES = 64 * MAX_HEADER_BYTES
 @dataclass(slots=True)
 class _Peer:
     id: ActorId
+    session: SessionId
     connection: bytes
     last_seen: float
+    link: Link
 
 
 class ActorDoor:
@@ -73,10 +76,25 @@ class ActorDoor:
         self._planner, self._commands, self._writer, self._reader = planner, commands, writer, reader
         self._snapshots, self._now, self._monotonic = snapshots, now, monotonic
         self._peers: dict[bytes, _Peer] = {}
+        self._gone = set[bytes]()
+        """Connections of actors that were lost: a process has one, and says hello again only late."""
 
     def receive(self, frames: list[bytes]) -> None:
-        """One message from an actor. What cannot be read expels its sender: actors are our own code, or intruders."""
-        connection, header, *payloads = frames
+        """One message from an actor, which may be the one that others waited for."""
+        connection, *message = frames
+        peer = self._peers.get(connection)
+        if (stamp := stamp_of(message)) is None:
+            self._read(connection, message)
+        elif peer is None or not peer.link.is_of(stamp):
+            self._expel(connection, "the broker does not know this actor")
+        else:
+            peer.last_seen = self._monotonic()
+            for due in peer.link.receive(stamp, message[1:]):
+                self._read(connection, due)
+
+    def _read(self, connection: bytes, frames: list[bytes]) -> None:
+        """What cannot be read expels its sender: actors are our own code, or intruders."""
+        header, *payloads = frames or [b""]
         try:
             message: FromActor = decode(header, FromActor, _MAX_ACTOR_HEADER_BYTES)
         except LorryError as error:
@@ -90,23 +108,22 @@ class ActorDoor:
             return
         peer = self._peers.get(connection)
         if peer is None:
-            self._send(connection, Expelled("the broker does not know this actor"))
+            self._expel(connection, "the broker does not know this actor")
             return
-        peer.last_seen = self._monotonic()
         match message:
             case Completion():
                 self._completed(peer, message, payloads)
             case SnapshotTaken():
-                self._snapshots.taken(message, peer.id, lambda recorded: self._send(connection, recorded))
+                self._snapshots.taken(message, peer.id, lambda recorded: self._send(peer, recorded))
             case SnapshotFailed():
                 self._snapshots.failed(message)
             case ActorLeaving():
                 self._planner.retire(peer.id)
-                self._send(connection, Retired())
+                self._send(peer, Retired())
             case ActorLeft():
                 self._lose(peer, "it left", "stopped")
             case ActorPing():
-                self._send(connection, ActorPong())
+                peer.link.beat([encode(ActorPong())])
                 self._writer.write(lambda store: store.actor_measured(peer.id, message))
 
     def _may_join(self, connection: bytes, hello: ActorHello | LoadFailed) -> bool:
@@ -131,9 +148,17 @@ class ActorDoor:
     def _hello(self, connection: bytes, hello: ActorHello) -> None:
         if not self._may_join(connection, hello):
             return
+        if (known := self._peers.get(connection)) and known.id == hello.actor:
+            self._bare(connection, ActorWelcome(known.session, self._config.heartbeat_s))
+            return
+        if connection in self._gone:
+            self._expel(connection, "this actor was lost before")
+            return
         for earlier in [peer for peer in self._peers.values() if peer.id == hello.actor]:
             self._lose(earlier, "it was replaced")
-        self._peers[connection] = _Peer(hello.actor, connection, self._monotonic())
+        session = SessionId("actor-session-" + secrets.token_hex(8))
+        link = Link(lambda frames: self._channel.send([connection, *frames]), session)
+        self._peers[connection] = _Peer(hello.actor, session, connection, self._monotonic(), link)
         self._registry.models.seen(hello.base_model, hello.facts, hello.capacity.max_rank)
         self._planner.add_actor(hello.actor, hello.base_model, hello.capacity)
         row = ActorRow(
@@ -148,7 +173,7 @@ class ActorDoor:
             started_at=self._now(),
         )
         self._writer.write(lambda store: store.actor_started(row))
-        self._send(connection, ActorWelcome(self._config.heartbeat_s))
+        self._bare(connection, ActorWelcome(session, self._config.heartbeat_s))
         log.info("actor ready", actor=hello.actor, base_model=hello.base_model, pid=hello.pid)
 
     def _completed(self, peer: _Peer, completion: Completion, payloads: list[bytes]) -> None:
@@ -182,27 +207,28 @@ class ActorDoor:
             items.append(item)
             payloads.append(payload)
         if items:
-            self._send(peer.connection, MicroBatch(plan.batch, plan.mode, items, plan.cost, plan.alone), payloads)
+            self._send(peer, MicroBatch(plan.batch, plan.mode, items, plan.cost, plan.alone), payloads)
         else:
             self._planner.batch_done(peer.id, plan.batch)
 
     def cancel(self, actor: ActorId, future: FutureId) -> None:
         for peer in self._peers.values():
             if peer.id == actor:
-                self._send(peer.connection, CancelCommand(future))
+                self._send(peer, CancelCommand(future))
 
     # Leaving ---------------------------------------------------------------------------------------------------------
 
     def expire(self) -> None:
         """An actor that was silent for three heartbeats is gone."""
         for peer in [p for p in self._peers.values() if p.last_seen < self._monotonic() - 3 * self._config.heartbeat_s]:
-            self._send(peer.connection, Expelled("the actor was silent for three heartbeats"))
+            self._bare(peer.connection, Expelled("the actor was silent for three heartbeats"))
             self._lose(peer, "it was silent for three heartbeats")
 
     def _lose(self, peer: _Peer, why: str, state: Literal["lost", "stopped"] = "lost") -> None:
         tell = log.warning if state == "lost" else log.info
         tell(f"actor {state}", actor=peer.id, why=why)
         del self._peers[peer.connection]
+        self._gone.add(peer.connection)
         now = self._now()
         self._writer.write(lambda store: store.actor_ended(peer.id, state, now))
         self._writer.write(lambda store: store.record_event(f"actor {state}", peer.id, why, now))
@@ -212,10 +238,13 @@ class ActorDoor:
         log.warning("actor refused", reason=reason)
         if peer := self._peers.get(connection):
             self._lose(peer, reason)
-        self._send(connection, Expelled(reason))
+        self._bare(connection, Expelled(reason))
 
-    def _send(self, connection: bytes, message: ToActor, payloads: Iterable[bytes] = ()) -> None:
-        self._channel.send([connection, encode(message), *payloads])
+    def _send(self, peer: _Peer, message: ToActor, payloads: Iterable[bytes] = ()) -> None:
+        peer.link.send([encode(message), *payloads])
+
+    def _bare(self, connection: bytes, message: ToActor) -> None:
+        self._channel.send([connection, encode(message)])
 
 
 def _payload(future: FutureId, store: Store) -> bytes:

@@ -148,7 +148,7 @@ class _Broker:
         self._commands.accepting.load(store)
 
     def _deliver(self, to: Iterable[bytes], future: FutureId, error: ErrorInfo | None, payload: bytes) -> None:
-        self._clients.deliver(to, future, error, payload)
+        self._clients.post.deliver(to, future, error, payload)
 
     def _work_arrived(self) -> None:
         self._work.set()

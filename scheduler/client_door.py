@@ -1,7 +1,7 @@
 """Where clients come in: every message of theirs is checked here, and answered with a result or a typed error."""
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import structlog
@@ -24,7 +24,6 @@ from ..wire.catalogue_messages import (
 )
 from ..wire.client_messages import (
     VERSION,
-    Answer,
     Cancel,
     CommandArguments,
     CreateRun,
@@ -41,7 +40,6 @@ from ..wire.client_messages import (
     RunCreated,
     SamplerCreated,
     Submit,
-    ToClient,
     Unknown,
     Watch,
     Welcome,
@@ -50,17 +48,18 @@ from ..wire.codec import MAX_HEADER_BYTES, decode, encode
 from ..wire.commands import CommandKind
 from ..wire.errors import (
     AuthenticationError,
-    ErrorInfo,
     LorryError,
     NotFoundError,
     ProtocolError,
     StorageUnavailableError,
 )
 from ..wire.ids import ActorId, FutureId, KeyHash, LaneId, SessionId, TenantId, future_id
+from ..wire.sequenced import stamp_of
 from ..wire.sockets import Channel
 from .accepting import Request
 from .admission import Admission
 from .catalogue import Catalogue
+from .client_post import ClientPost
 from .commands import Commands
 from .config import BrokerConfig
 from .registry import Registry
@@ -105,18 +104,31 @@ class ClientDoor:
         cancel_in_flight: Callable[[ActorId, FutureId], None],
         drop: Callable[[str], Awaitable[None]],
     ) -> None:
-        self._config, self._channel, self._registry, self._commands = config, channel, registry, commands
+        self._config, self._registry, self._commands = config, registry, commands
         self._writer, self._reader, self._now, self._monotonic = writer, reader, now, monotonic
         self._tasks, self._cancel_in_flight = tasks, cancel_in_flight
         self._sessions, self._admission = Sessions(), Admission(config, registry)
+        self.post = ClientPost(channel, self._sessions)
         self.catalogue = Catalogue(registry, commands, writer, reader, config.checkpoints, now, drop)
         self._creating = self.catalogue.creating
 
     # In --------------------------------------------------------------------------------------------------------------
 
     def receive(self, frames: list[bytes]) -> None:
-        """One message from a client; whatever is wrong with it is the sender's to know, and nobody else's."""
-        connection, header, *payloads = frames if len(frames) > 1 else [*frames, b""]
+        """One message from a client, which may be the one that others waited for."""
+        connection, *message = frames
+        session = self._sessions.heard(connection, self._monotonic())
+        if (stamp := stamp_of(message)) is None:
+            self._read(connection, message)
+        elif session is None or not session.link.is_of(stamp):
+            self.post.bare(connection, Unknown(stamp.tag))
+        else:
+            for due in session.link.receive(stamp, message[1:]):
+                self._read(connection, due)
+
+    def _read(self, connection: bytes, frames: list[bytes]) -> None:
+        """Whatever is wrong with it is the sender's to know, and nobody else's."""
+        header, *payloads = frames or [b""]
         try:
             message: FromClient = decode(header, FromClient, MAX_HEADER_BYTES)
         except LorryError as error:
@@ -124,35 +136,43 @@ class ClientDoor:
             return
         try:
             if isinstance(message, Probe):
-                self._channel.send([connection, encode(Answer(message.request)), encode(self._commands.readiness())])
+                self.post.answer(connection, message.request, self._commands.readiness())
             elif isinstance(message, Hello):
                 self._tasks.start_soon(self._hello, connection, message)
-            elif session := self._sessions.heard(connection, self._monotonic()):
+            elif session := self._sessions.at(connection):
                 self._handle(session, message, payloads[0] if payloads else b"")
             else:
-                self._send(connection, Unknown())
+                self.post.bare(connection, Unknown())
         except LorryError as error:
-            self._send(connection, Failed(getattr(message, "request", None), error.info))
+            self.post.send(connection, Failed(getattr(message, "request", None), error.info))
 
     async def _hello(self, connection: bytes, hello: Hello) -> None:
         owner = await self.catalogue.owner_of(hello.api_key)
         if hello.version != VERSION:
             problem = f"the client speaks version {hello.version} of the protocol, the broker version {VERSION}"
-            self._send(connection, Failed(None, ProtocolError(problem, field="version").info))
+            self.post.bare(connection, Failed(None, ProtocolError(problem, field="version").info))
         elif owner is None or self._sessions.is_revoked(owner[1]):
             shown = f"{hello.api_key[:8]}…" if hello.api_key else "empty"
             error = AuthenticationError(f"api_key is {shown}, which is no key of this server", field="api_key")
-            self._send(connection, Failed(None, error.info))
+            self.post.bare(connection, Failed(None, error.info))
         else:
             self._welcome(connection, *owner, hello.client)
 
     def _welcome(self, connection: bytes, tenant: TenantId, key: KeyHash, client: str) -> None:
-        session = Session(SessionId("session-" + secrets.token_hex(8)), tenant, key, connection, self._monotonic())
+        session = self._sessions.at(connection)
+        if session is None or session.key != key:
+            session = self._begin(connection, tenant, key, client)
+        welcome = Welcome(session.id, self._config.heartbeat_s, self._config.max_payload_bytes)
+        self.post.bare(connection, welcome)
+
+    def _begin(self, connection: bytes, tenant: TenantId, key: KeyHash, client: str) -> Session:
+        id_ = SessionId("session-" + secrets.token_hex(8))
+        session = Session(id_, tenant, key, connection, self._monotonic(), self.post.link(connection, id_))
         now = self._now()
         if earlier := self._sessions.open(session):
             self._writer.write(lambda store: store.session_ended(earlier.id, now))
-        self._writer.write(lambda store: store.session_started(session.id, tenant, client[:200], now))
-        self._send(connection, Welcome(session.id, self._config.heartbeat_s, self._config.max_payload_bytes))
+        self._writer.write(lambda store: store.session_started(id_, tenant, client[:200], now))
+        return session
 
     def _handle(self, session: Session, message: FromClient, payload: bytes) -> None:
         if self._writer.trouble is not None and isinstance(message, _WRITE):
@@ -172,7 +192,7 @@ class ClientDoor:
             case Cancel():
                 self._cancel(session, message)
             case Ping():
-                self._send(session.connection, Pong())
+                session.link.beat([encode(Pong())])
             case Goodbye():
                 self._leave(session)
             case Hello() | Probe():
@@ -224,9 +244,9 @@ class ClientDoor:
     def _request(self, session: Session, number: int) -> Request:
         def answer(error: LorryError | None) -> None:
             if error is None:
-                self._answer(session, number)
+                self.post.answer(session.connection, number)
             else:
-                self._send(session.connection, Failed(number, error.info))
+                self.post.send(session.connection, Failed(number, error.info))
 
         return Request(session.connection, answer)
 
@@ -239,13 +259,13 @@ class ClientDoor:
                 return
         except LorryError as worse:
             error = worse
-        self._send(connection, Failed(number_of(header), error.info))
+        self.post.send(connection, Failed(number_of(header), error.info))
 
     def _watch(self, session: Session, future: FutureId) -> None:
         try:
             self._registry.lane(session.tenant, LaneId(future.rpartition(":")[0]))
         except NotFoundError:
-            self._send(session.connection, Resolved(future, NotFoundError(f"there is no future {future!r}").info))
+            self.post.send(session.connection, Resolved(future, NotFoundError(f"there is no future {future!r}").info))
             return
         if self._commands.waiters.is_open(future):
             self._commands.waiters.watch(future, session.connection)
@@ -255,7 +275,7 @@ class ClientDoor:
     async def _look_up(self, session: Session, future: FutureId) -> None:
         result = await self._reader.read(lambda store: store.result(future))
         if result is None:
-            self._send(session.connection, Resolved(future, NotFoundError(f"there is no future {future!r}").info))
+            self.post.send(session.connection, Resolved(future, NotFoundError(f"there is no future {future!r}").info))
         else:
             self._commands.finishing.tell([session.connection], future, result.error, result.payload)
 
@@ -263,12 +283,7 @@ class ClientDoor:
         self._registry.lane(session.tenant, LaneId(cancel.future.rpartition(":")[0]))
         if actor := self._commands.cancel(cancel.future):
             self._cancel_in_flight(actor, cancel.future)
-        self._answer(session, cancel.request)
-
-    def deliver(self, connections: Iterable[bytes], future: FutureId, error: ErrorInfo | None, payload: bytes) -> None:
-        header = encode(Resolved(future, error))
-        for connection in connections:
-            self._channel.send([connection, header, payload])
+        self.post.answer(session.connection, cancel.request)
 
     # Runs and samplers -----------------------------------------------------------------------------------------------
 
@@ -290,9 +305,9 @@ class ClientDoor:
 
     async def _catalogued(self, session: Session, request: CatalogueRequest) -> None:
         try:
-            self._answer(session, request.request, await self.catalogue.answer(session, request))
+            self.post.answer(session.connection, request.request, await self.catalogue.answer(session, request))
         except LorryError as error:
-            self._send(session.connection, Failed(request.request, error.info))
+            self.post.send(session.connection, Failed(request.request, error.info))
         else:
             if isinstance(request, RevokeKey):
                 self._close_opened_with(request.api_key)
@@ -309,7 +324,7 @@ class ClientDoor:
         if key := self.catalogue.key_of(api_key):
             error = AuthenticationError("the key that opened this connection was deleted", field="api_key")
             for session in self._sessions.revoke(key):
-                self._send(session.connection, Failed(None, error.info))
+                self.post.send(session.connection, Failed(None, error.info))
                 self._leave(session)
 
     def _leave(self, session: Session) -> None:
@@ -318,12 +333,6 @@ class ClientDoor:
         self._commands.waiters.left(session.connection)
         self._writer.write(lambda store: store.session_ended(session.id, now))
 
-    def _answer(self, session: Session, request: int, payload: object = None) -> None:
-        self._channel.send([session.connection, encode(Answer(request)), b"" if payload is None else encode(payload)])
-
     def _answer_when_durable(self, session: Session, request: int, payload: object) -> None:
         """What the answer speaks of is written already, or waits in the writer ahead of this."""
-        self._writer.write(lambda _: None, lambda _: self._answer(session, request, payload))
-
-    def _send(self, connection: bytes, message: ToClient) -> None:
-        self._channel.send([connection, encode(message)])
+        self._writer.write(lambda _: None, lambda _: self.post.answer(session.connection, request, payload))

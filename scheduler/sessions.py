@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..wire.ids import KeyHash, SessionId, TenantId
+from ..wire.sequenced import Link
 
 
 @dataclass(slots=True)
@@ -15,6 +16,7 @@ class Session:
     key: KeyHash
     connection: bytes
     last_seen: float
+    link: Link
 
 
 class Sessions:
@@ -27,6 +29,9 @@ class Sessions:
         earlier = self._by_connection.get(session.connection)
         self._by_connection[session.connection] = session
         return earlier
+
+    def at(self, connection: bytes) -> Session | None:
+        return self._by_connection.get(connection)
 
     def heard(self, connection: bytes, now: float) -> Session | None:
         """The session behind a message, which proves that it lives."""

@@ -1,4 +1,8 @@
-"""What the broker and an actor say to each other. Headers only: a micro-batch's payloads follow, one frame an item."""
+"""What the broker and an actor say to each other. Headers only: a micro-batch's payloads follow, one frame an item.
+
+After the welcome they travel over a link (`sequenced`), which neither loses nor repeats any; hello, welcome, a load
+that failed and an expulsion travel bare.
+"""
 
 from typing import Literal, TypeAlias
 
@@ -6,10 +10,10 @@ import msgspec
 
 from .commands import CommandKind
 from .errors import ErrorInfo
-from .ids import ActorId, BatchId, FutureId
+from .ids import ActorId, BatchId, FutureId, SessionId
 from .types import LoraConfig
 
-VERSION = 3
+VERSION = 4
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -133,6 +137,9 @@ FromActor: TypeAlias = (
 
 
 class ActorWelcome(msgspec.Struct, frozen=True, tag="welcome"):
+    """The link is named after the session. A hello that is repeated is welcomed again, to the same one."""
+
+    session: SessionId
     heartbeat_s: float
 
 

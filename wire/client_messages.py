@@ -1,7 +1,11 @@
 """What a client and the broker say to each other. Headers only: a payload, where there is one, is the next frame.
 
-A request carries a number of the client's choosing, and its answer carries the same. A resent request is harmless:
-runs and samplers are made once for each nonce, commands once for each (lane, seq).
+Between a `Welcome` and the session's end they travel over a link (`sequenced`), which neither loses nor repeats any; a
+hello, a probe, and what answers these, travel bare. A client that numbers nothing may send all of it bare.
+
+A request carries a number of the client's choosing, and its answer carries the same. After a hello that was necessary
+anew it is sent again, which is harmless: runs and samplers are made once for each nonce, commands once for each
+(lane, seq).
 """
 
 from typing import TypeAlias
@@ -14,11 +18,12 @@ from .errors import ErrorInfo
 from .ids import FutureId, LaneId, SessionId
 from .types import LoraConfig
 
-VERSION = 2
+VERSION = 3
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """First on every connection, and again whenever the broker answers `Unknown`."""
+    """First on every connection, and again whenever the broker answers `Unknown`. Where the session is there already,
+    it is welcomed again, and that is all."""
 
     version: int
     api_key: str
@@ -123,13 +128,18 @@ FromClient: TypeAlias = (
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
+    """The link is named after the session."""
+
     session: SessionId
     heartbeat_s: float
     max_payload_bytes: int
 
 
 class Unknown(msgspec.Struct, frozen=True, tag="unknown"):
-    """The broker does not know this connection (it restarted, or the session expired): say hello again."""
+    """The broker does not know this session (it restarted, or the session expired): say hello again. `link` is the tag
+    under which the message came that is answered so, if any."""
+
+    link: bytes = b""
 
 
 class Answer(msgspec.Struct, frozen=True, tag="answer"):

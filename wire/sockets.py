@@ -6,6 +6,7 @@ channel drains whenever it wakes, and looks again after every send.
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, cast
@@ -13,6 +14,8 @@ from typing import Self, cast
 import zmq
 
 from .errors import InvalidRequestError
+
+_CONNECTED = zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 DRAIN_AT_MOST = 1000
 """Messages taken in one go, so that a flood on one socket does not starve the loop's other tasks."""
@@ -31,19 +34,42 @@ class CurveKeys:
 
 
 class Channel:
-    """One socket, owned by one event loop; use it as a context manager."""
+    """One socket, owned by one event loop; use it as a context manager.
 
-    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
-        self._socket = socket
+    One that has a `peer` calls `on_reconnect` whenever it is connected again: what was under way then may be lost.
+    """
+
+    def __init__(self, socket: "zmq.Socket[bytes]", peer: str | None = None) -> None:
+        self._socket, self._peer = socket, peer
+        self.on_reconnect: Callable[[], None] = _nothing
         self._wake = asyncio.Event()
         self._wake.set()
         self._loop = asyncio.get_running_loop()
         self._descriptor = int(socket.FD)
         self._loop.add_reader(self._descriptor, self._wake.set)
+        self._monitor = socket.get_monitor_socket(_CONNECTED) if peer else None
+        self._was_connected = False
+        if self._monitor is not None:
+            self._loop.add_reader(int(self._monitor.FD), self._connected)
+
+    def _connected(self) -> None:
+        while self._monitor is not None and int(self._monitor.EVENTS) & zmq.POLLIN:
+            self._monitor.recv_multipart(zmq.NOBLOCK)
+            if self._was_connected:
+                self.on_reconnect()
+            self._was_connected = True
+
+    def reconnect(self) -> None:
+        """Give up a connection that has been silent: nobody says of every one that it is dead. What waits to be sent
+        is lost with it."""
+        assert self._peer is not None
+        self._socket.disconnect(self._peer)
+        self._socket.connect(self._peer)
 
     def send(self, frames: Iterable[bytes]) -> None:
-        """Queue one message. A message to a peer that has gone is dropped, as ROUTER sockets do."""
-        self._socket.send_multipart(list(frames), zmq.NOBLOCK)
+        """Queue one message. A message to a peer that has gone, or that refused the connection, is dropped."""
+        with suppress(zmq.Again):
+            self._socket.send_multipart(list(frames), zmq.NOBLOCK)
         self._wake.set()
 
     async def receive(self) -> list[list[bytes]]:
@@ -70,6 +96,11 @@ class Channel:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._loop.remove_reader(self._descriptor)
+        if self._monitor is not None:
+            self._loop.remove_reader(int(self._monitor.FD))
+            self._socket.disable_monitor()
+            self._monitor.close(linger=0)
+            self._monitor = None
         self._socket.close(linger=200)
 
 
@@ -106,20 +137,27 @@ def connect(address: str, server_key: bytes | None, identity: bytes) -> Channel:
             own = CurveKeys.generate()
             socket.curve_serverkey = server_key
             socket.curve_publickey, socket.curve_secretkey = own.public, own.secret
+        socket.get_monitor_socket(_CONNECTED)  # before there is anything to be seen
         socket.connect(address)
 
-    return _channel(zmq.DEALER, prepare, "address", address)
+    return _channel(zmq.DEALER, prepare, "address", address, peer=address)
 
 
-def _channel(kind: int, prepare: Callable[["zmq.Socket[bytes]"], None], field: str, address: str) -> Channel:
+def _channel(
+    kind: int, prepare: Callable[["zmq.Socket[bytes]"], None], field: str, address: str, peer: str | None = None
+) -> Channel:
     socket = zmq.Context.instance().socket(kind)
     try:
         socket.set_hwm(0)
         prepare(socket)
-        return Channel(socket)
+        return Channel(socket, peer)
     except zmq.ZMQError as error:
         socket.close(linger=0)
         raise InvalidRequestError(f"{field} is {address!r}: {error}", field=field) from None
     except BaseException:
         socket.close(linger=0)
         raise
+
+
+def _nothing() -> None:
+    pass

@@ -16,6 +16,7 @@ from lorry.wire.client_messages import Answer, Welcome
 from lorry.wire.codec import encode
 from lorry.wire.errors import ConnectionLostError
 from lorry.wire.ids import SessionId
+from lorry.wire.sequenced import stamp_of
 from lorry.wire.sockets import Channel
 from lorry.wire.tasks import background_tasks
 from tests.conftest import MODEL, standing_still, start_server
@@ -55,7 +56,8 @@ async def welcome_then_talk_nonsense(door: Channel) -> None:
     """A broker that lets everybody in, and answers the first question with what is no message."""
     questions = 0
     while True:
-        for connection, header, *_ in await door.receive():
+        for connection, *frames in await door.receive():
+            header = frames[0 if stamp_of(frames) is None else 1]
             if msgpack.unpackb(header)["type"] == "hello":
                 door.send([connection, encode(Welcome(SessionId("x"), 5.0, 2**20))])
             elif msgpack.unpackb(header)["type"] == "query":

@@ -12,6 +12,7 @@ from lorry.wire.actor_messages import (
     VERSION,
     ActorHello,
     ActorPing,
+    ActorWelcome,
     Capacity,
     Completion,
     Item,
@@ -24,6 +25,7 @@ from lorry.wire.actor_messages import (
 )
 from lorry.wire.codec import MAX_PAYLOAD_BYTES, decode, encode
 from lorry.wire.ids import ActorId
+from lorry.wire.sequenced import Link, stamp_of
 from lorry.wire.sockets import Channel
 from lorry.wire.tasks import background_tasks
 from lorry.wire.types import ForwardBackwardOutput, OptimStepResponse, SampledSequence, SampleResponse
@@ -41,19 +43,22 @@ class ScriptedActor:
     """`save_every` is how many commands of a run it waits for before it says that it has saved it."""
 
     def __init__(self, channel: Channel, save_every: int) -> None:
-        self._channel, self._save_every = channel, save_every
+        self._channel, self._link, self._save_every = channel, Link(channel.send), save_every
         self._next_folder: dict[str, str] = {}
         self._since_saved: dict[str, int] = {}
 
     def hello(self, token: str, model: str) -> None:
         capacity = Capacity(slots=8, token_budget=1 << 20, sample_rows=64, max_rank=64)
-        self._send(ActorHello(VERSION, token, ActorId("scripted"), model, capacity, FACTS, os.getpid()))
+        hello = ActorHello(VERSION, token, ActorId("scripted"), model, capacity, FACTS, os.getpid())
+        self._channel.send([encode(hello)])
 
     async def run(self) -> None:
         while True:
             for frames in await self._channel.receive():
-                self._handle(decode(frames[0], ToActor, MAX_PAYLOAD_BYTES))
-            self._send(ActorPing())
+                stamp = stamp_of(frames)
+                for message in [frames] if stamp is None else self._link.receive(stamp, frames[1:]):
+                    self._handle(decode(message[0], ToActor, MAX_PAYLOAD_BYTES))
+            self._link.beat([encode(ActorPing())])
 
     def _handle(self, message: Any) -> None:
         match message:
@@ -62,6 +67,8 @@ class ScriptedActor:
                 self._send(Completion(batch, [self._ended(item) for item in items], done=True), *results)
                 for item in items:
                     self._count(item)
+            case ActorWelcome(session):
+                self._link.open(session)
             case SnapshotRecorded(run, next_folder):
                 self._next_folder[run] = next_folder
             case _:
@@ -83,7 +90,7 @@ class ScriptedActor:
             self._since_saved[run] = 0
 
     def _send(self, message: object, *payloads: bytes) -> None:
-        self._channel.send([encode(message), *payloads])
+        self._link.send([encode(message), *payloads])
 
 
 @asynccontextmanager

@@ -1,0 +1,39 @@
+"""What goes out to clients: over the link of their session where they have one, bare where they have none."""
+
+from collections.abc import Iterable
+
+from ..wire.client_messages import Answer, Resolved, ToClient
+from ..wire.codec import encode
+from ..wire.errors import ErrorInfo
+from ..wire.ids import FutureId
+from ..wire.sequenced import Link
+from ..wire.sockets import Channel
+from .sessions import Sessions
+
+
+class ClientPost:
+    def __init__(self, channel: Channel, sessions: Sessions) -> None:
+        self._channel, self._sessions = channel, sessions
+
+    def link(self, connection: bytes, name: str) -> Link:
+        return Link(lambda frames: self._channel.send([connection, *frames]), name)
+
+    def bare(self, connection: bytes, message: ToClient) -> None:
+        self._channel.send([connection, encode(message)])
+
+    def send(self, connection: bytes, message: ToClient, *payload: bytes) -> None:
+        self._put(connection, [encode(message), *payload])
+
+    def answer(self, connection: bytes, request: int, payload: object = None) -> None:
+        self.send(connection, Answer(request), b"" if payload is None else encode(payload))
+
+    def deliver(self, connections: Iterable[bytes], future: FutureId, error: ErrorInfo | None, payload: bytes) -> None:
+        header = encode(Resolved(future, error))
+        for connection in connections:
+            self._put(connection, [header, payload])
+
+    def _put(self, connection: bytes, frames: list[bytes]) -> None:
+        if session := self._sessions.at(connection):
+            session.link.send(frames)
+        else:
+            self._channel.send([connection, *frames])

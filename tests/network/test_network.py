@@ -1,0 +1,81 @@
+"""Between client and broker, gateway and broker, broker and actor: whatever the network does, it costs time alone.
+
+Each test runs the same loops through a good network and through a bad one, and compares all that they saw.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from lorry.storage.store import Store
+from lorry.wire.ids import TenantId
+
+from . import parts
+from .cables import Cables, bad_at_connections
+from .messages import Mischief, bad_at_messages
+from .programs import KINDS, Report, Work, billed, finish, sent
+
+HEARTBEAT_S = 2.0
+STEPS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """All parts, with a network before each of the broker's doors; `bad` makes both of them bad."""
+
+    data: Path
+    portal: BlockingPortal
+    address: str
+    url: str
+    mischief: tuple[Mischief, Mischief]
+    cables: tuple[Cables, Cables]
+
+    def learn(self, tenant: str, api: str) -> list[Report]:
+        """A loop of each kind, one after the other: what trains alone is computed the same way to the last bit."""
+        store = Store(self.data)
+        try:
+            key = store.create_key(TenantId(tenant), time.time())
+        finally:
+            store.close()
+        return [finish(Work(api, kind, STEPS).start(key, self.address, self.url)) for kind in KINDS]
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    data = tmp_path_factory.mktemp("network")
+    with ExitStack() as stack:
+        portal = stack.enter_context(start_blocking_portal())
+        broker = stack.enter_context(parts.broker(data, HEARTBEAT_S)).announced
+        mischief, cables, doors = [], [], []
+        for seed, door in enumerate((broker["clients"], broker["actors"])):
+            cables.append(Cables(door, seed))
+            mischief.append(Mischief(seed=seed))
+            far = stack.enter_context(portal.wrap_async_context_manager(bad_at_connections(cables[-1])))
+            doors.append(stack.enter_context(portal.wrap_async_context_manager(bad_at_messages(far, mischief[-1]))))
+        stack.enter_context(parts.actor(doors[1]))
+        url = stack.enter_context(parts.gateway(doors[0], data)).announced["url"]
+        yield Deployment(data, portal, doors[0], url, tuple(mischief), tuple(cables))
+
+
+@pytest.fixture(scope="module")
+def expected(deployment: Deployment) -> list[Report]:
+    return deployment.learn("calm", "lorry")
+
+
+@pytest.mark.parametrize("api", ["lorry", "tinker"])
+def test_messages_that_are_lost_repeated_and_late_change_nothing(
+    deployment: Deployment, expected: list[Report], api: str
+) -> None:
+    for mischief in deployment.mischief:
+        mischief.lost, mischief.repeated, mischief.delayed = 0.03, 0.2, 0.3
+    found = deployment.learn(api, api)
+    for mischief in deployment.mischief:
+        mischief.lost = mischief.repeated = mischief.delayed = 0.0
+        assert all(mischief.done.values()), "it was a bad network"
+    assert [report.seen for report in found] == [report.seen for report in expected]
+    assert billed(deployment.data, api) == sent(found)

@@ -1,0 +1,120 @@
+"""Messages that arrive once and in order, whatever a connection loses, repeats, delays or reorders. Pure, but for the
+`send` that it is given.
+
+Each end numbers what it sends and keeps it until the other end says that it has it. A missing number shows at once
+where a later one arrives, and otherwise at the next heartbeat, which says how many were sent; it is asked for and sent
+again.
+"""
+
+import hashlib
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+_STAMP = struct.Struct(">BB8sQQ")
+_MARK = 0xC1
+"""Begins no MessagePack, so that a stamp is never taken for a header, nor a header for a stamp."""
+HELD_AT_MOST = 256
+"""Messages that wait for an earlier one. What comes beyond is dropped, and asked for when its turn comes."""
+
+
+class Kind(IntEnum):
+    """`MESSAGE` has a place in the order, and its number is that; a `BEAT` has none, and its number is how many were
+    sent; `AGAIN` says nothing else: what is behind `received` is to be sent again."""
+
+    MESSAGE = 0
+    BEAT = 1
+    AGAIN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """The first frame of what travels over a link. `received`: its sender has all up to that number."""
+
+    kind: Kind
+    tag: bytes
+    number: int
+    received: int
+
+    def encode(self) -> bytes:
+        return _STAMP.pack(_MARK, self.kind, self.tag, self.number, self.received)
+
+
+def stamp_of(frames: Sequence[bytes]) -> Stamp | None:
+    """None for a message that travels outside of any link: a greeting, or a refusal."""
+    if not frames or len(frames[0]) != _STAMP.size or frames[0][0] != _MARK:
+        return None
+    _, kind, tag, number, received = _STAMP.unpack(frames[0])
+    return Stamp(Kind(kind), tag, number, received) if kind in iter(Kind) else None
+
+
+class Link:
+    """One end. Both begin at zero when they are opened, under the same name: what comes under another is not theirs."""
+
+    def __init__(self, send: Callable[[Sequence[bytes]], None], name: str | None = None) -> None:
+        self._send = send
+        self.open(name)
+
+    def open(self, name: str | None) -> None:
+        """Begin anew, or with None: not yet. What was sent before and not confirmed is forgotten."""
+        self.name = name
+        self.tag = hashlib.blake2b((name or "").encode(), digest_size=8).digest()
+        self._sent = 0
+        self._unconfirmed: deque[tuple[int, Sequence[bytes]]] = deque()
+        self._received = 0
+        self._held: dict[int, list[bytes]] = {}
+        self._asked_after = -1
+
+    def is_of(self, stamp: Stamp) -> bool:
+        return self.is_tagged(stamp.tag)
+
+    def is_tagged(self, tag: bytes) -> bool:
+        return self.name is not None and tag == self.tag
+
+    def send(self, frames: Sequence[bytes]) -> None:
+        """Send a message that has its place in the order."""
+        self._sent += 1
+        self._unconfirmed.append((self._sent, frames))
+        self._stamped(Kind.MESSAGE, self._sent, frames)
+
+    def beat(self, frames: Sequence[bytes]) -> None:
+        """Send a message that may be lost, and that shows the other end what it has missed."""
+        self._stamped(Kind.BEAT, self._sent, frames)
+
+    def receive(self, stamp: Stamp, frames: list[bytes]) -> list[list[bytes]]:
+        """What may be read now: nothing, this message, or it and those that waited for it."""
+        while self._unconfirmed and self._unconfirmed[0][0] <= stamp.received:
+            self._unconfirmed.popleft()
+        match stamp.kind:
+            case Kind.MESSAGE:
+                return self._in_order(stamp.number, frames)
+            case Kind.BEAT:
+                if stamp.number > self._received:
+                    self._ask()
+                return [frames]
+            case Kind.AGAIN:
+                for number, missed in self._unconfirmed:
+                    self._stamped(Kind.MESSAGE, number, missed)
+                return []
+
+    def _in_order(self, number: int, frames: list[bytes]) -> list[list[bytes]]:
+        if number <= self._received:
+            return []
+        if number <= self._received + HELD_AT_MOST:
+            self._held[number] = frames
+        due: list[list[bytes]] = []
+        while (following := self._held.pop(self._received + 1, None)) is not None:
+            self._received += 1
+            due.append(following)
+        if number > self._received and self._asked_after != self._received:
+            self._ask()
+        return due
+
+    def _ask(self) -> None:
+        self._asked_after = self._received
+        self._stamped(Kind.AGAIN, 0, ())
+
+    def _stamped(self, kind: Kind, number: int, frames: Sequence[bytes]) -> None:
+        self._send([Stamp(kind, self.tag, number, self._received).encode(), *frames])
