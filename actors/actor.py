@@ -282,7 +282,7 @@ class _Actor:
             silent_s = anyio.current_time() - self._heard
             if silent_s > 3 * self._heartbeat_s:
                 raise ConnectionLostError("the broker was silent for three heartbeats")
-            if silent_s > 2 * self._heartbeat_s:  # perhaps the connection is dead, and nobody has told either end
+            if silent_s > 1.5 * self._heartbeat_s:  # perhaps the connection is dead, and nobody has told either end
                 self._channel.reconnect()
 
     def _greet(self) -> None:

@@ -15,9 +15,9 @@ GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream,
 
 
 class Cables:
-    """Connections to `host`:`port`. `cuts_after` bytes at the most each is cut, somewhere; None: never."""
+    """Connections to one address. Each is cut after so many bytes, from and to, as `cuts_after` says; None: never."""
 
-    def __init__(self, behind: str, seed: int = 0, cuts_after: int | None = None) -> None:
+    def __init__(self, behind: str, seed: int = 0, cuts_after: tuple[int, int] | None = None) -> None:
         host, _, port = behind.removeprefix("tcp://").rpartition(":")
         self._host, self._port = host, int(port)
         self._chance = random.Random(seed)
@@ -59,7 +59,7 @@ class Cables:
                 self._dead.discard(scope)
 
     async def _one_way(self, source: SocketStream, sink: SocketStream, scope: anyio.CancelScope) -> None:
-        left = None if self.cuts_after is None else self._chance.randrange(self.cuts_after)
+        left = None if self.cuts_after is None else self._chance.randint(*self.cuts_after)
         with suppress(*GONE):
             while left is None or left > 0:
                 chunk = await source.receive(_CHUNK)

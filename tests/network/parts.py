@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import TypeAlias
 
 from tests.conftest import BASE_MODEL, MODEL
@@ -45,8 +47,24 @@ def broker(
     return part("broker", "--model", MODEL, "--data", str(data), *addresses, "--heartbeat-s", str(heartbeat_s))
 
 
-def actor(connect: str, *options: str) -> Started:
-    return part("actor", "--model", f"{MODEL}={BASE_MODEL}", "--connect", connect, *options)
+@contextmanager
+def actor(connect: str) -> Iterator[None]:
+    """Another one takes its place when it ends, as a supervisor has it: so no test hangs for a machine that is slow."""
+    with ThreadPoolExecutor(1) as thread:
+        stop = Event()
+        keeping = thread.submit(_keep_alive, connect, stop)
+        try:
+            yield
+        finally:
+            stop.set()
+            keeping.result()
+
+
+def _keep_alive(connect: str, stop: Event) -> None:
+    while not stop.is_set():
+        with part("actor", "--model", f"{MODEL}={BASE_MODEL}", "--connect", connect) as actor:
+            while actor.process.poll() is None and not stop.wait(0.1):
+                pass
 
 
 def gateway(connect: str, data: Path) -> Started:

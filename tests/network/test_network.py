@@ -5,15 +5,18 @@ Each test runs the same loops through a good network and through a bad one, and 
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+import lorry
 from lorry.storage.store import Store
 from lorry.wire.ids import TenantId
+from tests.conftest import MODEL
+from tests.service.test_recovery import learn
 
 from . import parts
 from .cables import Cables, bad_at_connections
@@ -35,13 +38,13 @@ class Deployment:
     mischief: tuple[Mischief, Mischief]
     cables: tuple[Cables, Cables]
 
+    def new_key(self, tenant: str) -> str:
+        with closing(Store(self.data)) as store:
+            return store.create_key(TenantId(tenant), time.time())
+
     def learn(self, tenant: str, api: str) -> list[Report]:
         """A loop of each kind, one after the other: what trains alone is computed the same way to the last bit."""
-        store = Store(self.data)
-        try:
-            key = store.create_key(TenantId(tenant), time.time())
-        finally:
-            store.close()
+        key = self.new_key(tenant)
         return [finish(Work(api, kind, STEPS).start(key, self.address, self.url)) for kind in KINDS]
 
 
@@ -53,10 +56,10 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         broker = stack.enter_context(parts.broker(data, HEARTBEAT_S)).announced
         mischief, cables, doors = [], [], []
         for seed, door in enumerate((broker["clients"], broker["actors"])):
-            cables.append(Cables(door, seed))
             mischief.append(Mischief(seed=seed))
-            far = stack.enter_context(portal.wrap_async_context_manager(bad_at_connections(cables[-1])))
-            doors.append(stack.enter_context(portal.wrap_async_context_manager(bad_at_messages(far, mischief[-1]))))
+            far = stack.enter_context(portal.wrap_async_context_manager(bad_at_messages(door, mischief[-1])))
+            cables.append(Cables(far, seed))
+            doors.append(stack.enter_context(portal.wrap_async_context_manager(bad_at_connections(cables[-1]))))
         stack.enter_context(parts.actor(doors[1]))
         url = stack.enter_context(parts.gateway(doors[0], data)).announced["url"]
         yield Deployment(data, portal, doors[0], url, tuple(mischief), tuple(cables))
@@ -79,3 +82,34 @@ def test_messages_that_are_lost_repeated_and_late_change_nothing(
         assert all(mischief.done.values()), "it was a bad network"
     assert [report.seen for report in found] == [report.seen for report in expected]
     assert billed(deployment.data, api) == sent(found)
+
+
+@pytest.mark.parametrize("api", ["lorry", "tinker"])
+def test_connections_that_are_cut_in_the_middle_of_a_message_change_nothing(
+    deployment: Deployment, expected: list[Report], api: str
+) -> None:
+    for cables in deployment.cables:
+        cables.cuts_after = (2_000, 12_000)
+        deployment.portal.call(cables.cut)
+    tenant = f"{api}, cut"
+    found = deployment.learn(tenant, api)
+    for cables in deployment.cables:
+        cables.cuts_after = None
+        assert cables.cuts > 1, "it was a bad network"
+        deployment.portal.call(cables.cut)
+    assert [report.seen for report in found] == [report.seen for report in expected]
+    assert billed(deployment.data, tenant) == sent(found)
+
+
+async def test_connections_that_carry_nothing_any_more_are_given_up(deployment: Deployment) -> None:
+    """As behind a firewall that has forgotten them: neither end is told."""
+    async with lorry.connect(deployment.address, api_key=deployment.new_key("swallowed")) as service:
+        undisturbed = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
+        expected = await learn(undisturbed, 4)
+        training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
+        losses = await learn(training, 2)
+        before = [cables.opened for cables in deployment.cables]
+        for cables in deployment.cables:
+            deployment.portal.call(cables.swallow)
+        assert losses + await learn(training, 2) == expected
+    assert all(cables.opened > count for cables, count in zip(deployment.cables, before, strict=True))
