@@ -84,6 +84,13 @@ class Lane:
             after = phase
         return taken
 
+    def take_head(self) -> Command:
+        """Remove and return the head alone."""
+        head = self.head()
+        assert head is not None, self.id
+        self._advance(head)
+        return head
+
     def _advance(self, command: Command) -> None:
         if self._replay:
             self._replay.popleft()

@@ -15,7 +15,8 @@ from .fairness import Shares
 from .lanes import COMPUTE, Command, Lane
 
 MAX_ATTEMPTS = 3
-"""How many actors may die while they hold a command before it is taken to be the cause."""
+"""How many actors may die while they hold a command before it is taken to be the cause. The last of them had nothing
+else, so that nobody is blamed for what ran beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +205,34 @@ class Planner:
         actor = self._actors[actor_id]
         if actor.is_leaving:
             return None
+        if self._attempts:
+            if any(holder is actor and self._is_last_chance(c) for c, holder, _ in self._in_flight.values()):
+                return None
+            if command := self._last_chance(actor):
+                return None if actor.train_batches or actor.sample_rows else self._alone(actor, command)
         return self._next_train(actor) or self._next_samples(actor)
+
+    def _is_last_chance(self, command: Command) -> bool:
+        return self._attempts.get(command.future, 0) == MAX_ATTEMPTS - 1
+
+    def _last_chance(self, actor: _Actor) -> Command | None:
+        """The next command of which it would be known that it kills actors, should it kill this one."""
+        pool = self._pools[actor.base_model]
+        for lane in map(self._lanes.__getitem__, pool.ready):
+            if (head := lane.head()) and self._is_last_chance(head) and self._belongs(lane, actor, pool):
+                return head
+        return next((c for queue in pool.samples.values() for c in queue if self._is_last_chance(c)), None)
+
+    def _alone(self, actor: _Actor, command: Command) -> Plan | None:
+        """That, and neither a step behind it nor anything else until it is over."""
+        pool = self._pools[actor.base_model]
+        if command.kind in SAMPLING_KINDS:
+            pool.samples[command.tenant].remove(command)
+            actor.sample_rows += command.rows
+            pool.shares.charge(command.tenant, command.cost)
+            return self._plan(actor, "sample", [command])
+        lane = self._lanes[command.lane]
+        return self._plan(actor, "train", self._handed_out(lane, [lane.take_head()], actor, pool))
 
     def _next_train(self, actor: _Actor) -> Plan | None:
         room = actor.capacity.credits * actor.capacity.token_budget - sum(actor.train_batches.values())
@@ -226,7 +254,7 @@ class Planner:
                 continue
             if (taken or actor.train_batches) and head.cost > budget:
                 break
-            commands = self._hand_out(lane, after, actor, pool)
+            commands = self._handed_out(lane, lane.take(after), actor, pool)
             taken.setdefault(lane.id, []).extend(commands)
             budget -= sum(command.cost for command in commands)
             if suspect:
@@ -242,8 +270,7 @@ class Planner:
         tenant = pool.shares.least_served(lane.tenant for lane in candidates)
         return max((lane for lane in candidates if lane.tenant == tenant), key=lambda lane: lane.priority)
 
-    def _hand_out(self, lane: Lane, after: int, actor: _Actor, pool: _Pool) -> list[Command]:
-        commands = lane.take(after)
+    def _handed_out(self, lane: Lane, commands: list[Command], actor: _Actor, pool: _Pool) -> list[Command]:
         lane.home = actor.id
         actor.homed.add(lane.id)
         for command in commands:

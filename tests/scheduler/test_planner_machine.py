@@ -259,3 +259,31 @@ def test_a_command_that_kills_actors_runs_alone_and_then_fails_alone() -> None:
         if failed:
             break
     assert "poison" in failed
+
+
+def test_nobody_is_blamed_for_what_ran_beside_it() -> None:
+    """Neither the step behind a command that kills, nor another run, nor a sample: however often all die together."""
+    planner, lanes = Planner(), [LaneId("poison"), LaneId("innocent")]
+    for lane in lanes:
+        planner.add_lane(Lane(lane, TenantId(lane), MODEL))
+        for seq, kind in enumerate(("forward_backward", "optim_step")):
+            planner.submit(Command(future_id(lane, seq), lane, seq, kind, TenantId(lane), MODEL, 10, 0))
+    sampler = LaneId("sampler")
+    planner.submit(Command(future_id(sampler, 0), sampler, 0, "sample", TENANTS[0], MODEL, 10, 1))
+    failed: list[str] = []
+    for life in range(MAX_ATTEMPTS):
+        actor = ActorId(f"a{life}")
+        planner.add_actor(actor, MODEL, CAPACITY)
+        held: list[Plan] = []
+        while plan := planner.next_micro_batch(actor):
+            if life == MAX_ATTEMPTS - 1 and plan.commands[0].future != "poison:0":
+                for command in plan.commands:
+                    planner.complete(command.future, plan.batch, 10)
+                planner.batch_done(actor, plan.batch)
+            else:
+                held.append(plan)
+        lost = planner.actor_lost(actor)
+        failed += [command.future for command in lost.poisoned]
+        for lane in lost.lanes:
+            planner.restore(lane, [])
+    assert failed == ["poison:0"]
