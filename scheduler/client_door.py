@@ -254,8 +254,9 @@ class ClientDoor:
         """What can be read of a message that is wrong is enough to answer it, and to end its place in a run's order."""
         session = self._sessions.heard(connection, self._monotonic())
         try:
-            if session is not None and (refuse := refusal_of(header, error)):
-                self._refuse(session, refuse)
+            if refuse := refusal_of(header, error):
+                # Not refused to who is not known: it says hello, and sends it again, and its place in the order ends.
+                self._refuse(session, refuse) if session else self._send(connection, Unknown())
                 return
         except LorryError as worse:
             error = worse

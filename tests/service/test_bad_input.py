@@ -40,6 +40,12 @@ async def test_a_wrong_key_is_refused_at_hello(server: Server) -> None:
             pytest.fail("connected with a wrong key")
 
 
+async def test_a_broken_command_after_a_restart_is_sent_again_and_does_not_stop_its_run(server: Server) -> None:
+    command = {"type": "submit", "request": 1, "lane": "run", "seq": 0, "kind": "optim_step", "tokens": -1}
+    with Raw.connected(server.address) as raw:
+        assert raw.ask(command) == {"type": "unknown"}
+
+
 async def test_nobody_at_the_address_is_a_connection_error() -> None:
     with refusal(lorry.ConnectionLostError, "tcp://127.0.0.1:9", "lorry serve"):
         async with lorry.connect("tcp://127.0.0.1:9", api_key="tml-x", timeout_s=0.5):
