@@ -193,8 +193,7 @@ class ActorDoor:
                 await self._send_plan(peer, plan)
 
     async def _send_plan(self, peer: _Peer, plan: Plan) -> None:
-        items: list[Item] = []
-        payloads: list[bytes] = []
+        found: list[tuple[Item, bytes]] = []
         for command in plan.commands:
             try:
                 item = self._commands.item(command)
@@ -204,10 +203,12 @@ class ActorDoor:
             except LorryError as error:
                 self._commands.finish(Outcome(command.future, error.info), b"", peer.id, plan.batch)
                 continue
-            items.append(item)
-            payloads.append(payload)
-        if items:
-            self._send(peer, MicroBatch(plan.batch, plan.mode, items, plan.cost, plan.alone), payloads)
+            found.append((item, payload))
+        # While payloads were read, a run may have been taken back, to be rebuilt from another state.
+        held = [(item, payload) for item, payload in found if self._planner.is_in_flight(item.future, plan.batch)]
+        if held:
+            batch = MicroBatch(plan.batch, plan.mode, [item for item, _ in held], plan.cost, plan.alone)
+            self._send(peer, batch, [payload for _, payload in held])
         else:
             self._planner.batch_done(peer.id, plan.batch)
 

@@ -256,7 +256,7 @@ class ClientDoor:
         try:
             if refuse := refusal_of(header, error):
                 # Not refused to who is not known: it says hello, and sends it again, and its place in the order ends.
-                self._refuse(session, refuse) if session else self._send(connection, Unknown())
+                self._refuse(session, refuse) if session else self.post.send(connection, Unknown())
                 return
         except LorryError as worse:
             error = worse
