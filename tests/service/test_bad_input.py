@@ -43,7 +43,7 @@ async def test_a_wrong_key_is_refused_at_hello(server: Server) -> None:
 async def test_a_broken_command_after_a_restart_is_sent_again_and_does_not_stop_its_run(server: Server) -> None:
     command = {"type": "submit", "request": 1, "lane": "run", "seq": 0, "kind": "optim_step", "tokens": -1}
     with Raw.connected(server.address) as raw:
-        assert raw.ask(command) == {"type": "unknown"}
+        assert raw.ask(command)["type"] == "unknown"
 
 
 async def test_nobody_at_the_address_is_a_connection_error() -> None:
