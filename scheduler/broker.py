@@ -147,8 +147,8 @@ class _Broker:
         self._clients.catalogue.load(store)
         self._commands.accepting.load(store)
 
-    def _deliver(self, to: Iterable[bytes], future: FutureId, error: ErrorInfo | None, payload: bytes) -> None:
-        self._clients.post.deliver(to, future, error, payload)
+    def _deliver(self, to: Iterable[bytes], future: FutureId, error: ErrorInfo | None, payload: bytes) -> bool:
+        return self._clients.post.deliver(to, future, error, payload)
 
     def _work_arrived(self) -> None:
         self._work.set()

@@ -3,12 +3,14 @@
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 
 import structlog
 from anyio.abc import TaskGroup
 
 from ..storage.reader import Reader
-from ..storage.rows import CommandRow, RunRow, SamplerRow
+from ..storage.rows import CommandRow, ResultRow, RunRow, SamplerRow
+from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire.catalogue_messages import (
     CatalogueRequest,
@@ -125,6 +127,9 @@ class ClientDoor:
         else:
             for due in session.link.receive(stamp, message[1:]):
                 self._read(connection, due)
+            if session.unsent and session.link.has_room and not session.catches_up:
+                session.catches_up = True
+                self._tasks.start_soon(self._catch_up, session)
 
     def _read(self, connection: bytes, frames: list[bytes]) -> None:
         """Whatever is wrong with it is the sender's to know, and nobody else's."""
@@ -273,8 +278,20 @@ class ClientDoor:
         else:
             self._tasks.start_soon(self._look_up, session, future)
 
+    async def _catch_up(self, session: Session) -> None:
+        """Send what had to wait, as long as its client reads it."""
+        while session.unsent and session.link.has_room and self._sessions.at(session.connection) is session:
+            future = next(iter(session.unsent))
+            result = await self._reader.read(partial(_result, future))
+            self._send_result(session, future, result)
+            if result is None:  # expired meanwhile
+                session.unsent.pop(future, None)
+        session.catches_up = False
+
     async def _look_up(self, session: Session, future: FutureId) -> None:
-        result = await self._reader.read(lambda store: store.result(future))
+        self._send_result(session, future, await self._reader.read(partial(_result, future)))
+
+    def _send_result(self, session: Session, future: FutureId, result: ResultRow | None) -> None:
         if result is None:
             self.post.send(session.connection, Resolved(future, NotFoundError(f"there is no future {future!r}").info))
         else:
@@ -337,3 +354,7 @@ class ClientDoor:
     def _answer_when_durable(self, session: Session, request: int, payload: object) -> None:
         """What the answer speaks of is written already, or waits in the writer ahead of this."""
         self._writer.write(lambda _: None, lambda _: self.post.answer(session.connection, request, payload))
+
+
+def _result(future: FutureId, store: Store) -> ResultRow | None:
+    return store.result(future)

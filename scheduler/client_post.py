@@ -27,10 +27,17 @@ class ClientPost:
     def answer(self, connection: bytes, request: int, payload: object = None) -> None:
         self.send(connection, Answer(request), b"" if payload is None else encode(payload))
 
-    def deliver(self, connections: Iterable[bytes], future: FutureId, error: ErrorInfo | None, payload: bytes) -> None:
-        header = encode(Resolved(future, error))
+    def deliver(self, connections: Iterable[bytes], future: FutureId, error: ErrorInfo | None, payload: bytes) -> bool:
+        """Whether anybody was sent it. Who does not keep up is to get it later, from the journal."""
+        header, was_sent = encode(Resolved(future, error)), False
         for connection in connections:
-            self._put(connection, [header, payload])
+            session = self._sessions.at(connection)
+            if session and not session.is_next(future):
+                session.unsent[future] = None
+            else:
+                self._put(connection, [header, payload])
+                was_sent = True
+        return was_sent
 
     def _put(self, connection: bytes, frames: list[bytes]) -> None:
         if session := self._sessions.at(connection):

@@ -20,7 +20,7 @@ from .saves import ASKED_WITHIN_S, NEWEST_KEPT, SAVES, saved_checkpoint, saved_s
 from .telling import told
 from .waiters import Waiters
 
-Deliver: TypeAlias = Callable[[Iterable[bytes], FutureId, ErrorInfo | None, bytes], None]
+Deliver: TypeAlias = Callable[[Iterable[bytes], FutureId, ErrorInfo | None, bytes], bool]
 
 
 class Finishing:
@@ -69,10 +69,8 @@ class Finishing:
             self._writer.write(lambda store: store.results_told(told_now, now))
 
     def tell(self, connections: Iterable[bytes], future: FutureId, error: bytes | None, payload: bytes | None) -> None:
-        connections = list(connections)
-        if connections:
+        if self._deliver(connections, future, decode(error, ErrorInfo) if error is not None else None, payload or b""):
             self._told.add(future)
-        self._deliver(connections, future, decode(error, ErrorInfo) if error is not None else None, payload or b"")
 
     def _record(
         self,

@@ -1,15 +1,16 @@
 """Who is connected: one session for each connection that said hello with a valid key. Pure; time is passed in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ..wire.ids import KeyHash, SessionId, TenantId
+from ..wire.ids import FutureId, KeyHash, SessionId, TenantId
 from ..wire.sequenced import Link
 
 
 @dataclass(slots=True)
 class Session:
     """`key` names the API key, or the key behind the token, that opened it; `last_seen` is on the caller's monotonic
-    clock, in seconds."""
+    clock, in seconds. `unsent` are futures whose results wait in the journal until the client has read what is under
+    way to it; it `catches_up` while one of them is read."""
 
     id: SessionId
     tenant: TenantId
@@ -17,6 +18,15 @@ class Session:
     connection: bytes
     last_seen: float
     link: Link
+    unsent: dict[FutureId, None] = field(default_factory=dict[FutureId, None])
+    catches_up: bool = False
+
+    def is_next(self, future: FutureId) -> bool:
+        """Whether its result may be sent now: what had to wait goes first."""
+        if not self.link.has_room or (self.unsent and next(iter(self.unsent)) != future):
+            return False
+        self.unsent.pop(future, None)
+        return True
 
 
 class Sessions:

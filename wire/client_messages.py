@@ -1,7 +1,8 @@
 """What a client and the broker say to each other. Headers only: a payload, where there is one, is the next frame.
 
 Between a `Welcome` and the session's end they travel over a link (`sequenced`), which neither loses nor repeats any; a
-hello, a probe, and what answers these, travel bare. A client that numbers nothing may send all of it bare.
+hello, a probe, and what answers these, travel bare. A client that numbers nothing may send all of it bare,
+and gets no more results than may be under way to one that reads none.
 
 A request carries a number of the client's choosing, and its answer carries the same. After a hello that was necessary
 anew it is sent again, which is harmless: runs and samplers are made once for each nonce, commands once for each

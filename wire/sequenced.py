@@ -16,17 +16,22 @@ from enum import IntEnum
 _STAMP = struct.Struct(">BB8sQQ")
 _MARK = 0xC1
 """Begins no MessagePack, so that a stamp is never taken for a header, nor a header for a stamp."""
+CONFIRMED_EVERY = 4 << 20
+"""Bytes: who has received so many says so, though it has nothing else to say."""
+UNCONFIRMED_AT_MOST = 32 << 20
+"""Bytes under way to one end, beyond which what can wait is to wait."""
 HELD_AT_MOST = 256
 """Messages that wait for an earlier one. What comes beyond is dropped, and asked for when its turn comes."""
 
 
 class Kind(IntEnum):
     """`MESSAGE` has a place in the order, and its number is that; a `BEAT` has none, and its number is how many were
-    sent; `AGAIN` says nothing else: what is behind `received` is to be sent again."""
+    sent; `HAVE` says nothing but what was `received`, and `AGAIN` that what is behind it is to be sent again."""
 
     MESSAGE = 0
     BEAT = 1
     AGAIN = 2
+    HAVE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,9 @@ class Link:
         self.tag = hashlib.blake2b((name or "").encode(), digest_size=8).digest()
         self._sent = 0
         self._unconfirmed: deque[tuple[int, Sequence[bytes]]] = deque()
+        self._unconfirmed_bytes = 0
         self._received = 0
+        self._untold_bytes = 0
         self._held: dict[int, list[bytes]] = {}
         self._asked_after = -1
 
@@ -73,9 +80,15 @@ class Link:
     def is_tagged(self, tag: bytes) -> bool:
         return self.name is not None and tag == self.tag
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the other end keeps up with what is sent to it."""
+        return self._unconfirmed_bytes < UNCONFIRMED_AT_MOST
+
     def send(self, frames: Sequence[bytes]) -> None:
         """Send a message that has its place in the order."""
         self._sent += 1
+        self._unconfirmed_bytes += _size(frames)
         self._unconfirmed.append((self._sent, frames))
         self._stamped(Kind.MESSAGE, self._sent, frames)
 
@@ -86,7 +99,7 @@ class Link:
     def receive(self, stamp: Stamp, frames: list[bytes]) -> list[list[bytes]]:
         """What may be read now: nothing, this message, or it and those that waited for it."""
         while self._unconfirmed and self._unconfirmed[0][0] <= stamp.received:
-            self._unconfirmed.popleft()
+            self._unconfirmed_bytes -= _size(self._unconfirmed.popleft()[1])
         match stamp.kind:
             case Kind.MESSAGE:
                 return self._in_order(stamp.number, frames)
@@ -98,6 +111,8 @@ class Link:
                 for number, missed in self._unconfirmed:
                     self._stamped(Kind.MESSAGE, number, missed)
                 return []
+            case Kind.HAVE:
+                return []
 
     def _in_order(self, number: int, frames: list[bytes]) -> list[list[bytes]]:
         if number <= self._received:
@@ -107,7 +122,10 @@ class Link:
         due: list[list[bytes]] = []
         while (following := self._held.pop(self._received + 1, None)) is not None:
             self._received += 1
+            self._untold_bytes += _size(following)
             due.append(following)
+        if self._untold_bytes >= CONFIRMED_EVERY:
+            self._stamped(Kind.HAVE, 0, ())
         if number > self._received and self._asked_after != self._received:
             self._ask()
         return due
@@ -117,4 +135,9 @@ class Link:
         self._stamped(Kind.AGAIN, 0, ())
 
     def _stamped(self, kind: Kind, number: int, frames: Sequence[bytes]) -> None:
+        self._untold_bytes = 0
         self._send([Stamp(kind, self.tag, number, self._received).encode(), *frames])
+
+
+def _size(frames: Sequence[bytes]) -> int:
+    return sum(map(len, frames))

@@ -35,14 +35,16 @@ RESULTS: dict[str, Any] = {
     "forward_backward": ForwardBackwardOutput("scripted", [], {"loss:sum": 1.0}),
     "forward": ForwardBackwardOutput("scripted", [], {"loss:sum": 1.0}),
     "optim_step": OptimStepResponse({}),
-    "sample": SampleResponse([SampledSequence("length", [1], [0.0])]),
 }
+SAMPLE = encode(SampleResponse([SampledSequence("length", [1], [0.0])]))
 
 
 class ScriptedActor:
-    """`save_every` is how many commands of a run it waits for before it says that it has saved it."""
+    """`save_every` is how many commands of a run it waits for before it says that it has saved it; `sample` is what
+    comes of a sample."""
 
-    def __init__(self, channel: Channel, save_every: int) -> None:
+    def __init__(self, channel: Channel, save_every: int, sample: bytes) -> None:
+        self._results = {kind: encode(result) for kind, result in RESULTS.items()} | {"sample": sample}
         self._channel, self._link, self._save_every = channel, Link(channel.send), save_every
         self._next_folder: dict[str, str] = {}
         self._since_saved: dict[str, int] = {}
@@ -63,7 +65,7 @@ class ScriptedActor:
     def _handle(self, message: Any) -> None:
         match message:
             case MicroBatch(batch, _, items):
-                results = [encode(RESULTS[item.kind]) if item.kind in RESULTS else b"" for item in items]
+                results = [self._results.get(item.kind, b"") for item in items]
                 self._send(Completion(batch, [self._ended(item) for item in items], done=True), *results)
                 for item in items:
                     self._count(item)
@@ -94,10 +96,12 @@ class ScriptedActor:
 
 
 @asynccontextmanager
-async def scripted_actor(address: str, token: str, model: str, save_every: int = 1000) -> AsyncGenerator[None]:
+async def scripted_actor(
+    address: str, token: str, model: str, save_every: int = 1000, sample: bytes = SAMPLE
+) -> AsyncGenerator[None]:
     """Serves `model` at the broker's address for actors, for as long as the block lasts."""
     with sockets.connect(address, None, b"actor-" + secrets.token_bytes(8)) as channel:
-        actor = ScriptedActor(channel, save_every)
+        actor = ScriptedActor(channel, save_every, sample)
         actor.hello(token, model)
         async with background_tasks() as tasks:
             tasks.start_soon(actor.run)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lorry.wire.client_messages import Ping
 from lorry.wire.codec import encode
-from lorry.wire.sequenced import HELD_AT_MOST, Kind, Link, Stamp, stamp_of
+from lorry.wire.sequenced import CONFIRMED_EVERY, HELD_AT_MOST, UNCONFIRMED_AT_MOST, Kind, Link, Stamp, stamp_of
 
 Side = Literal[0, 1]
 BEAT = b"beat"
@@ -115,3 +115,20 @@ def test_no_header_is_taken_for_a_stamp(header: bytes) -> None:
     assert stamp_of([encode(Ping()), header]) is None
     found = stamp_of([header])
     assert found is None or header[0] == 0xC1
+
+
+def test_an_end_that_reads_nothing_has_no_room_and_one_that_reads_says_so_by_itself() -> None:
+    network = Network()
+    large = bytes(CONFIRMED_EVERY)
+    sent = 0
+    while network.links[0].has_room:
+        network.links[0].send([large])
+        sent += 1
+    assert sent == UNCONFIRMED_AT_MOST // CONFIRMED_EVERY
+    while network.under_way:
+        to, frames = network.under_way.pop(0)
+        stamp = stamp_of(frames)
+        assert stamp is not None
+        network.links[to].receive(stamp, frames[1:])
+        assert network.links[0].has_room or network.under_way
+    assert network.links[0].has_room
