@@ -24,6 +24,7 @@ from ..wire.actor_messages import (
     Capacity,
     Expelled,
     FromActor,
+    LeaveNow,
     LoadFailed,
     MicroBatch,
     ModelFacts,
@@ -85,14 +86,14 @@ async def serve(config: ActorConfig, ready: Callable[[], None], leaving: anyio.E
                 failed = LoadFailed(VERSION, config.token, config.actor, config.base_model, _told(config, error))
                 channel.send([encode(failed)])
                 raise
-            actor = _Actor(config, channel, link, worker, facts)
+            actor = _Actor(config, channel, link, worker, facts, leaving)
             tasks.start_soon(_work, worker, left := anyio.Event())
             tasks.start_soon(_write_snapshots, to_write, worker)
             try:
                 await actor.join(ready)
                 tasks.start_soon(actor.heartbeat)
                 tasks.start_soon(actor.receive)
-                tasks.start_soon(actor.leave_when, leaving)
+                tasks.start_soon(actor.leave_when_told)
                 await left.wait()
             finally:
                 actor.stop_worker()
@@ -201,9 +202,17 @@ def _check_device(device: str) -> None:
 
 
 class _Actor:
-    def __init__(self, config: ActorConfig, channel: Channel, link: Link, worker: "Worker", facts: ModelFacts) -> None:
+    def __init__(
+        self,
+        config: ActorConfig,
+        channel: Channel,
+        link: Link,
+        worker: "Worker",
+        facts: ModelFacts,
+        leaving: anyio.Event,
+    ) -> None:
         self._config, self._channel, self._worker, self._facts = config, channel, worker, facts
-        self._link = link
+        self._link, self._leaving = link, leaving
         self._heartbeat_s = 5.0
         self._heard = 0.0
 
@@ -256,6 +265,8 @@ class _Actor:
                     self._worker.orders.put(Sample(message.batch, item, payload))
             case CancelCommand() | SnapshotRecorded():
                 self._worker.orders.put(message)
+            case LeaveNow():
+                self._leaving.set()
             case Retired():
                 self._worker.orders.put(Leave())
             case ActorWelcome(session, heartbeat_s):
@@ -267,8 +278,8 @@ class _Actor:
             case ActorPong():
                 pass
 
-    async def leave_when(self, leaving: anyio.Event) -> None:
-        await leaving.wait()
+    async def leave_when_told(self) -> None:
+        await self._leaving.wait()
         self._link.send([encode(ActorLeaving())])
 
     async def heartbeat(self) -> None:

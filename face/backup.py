@@ -61,7 +61,7 @@ def _made_whole(folder: Path) -> Generator[Path]:
     """A folder beside `folder`, which takes its name once all is written and durable."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    aside.mkdir()
+    aside.mkdir(mode=0o700)  # as the original, it is its owner's alone
     try:
         yield aside
         os.sync()

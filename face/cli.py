@@ -15,7 +15,7 @@ from lorry import logs, options
 from lorry.actors.config import ActorConfig, ActorSettings
 from lorry.addresses import host_and_port, is_loopback
 from lorry.config import ModelConfig, ServeConfig, default_data, read_prices
-from lorry.keys import actor_token, curve_keys, link_key
+from lorry.keys import actor_token, curve_keys, link_key, operator_key
 from lorry.printing import plain_console
 from lorry.scheduler.config import BrokerConfig
 from lorry.scheduler.planning.prices import Prices
@@ -116,6 +116,7 @@ def broker(
                 data=folder,
                 models=tuple(model),
                 actor_token=actor_token(),
+                operator_key=operator_key(folder),
                 bind=bind,
                 actor_bind=actor_bind,
                 curve=None if is_loopback(bind) else curve_keys(folder),
@@ -214,6 +215,24 @@ def status(data: options.Data = None) -> None:
     from lorry.reports import print_status
 
     _call(lambda: print_status(plain_console(), data or default_data()))
+
+
+@app.command()
+def drain(
+    actor: Annotated[str, typer.Argument(help="As `lorry status` calls it")],
+    connect: Annotated[str, typer.Option(help="The broker's address for clients")] = "tcp://127.0.0.1:5570",
+    server_key: options.ServerKey = None,
+    data: options.Data = None,
+) -> None:
+    """Have ACTOR end what it holds, save its runs and go; they go on in another, or in its successor.
+
+    Clients see a pause. Under `lorry serve` a successor starts at once.
+    """
+    from lorry.client.operator import drain as drain_actor
+
+    key = operator_key(data or default_data())
+    _run(lambda: drain_actor(connect, server_key, key, ActorId(actor)))
+    plain_console().print(f"{actor} has left.", soft_wrap=True)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The secrets of a deployment: two are files of its data folder, one is handed to actors in their environment."""
+"""The secrets of a deployment: three are files of its data folder, one is handed to actors in their environment."""
 
 import os
 import secrets
@@ -14,6 +14,11 @@ from lorry.wire.sockets import CurveKeys
 def link_key(data: Path) -> bytes:
     """What signs the links to downloads, made once and kept in the data folder, so that gateways agree on it."""
     return _made_once(data / "links.key", lambda: secrets.token_bytes(32))
+
+
+def operator_key(data: Path) -> str:
+    """What shows that somebody may read the data folder, made once and kept there."""
+    return _made_once(data / "operator.key", lambda: secrets.token_hex(32).encode()).decode()
 
 
 def curve_keys(data: Path) -> CurveKeys:

@@ -2,10 +2,11 @@
 
 import secrets
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
+import anyio
 import structlog
 
 from ..storage.reader import Reader
@@ -25,6 +26,7 @@ from ..wire.actor_messages import (
     Expelled,
     FromActor,
     Item,
+    LeaveNow,
     LoadFailed,
     MicroBatch,
     Outcome,
@@ -34,7 +36,7 @@ from ..wire.actor_messages import (
     ToActor,
 )
 from ..wire.codec import MAX_HEADER_BYTES, decode, encode
-from ..wire.errors import LorryError
+from ..wire.errors import LorryError, NotFoundError
 from ..wire.ids import ActorId, FutureId, RunId, SessionId
 from ..wire.sequenced import Link, stamp_of
 from ..wire.sockets import Channel
@@ -56,6 +58,7 @@ class _Peer:
     connection: bytes
     last_seen: float
     link: Link
+    gone: anyio.Event = field(default_factory=anyio.Event)
 
 
 class ActorDoor:
@@ -217,6 +220,15 @@ class ActorDoor:
             if peer.id == actor:
                 self._send(peer, CancelCommand(future))
 
+    async def drain(self, actor: ActorId) -> None:
+        """It is to leave, and has when this returns. Raises NotFoundError for one that is not there."""
+        peer = next((peer for peer in self._peers.values() if peer.id == actor), None)
+        if peer is None:
+            there = ", ".join(peer.id for peer in self._peers.values()) or "none"
+            raise NotFoundError(f"there is no actor {actor!r}; there are: {there}", field="actor")
+        self._send(peer, LeaveNow())
+        await peer.gone.wait()
+
     # Leaving ---------------------------------------------------------------------------------------------------------
 
     def expire(self) -> None:
@@ -230,6 +242,7 @@ class ActorDoor:
         tell(f"actor {state}", actor=peer.id, why=why)
         del self._peers[peer.connection]
         self._gone.add(peer.connection)
+        peer.gone.set()
         now = self._now()
         self._writer.write(lambda store: store.actor_ended(peer.id, state, now))
         self._writer.write(lambda store: store.record_event(f"actor {state}", peer.id, why, now))

@@ -133,6 +133,7 @@ class _Broker:
             time.monotonic,
             tasks,
             self._actors.cancel,
+            self._actors.drain,
             self.sweeper.drop,
         )
 

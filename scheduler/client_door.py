@@ -30,6 +30,7 @@ from ..wire.client_messages import (
     CommandArguments,
     CreateRun,
     CreateSampler,
+    Drain,
     Failed,
     FromClient,
     Goodbye,
@@ -104,11 +105,12 @@ class ClientDoor:
         monotonic: Callable[[], float],
         tasks: TaskGroup,
         cancel_in_flight: Callable[[ActorId, FutureId], None],
+        drain: Callable[[ActorId], Awaitable[None]],
         drop: Callable[[str], Awaitable[None]],
     ) -> None:
         self._config, self._registry, self._commands = config, registry, commands
         self._writer, self._reader, self._now, self._monotonic = writer, reader, now, monotonic
-        self._tasks, self._cancel_in_flight = tasks, cancel_in_flight
+        self._tasks, self._cancel_in_flight, self._drain = tasks, cancel_in_flight, drain
         self._sessions, self._admission = Sessions(), Admission(config, registry)
         self.post = ClientPost(channel, self._sessions)
         self.catalogue = Catalogue(registry, commands, writer, reader, config.checkpoints, now, drop)
@@ -142,6 +144,8 @@ class ClientDoor:
         try:
             if isinstance(message, Probe):
                 self.post.answer(connection, message.request, self._commands.readiness())
+            elif isinstance(message, Drain):
+                self._tasks.start_soon(self._drain_actor, connection, message)
             elif isinstance(message, Hello):
                 self._tasks.start_soon(self._hello, connection, message)
             elif session := self._sessions.at(connection):
@@ -200,7 +204,7 @@ class ClientDoor:
                 session.link.beat([encode(Pong())])
             case Goodbye():
                 self._leave(session)
-            case Hello() | Probe():
+            case Hello() | Probe() | Drain():
                 raise AssertionError("handled by receive")
             case _:
                 self._tasks.start_soon(self._catalogued, session, message)
@@ -329,6 +333,18 @@ class ClientDoor:
         else:
             if isinstance(request, RevokeKey):
                 self._close_opened_with(request.api_key)
+
+    async def _drain_actor(self, connection: bytes, drain: Drain) -> None:
+        try:
+            if not secrets.compare_digest(drain.operator_key.encode(), self._config.operator_key.encode()):
+                raise AuthenticationError(
+                    "this is not the operator's key, which lies in the data folder", field="operator_key"
+                )
+            await self._drain(drain.actor)
+        except LorryError as error:
+            self.post.bare(connection, Failed(drain.request, error.info))
+        else:
+            self.post.answer(connection, drain.request)
 
     # Out, and leaving ------------------------------------------------------------------------------------------------
 

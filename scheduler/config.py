@@ -1,5 +1,6 @@
 """The broker's settings: every field has a default that works on a laptop, and its unit in its name."""
 
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from .planning.prices import Prices
 
 @dataclass(frozen=True, slots=True)
 class BrokerConfig:
-    """`models` are the public names that actors will serve; `actor_token` is what an actor must show to join.
+    """`models` are the public names that actors will serve; `actor_token` is what an actor must show to join,
+    `operator_key` what who sends an actor away must.
 
     A result is kept for `result_ttl_s`; one that was read, for `read_result_ttl_s`. Payloads that wait for their turn
     are held in memory up to `waiting_bytes`, the others are read again from the journal.
@@ -21,6 +23,7 @@ class BrokerConfig:
     data: Path
     models: tuple[str, ...]
     actor_token: str = field(repr=False)
+    operator_key: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
     bind: str = "tcp://127.0.0.1:5570"
     actor_bind: str = "tcp://127.0.0.1:*"
     curve: CurveKeys | None = None

@@ -199,6 +199,10 @@ class SnapshotRecorded(msgspec.Struct, frozen=True, tag="snapshot_recorded"):
     next_folder: str
 
 
+class LeaveNow(msgspec.Struct, frozen=True, tag="leave"):
+    """The operator wants this actor to leave, as a signal to its process would."""
+
+
 class Retired(msgspec.Struct, frozen=True, tag="retired"):
     """All that was handed out to this leaving actor came before this."""
 
@@ -213,4 +217,6 @@ class Expelled(msgspec.Struct, frozen=True, tag="expelled"):
     reason: str
 
 
-ToActor: TypeAlias = ActorWelcome | MicroBatch | CancelCommand | SnapshotRecorded | Retired | ActorPong | Expelled
+ToActor: TypeAlias = (
+    ActorWelcome | MicroBatch | CancelCommand | SnapshotRecorded | LeaveNow | Retired | ActorPong | Expelled
+)

@@ -16,7 +16,7 @@ import msgspec
 from .catalogue_messages import CatalogueRequest, Count, Slot
 from .commands import CommandKind
 from .errors import ErrorInfo
-from .ids import FutureId, LaneId, SessionId
+from .ids import ActorId, FutureId, LaneId, SessionId
 from .types import LoraConfig
 
 VERSION = 3
@@ -119,12 +119,31 @@ class Probe(msgspec.Struct, frozen=True, tag="probe"):
     request: int
 
 
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """The deployment's operator wants an actor to end what it holds, save its runs and go; answered when it has."""
+
+    request: int
+    operator_key: str
+    actor: ActorId
+
+
 class Goodbye(msgspec.Struct, frozen=True, tag="goodbye"):
     pass
 
 
 FromClient: TypeAlias = (
-    Hello | Probe | CreateRun | CreateSampler | Submit | Refuse | Watch | Cancel | CatalogueRequest | Ping | Goodbye
+    Hello
+    | Probe
+    | Drain
+    | CreateRun
+    | CreateSampler
+    | Submit
+    | Refuse
+    | Watch
+    | Cancel
+    | CatalogueRequest
+    | Ping
+    | Goodbye
 )
 
 

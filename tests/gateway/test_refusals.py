@@ -47,6 +47,8 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "scheduler/admission.py::check_place": (3, f"{NO_PLACE}; or {COMES_AGAIN}"),
     "scheduler/admission.py::admit": (1, NO_COMMAND),  # rows of a sample
     "scheduler/admission.py::_check_save": (1, "a slot of a run without a session: tests/gateway/test_names"),
+    "scheduler/actor_door.py::drain": (1, NO_COMMAND),
+    "scheduler/client_door.py::_drain_actor": (1, NO_COMMAND),
     "scheduler/broker.py::_load": (1, AT_START),
     "scheduler/catalogue.py::_revoke": (1, NO_COMMAND),
     "scheduler/catalogue.py::_expiry": (1, NO_COMMAND),

@@ -3,11 +3,14 @@
 import os
 import signal
 import sqlite3
+import subprocess
 from contextlib import closing
+
+from anyio import to_thread
 
 import lorry
 from lorry.storage.connection import FILE
-from tests.conftest import MODEL, Server, Start, children_of
+from tests.conftest import LORRY, MODEL, Server, Start, children_of
 from tests.service.test_recovery import learn
 from tests.service.test_training import datum
 
@@ -72,3 +75,28 @@ async def test_a_second_signal_ends_at_once_and_loses_nothing(start: Start) -> N
         assert (await backward).metrics["loss:sum"] > 0
         assert len(found + await learn(training, 1)) == 3
         await samples.cancel()
+
+
+async def test_an_actor_that_is_drained_leaves_its_runs_to_another(start: Start) -> None:
+    server = start("--replicas", "2")
+
+    def drain(actor: str) -> subprocess.CompletedProcess[str]:
+        words = ["drain", actor, "--data", str(server.data), "--connect", server.address]
+        return subprocess.run([*LORRY, *words], capture_output=True, text=True, check=False)
+
+    async with lorry.connect(server.address, api_key=server.new_key("alice")) as service:
+        runs = [await service.create_lora_training_client_async(MODEL, rank=4, seed=1) for _ in range(2)]
+        expected = await learn(runs[0], 6)
+        found = await learn(runs[1], 3)
+        for number in range(2):
+            ended = await to_thread.run_sync(drain, f"{MODEL}#{number}")
+            assert (ended.returncode, ended.stdout) == (0, f"{MODEL}#{number} has left.\n")
+            found += await learn(runs[1], 1)
+        assert found + await learn(runs[1], 1) == expected
+        unknown = await to_thread.run_sync(drain, "nobody")
+        assert unknown.returncode != 0 and "there is no actor 'nobody'; there are: " in unknown.stderr
+        (server.data / "operator.key").write_text("guessed")
+        assert "operator" in (await to_thread.run_sync(drain, f"{MODEL}#0")).stderr
+    with closing(sqlite3.connect(server.data / FILE)) as database:
+        kinds = [kind for (kind,) in database.execute("SELECT kind FROM events")]
+    assert kinds == ["actor stopped"] * 2
