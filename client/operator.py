@@ -13,7 +13,8 @@ from .probe import probe
 async def drain(address: str, server_key: str | None, operator_key: str, actor: ActorId) -> None:
     """Returns when the actor has ended what it holds, saved its runs and left.
 
-    Raises AuthenticationError, NotFoundError for an actor that is not there, ConnectionLostError where nobody answers.
+    Raises InvalidRequestError for another key, NotFoundError for an actor that is not there, ConnectionLostError where
+    nobody answers.
     """
     await probe(address, server_key, timeout_s=10.0)
     identity = b"operator-" + secrets.token_bytes(16)

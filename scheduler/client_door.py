@@ -51,6 +51,7 @@ from ..wire.codec import MAX_HEADER_BYTES, decode, encode
 from ..wire.commands import CommandKind
 from ..wire.errors import (
     AuthenticationError,
+    InvalidRequestError,
     LorryError,
     NotFoundError,
     ProtocolError,
@@ -337,9 +338,7 @@ class ClientDoor:
     async def _drain_actor(self, connection: bytes, drain: Drain) -> None:
         try:
             if not secrets.compare_digest(drain.operator_key.encode(), self._config.operator_key.encode()):
-                raise AuthenticationError(
-                    "this is not the operator's key, which lies in the data folder", field="operator_key"
-                )
+                raise InvalidRequestError.of("operator_key", "another", "what operator.key in the data folder holds")
             await self._drain(drain.actor)
         except LorryError as error:
             self.post.bare(connection, Failed(drain.request, error.info))

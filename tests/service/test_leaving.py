@@ -96,7 +96,7 @@ async def test_an_actor_that_is_drained_leaves_its_runs_to_another(start: Start)
         unknown = await to_thread.run_sync(drain, "nobody")
         assert unknown.returncode != 0 and "there is no actor 'nobody'; there are: " in unknown.stderr
         (server.data / "operator.key").write_text("guessed")
-        assert "operator" in (await to_thread.run_sync(drain, f"{MODEL}#0")).stderr
+        assert "operator.key" in (await to_thread.run_sync(drain, f"{MODEL}#0")).stderr
     with closing(sqlite3.connect(server.data / FILE)) as database:
         kinds = [kind for (kind,) in database.execute("SELECT kind FROM events")]
     assert kinds == ["actor stopped"] * 2
