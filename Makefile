@@ -9,8 +9,10 @@ INSTALLED := $(VENV)/.installed
 OLD_SDK := build/sdk-0.34.0
 # tinker-cookbook pins an older transformers, so it gets an environment of its own.
 COOKBOOK := build/cookbook
+MINUTES ?= 10
+SEED ?= 1
 
-.PHONY: help install demo test timings cookbook check format types bench lock clean
+.PHONY: help install demo test timings chaos cookbook check format types bench lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +33,9 @@ test: $(INSTALLED) $(OLD_SDK)  ## run the tests
 
 timings: $(INSTALLED)  ## run the tests of how long things take, on a machine that does nothing else
 	$(BIN)/python -m pytest -m timed tests/service/test_timings.py
+
+chaos: $(INSTALLED)  ## train and sample for ten minutes while everything is killed, stopped and cut off
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED)
 
 cookbook: $(INSTALLED) $(COOKBOOK)/.installed  ## run tinker-cookbook's trainers against Lorry, in its own environment
 	$(BIN)/python -m pytest tests/cookbook

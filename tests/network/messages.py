@@ -6,15 +6,19 @@ this survives that.
 
 import random
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import anyio
+import zmq
 from anyio.abc import TaskGroup
 
 from lorry.wire import sockets
 from lorry.wire.sockets import Channel
 from lorry.wire.tasks import background_tasks
+
+_GONE_AFTER_S = 30.0
+"""A peer that was sent nothing for so long is gone: whoever is there hears heartbeats."""
 
 
 @dataclass(slots=True)
@@ -64,9 +68,13 @@ class _Proxy:
         with sockets.connect(self._behind, None, identity) as back:
             self._backs[identity] = back
             task_status.started()
-            while True:
-                for frames in await back.receive():
-                    self._pass_on(self._front, [identity, *frames])
+            silent = False
+            while not silent:
+                with anyio.move_on_after(_GONE_AFTER_S) as waiting:
+                    for frames in await back.receive():
+                        self._pass_on(self._front, [identity, *frames])
+                silent = waiting.cancelled_caught
+            del self._backs[identity]
 
     def _pass_on(self, channel: Channel, frames: list[bytes]) -> None:
         for delay_s in self._mischief.fates():
@@ -77,7 +85,8 @@ class _Proxy:
 
     async def _later(self, channel: Channel, frames: list[bytes], delay_s: float) -> None:
         await anyio.sleep(delay_s)
-        channel.send(frames)
+        with suppress(zmq.ZMQError):  # it was closed meanwhile: the message is lost
+            channel.send(frames)
 
 
 @asynccontextmanager
