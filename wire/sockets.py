@@ -51,6 +51,7 @@ class Channel:
         self._was_connected = False
         if self._monitor is not None:
             self._loop.add_reader(int(self._monitor.FD), self._connected)
+            self._connected()  # its descriptor says nothing before somebody has looked
 
     def _connected(self) -> None:
         while self._monitor is not None and int(self._monitor.EVENTS) & zmq.POLLIN:
