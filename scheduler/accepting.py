@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
 from ..storage.rows import CommandRow, ResultRow, RunRow, UsedSeq
 from ..storage.store import Store
 from ..storage.writer import Writer
@@ -203,7 +205,12 @@ def _outcome(row: CommandRow, result: ResultRow | None) -> tuple[bytes | None, b
 
 
 def _digest(kind: CommandKind, arguments: CommandArguments, content: bytes) -> bytes:
-    """Of what was understood, which is encoded in one way only: a resend may have travelled in another form."""
+    """Of what was understood, which is encoded in one way only: a resend may have travelled in another form.
+
+    Which place a save's sampler gets is no part of it: the Tinker SDK takes the next one each time that it sends.
+    """
+    if arguments.sampler_slot is not None:
+        arguments = msgspec.structs.replace(arguments, sampler_slot=0)
     digest = hashlib.sha256(encode((kind, arguments)))
     digest.update(content)
     return digest.digest()
