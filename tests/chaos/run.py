@@ -48,12 +48,12 @@ def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> list[str]:
 
     expected = _in_peace(plan, folder / "peace")
     tell(f"the same loops in peace: {sum(len(report.seen) for report in expected)} steps")
-    over = Event()
+    over, failures = Event(), list[str]()
     with ThreadPoolExecutor(plan.tenants) as threads:
         with Service(folder / "data", plan.seed, tell) as service:
             keys = [service.new_key(f"tenant-{i}") for i in range(plan.tenants)]
             loops = [
-                threads.submit(_again_and_again, work, key, service, over, tell)
+                threads.submit(_again_and_again, work, key, service, over, tell, failures)
                 for work, key in zip(plan.works, keys, strict=True)
             ]
             try:
@@ -73,7 +73,7 @@ def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> list[str]:
         for i, reports in enumerate(found):
             findings += verdict.of_bill(service.data, f"tenant-{i}", reports)
         findings += [*verdict.of_journal(service.data), *verdict.of_status(service.data)]
-        return [*findings, *verdict.of_processes(service.family)]
+        return [*failures, *findings, *verdict.of_processes(service.family)]
 
 
 def _in_peace(plan: Plan, data: Path) -> list[Report]:
@@ -85,10 +85,16 @@ def _in_peace(plan: Plan, data: Path) -> list[Report]:
         server.stop()
 
 
-def _again_and_again(work: Work, key: str, service: Service, over: Event, tell: Callable[[str], None]) -> list[Report]:
+def _again_and_again(
+    work: Work, key: str, service: Service, over: Event, tell: Callable[[str], None], failures: list[str]
+) -> list[Report]:
     reports: list[Report] = []
     while not over.is_set() or not reports:
-        reports.append(finish(work.start(key, service.address, service.url)))
+        try:
+            reports.append(finish(work.start(key, service.address, service.url)))
+        except AssertionError as error:
+            failures.append(f"{work} ended with {str(error)[-2000:]}")
+            break
         tell(f"{work.api} {work.kind}: loop {len(reports)} has ended")
     return reports
 
