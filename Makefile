@@ -13,6 +13,7 @@ MINUTES ?= 10
 SEED ?= 1
 
 .PHONY: help install demo test timings chaos cookbook check format types bench lock clean
+.PHONY: help install demo test simulation timings cookbook check format types bench lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +31,9 @@ demo: $(INSTALLED)  ## two tenants train and sample one base model, all on this 
 
 test: $(INSTALLED) $(OLD_SDK)  ## run the tests
 	$(TESTS)
+
+simulation: $(INSTALLED)  ## play 20,000 histories of the broker in a simulated world, and check each
+	$(BIN)/python -m tests.simulation --histories 20000
 
 timings: $(INSTALLED)  ## run the tests of how long things take, on a machine that does nothing else
 	$(BIN)/python -m pytest -m timed tests/service/test_timings.py

@@ -1,0 +1,244 @@
+"""A simulated actor: it speaks the actors' protocol, holds runs' states, executes in order, saves, dies and returns."""
+
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+from anyio.abc import TaskGroup
+
+from lorry.wire.actor_messages import (
+    VERSION,
+    ActorHello,
+    ActorLeaving,
+    ActorLeft,
+    ActorPing,
+    ActorWelcome,
+    CancelCommand,
+    Capacity,
+    Completion,
+    Expelled,
+    FromActor,
+    Item,
+    MicroBatch,
+    ModelFacts,
+    Outcome,
+    Retired,
+    SnapshotFailed,
+    SnapshotRecorded,
+    SnapshotTaken,
+    ToActor,
+)
+from lorry.wire.codec import decode, encode
+from lorry.wire.errors import CheckpointError, CommandCancelledError, ErrorInfo, InvalidRequestError, NonFiniteError
+from lorry.wire.ids import ActorId, FutureId
+
+from .numbers import Payload, mixed
+from .states import State, UnreadableError
+from .world import ACTORS, MODEL, TOKEN, World
+
+_FACTS = ModelFacts(1000, 1000, "simulated", "cpu", "float32", ["attn", "mlp", "unembed"])
+
+
+class Actor:
+    """One process, from its start to its end, whichever that is."""
+
+    def __init__(self, world: World, name: str, identity: bytes, capacity: Capacity) -> None:
+        self._world, self._name, self._identity, self._capacity = world, name, identity, capacity
+        self._runs: dict[str, State] = {}
+        self._next_folder: dict[str, str] = {}
+        self._writing: set[str] = set()
+        self._batches: deque[tuple[MicroBatch, list[bytes]]] = deque()
+        self._cancelled: set[FutureId] = set()
+        self._wake = anyio.Event()
+        self._welcome = anyio.Event()
+        self._is_retired = False
+        self._scope = anyio.CancelScope()
+        self.is_silent = False
+
+    # A life ----------------------------------------------------------------------------------------------------------
+
+    async def live(self) -> None:
+        world = self._world
+        world.network.join(self._identity, self._receive)
+        world.note("actor up", actor=self._name)
+        self._say(ActorHello(VERSION, TOKEN, ActorId(self._name), MODEL, self._capacity, _FACTS, 1))
+        with self._scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._ping)
+                await self._work(tasks)
+        world.network.leave(self._identity)
+
+    def __str__(self) -> str:
+        return self._name
+
+    def die(self, why: str) -> None:
+        self._world.note("actor dies", actor=self._name, why=why, held=sorted(self._held()))
+        self._world.network.leave(self._identity)
+        self._scope.cancel()
+
+    def leave(self) -> None:
+        self._say(ActorLeaving())
+
+    def _held(self) -> set[str]:
+        return {item.future for batch, _ in self._batches for item in batch.items}
+
+    async def _ping(self) -> None:
+        while True:
+            await anyio.sleep(self._world.heartbeat_s)
+            if not self.is_silent:
+                self._say(ActorPing())
+
+    def _say(self, message: FromActor, payloads: list[bytes] | None = None) -> None:
+        self._world.network.to_broker(ACTORS, self._identity, [encode(message), *(payloads or [])])
+
+    def _receive(self, frames: list[bytes]) -> None:
+        message: ToActor = decode(frames[0], ToActor)
+        match message:
+            case MicroBatch():
+                self._batches.append((message, frames[1:]))
+                self._world.note("handed", actor=self._name, futures=[item.future for item in message.items])
+            case CancelCommand():
+                self._cancelled.add(message.future)
+            case SnapshotRecorded():
+                self._next_folder[message.run] = message.next_folder
+                self._writing.discard(message.run)
+            case Retired():
+                self._is_retired = True
+            case Expelled():
+                self.die(f"expelled: {message.reason}")
+            case ActorWelcome():
+                self._welcome.set()
+            case _:
+                pass
+        self._wake.set()
+
+    # Work ------------------------------------------------------------------------------------------------------------
+
+    async def _work(self, tasks: TaskGroup) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = anyio.Event()
+            while self._batches:
+                await self._execute(*self._batches[0])
+                self._batches.popleft()
+                for run in list(self._runs):
+                    if self._world.chance.random() < self._world.flavour.snapshots:
+                        tasks.start_soon(self._snapshot, run)
+            if self._is_retired:
+                for run in list(self._runs):
+                    await self._snapshot(run)
+                self._world.note("actor left", actor=self._name)
+                self._say(ActorLeft())
+                tasks.cancel_scope.cancel()
+
+    async def _execute(self, batch: MicroBatch, payloads: list[bytes]) -> None:
+        """All in order; what is done is told now and then, and the rest at the end."""
+        done: list[tuple[Outcome, bytes]] = []
+        for item, payload in zip(batch.items, payloads, strict=True):
+            await self._world.pause(0.3)
+            if payload.endswith(b"|poison"):
+                self.die(f"poisoned by {item.future}")
+                await anyio.sleep_forever()
+            done.append(self._ended(item, payload))
+            if self._world.chance.random() < 0.3:
+                self._complete(batch, done, is_last=False)
+                done = []
+        self._complete(batch, done, is_last=True)
+
+    def _complete(self, batch: MicroBatch, done: list[tuple[Outcome, bytes]], *, is_last: bool) -> None:
+        self._say(Completion(batch.batch, [outcome for outcome, _ in done], is_last), [result for _, result in done])
+
+    def _ended(self, item: Item, content: bytes) -> tuple[Outcome, bytes]:
+        payload = Payload.unpacked(content) if content else None
+        if item.kind == "sample":
+            return self._sampled(item, payload)
+        assert item.adapter is not None
+        key = item.adapter.key
+        try:
+            state = self._runs[key] if key in self._runs else self._restored(item)
+        except UnreadableError as error:
+            return _failed(item, CheckpointError(str(error)).info, unrestored=True)
+        if item.adapter.snapshot is not None:
+            self._next_folder.setdefault(key, item.adapter.snapshot)
+        self._world.note("executed", actor=self._name, run=key, seq=item.seq, kind=item.kind, before=state.seq)
+        state, outcome, result = self._applied(state, item, payload)
+        self._runs[key] = replace(state, seq=item.seq)
+        return outcome, result
+
+    def _restored(self, item: Item) -> State:
+        assert item.adapter is not None and item.adapter.lora.seed is not None
+        folder = item.adapter.folder
+        state = State.fresh(item.adapter.lora.seed) if folder is None else State.read(Path(folder))
+        self._world.note("restored", actor=self._name, run=item.adapter.key, seq=state.seq)
+        return state
+
+    def _applied(self, state: State, item: Item, payload: Payload | None) -> tuple[State, Outcome, bytes]:
+        if item.kind in ("save_state", "save_weights_for_sampler"):
+            assert item.folder is not None
+            replace(state, seq=item.seq).written(Path(item.folder))
+            return state, Outcome(item.future, size_bytes=1), b""
+        if item.kind == "load_state":
+            return self._loaded(state, item)
+        if item.discard:
+            return replace(state, pending=()), Outcome(item.future, discarded=True), b""
+        if payload is None:
+            return state, *_failed(item, InvalidRequestError("no payload").info)
+        if payload.flaw == "bad":
+            return state, *_failed(item, InvalidRequestError("bad payload").info)
+        if item.kind == "optim_step":
+            if payload.flaw == "nan":
+                return replace(state, pending=()), *_failed(item, NonFiniteError("nan").info, discarded=True)
+            state, result = state.stepped(payload)
+            return state, Outcome(item.future), result.encode()
+        if item.kind == "forward":
+            result = mixed("forward", state.weights, payload.uid)
+            return state, Outcome(item.future, prefill_tokens=payload.tokens), result.encode()
+        state, result = state.backward(payload)
+        return state, Outcome(item.future, train_tokens=payload.tokens), result.encode()
+
+    def _loaded(self, state: State, item: Item) -> tuple[State, Outcome, bytes]:
+        assert item.folder is not None
+        try:
+            found = State.read(Path(item.folder))
+        except UnreadableError as error:
+            return state, *_failed(item, CheckpointError(str(error)).info)
+        return State(found.weights, (), state.seq), Outcome(item.future), b""
+
+    def _sampled(self, item: Item, payload: Payload | None) -> tuple[Outcome, bytes]:
+        assert payload is not None, "samples are never replayed"
+        if item.future in self._cancelled:
+            return _failed(item, CommandCancelledError("cancelled").info)
+        try:
+            weights = "base" if item.adapter is None else State.read(Path(item.adapter.folder or "")).weights
+        except UnreadableError as error:
+            return _failed(item, CheckpointError(str(error)).info)
+        self._world.note("sampled", actor=self._name, future=item.future)
+        result = mixed("sample", weights, payload.uid)
+        return Outcome(item.future, prefill_tokens=3, cached_prefill_tokens=1, sample_tokens=payload.tokens), (
+            result.encode()
+        )
+
+    # Snapshots -------------------------------------------------------------------------------------------------------
+
+    async def _snapshot(self, run: str) -> None:
+        """As it is now; written later, and told later still."""
+        state, folder = self._runs[run], self._next_folder.get(run)
+        if folder is None or run in self._writing:
+            return
+        self._writing.add(run)
+        await self._world.pause(1.0)
+        if self._world.chance.random() < 0.1:
+            self._writing.discard(run)
+            self._say(SnapshotFailed(run, folder, "the disk is full"))
+            return
+        state.written(Path(folder))
+        await self._world.pause(0.2)
+        self._world.note("snapshot", actor=self._name, run=run, seq=state.seq, folder=folder[-6:])
+        self._say(SnapshotTaken(run, folder, state.seq, 0.0))
+
+
+def _failed(
+    item: Item, error: ErrorInfo, *, discarded: bool = False, unrestored: bool = False
+) -> tuple[Outcome, bytes]:
+    return Outcome(item.future, error, discarded=discarded, unrestored=unrestored), b""

@@ -1,0 +1,23 @@
+"""A few hundred histories, and that a seed is always the same one. `make simulation` plays many more."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def simulation(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.simulation", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_some_hundred_histories_keep_every_promise() -> None:
+    played = simulation("--histories", "200", "--workers", "1")
+    assert played.returncode == 0, played.stdout[-20_000:] + played.stderr
+
+
+def test_a_seed_is_always_the_same_history() -> None:
+    once, again = (simulation("--seed", "5", "--histories", "1", "--workers", "1", "--show").stdout for _ in range(2))
+    assert len(once) > 1000
+    assert once.splitlines()[:-1] == again.splitlines()[:-1]  # the last line says how long it took

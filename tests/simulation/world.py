@@ -1,0 +1,108 @@
+"""What a history is made of: the loop, chance, the network, the disk, and what went before."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import anyio
+from anyio import CapacityLimiter
+
+from .clock import VirtualLoop
+from .disk import CrashedError, Memory
+from .history import History
+from .network import Network
+
+T = TypeVar("T")
+
+CLIENTS, ACTORS = "sim://clients", "sim://actors"
+MODEL, TOKEN = "sim/model", "token"
+
+Deaths = Literal["none", "few", "poison"]
+
+
+@dataclass(frozen=True, slots=True)
+class Flavour:
+    """What kind of a history it is: few of them have everything in them, so that each promise is tried in earnest.
+
+    `deaths` few: fewer than it takes to blame a command. poison: nothing but a command that kills.
+    """
+
+    tenants: int
+    actors: int
+    length: int
+    slowness_s: float
+    span_s: float
+    snapshots: float
+    crashes: int
+    deaths: Deaths
+    damages: bool
+    strangers: bool
+
+    @classmethod
+    def drawn(cls, chance: random.Random) -> "Flavour":
+        return cls(
+            tenants=chance.choice((1, 1, 2, 3)),
+            actors=chance.choice((1, 1, 2)),
+            length=chance.choice((4, 8, 12, 16)),
+            slowness_s=chance.choice((0.01, 0.3, 1.5)),
+            span_s=chance.choice((1.0, 4.0, 15.0, 60.0)),
+            snapshots=chance.choice((0.0, 0.3, 0.8)),
+            crashes=chance.choice((0, 1, 1, 2, 3)),
+            deaths=chance.choice(("none", "few", "few", "few", "poison")),
+            damages=chance.random() < 0.3,
+            strangers=chance.random() < 0.3,
+        )
+
+
+class World:
+    heartbeat_s = 5.0
+
+    def __init__(self, seed: int, loop: VirtualLoop, disk: Memory, folder: Path) -> None:
+        self.chance = random.Random(seed)
+        self.flavour = Flavour.drawn(self.chance)
+        self.loop, self.disk, self.folder, self.history = loop, disk, folder, History(seed)
+        self.network = Network(loop, random.Random(self.chance.random()), self.flavour.slowness_s)
+        disk.chance = self.chance
+        self.broker: anyio.CancelScope | None = None
+        self.damaged: set[str] = set()
+        self.draws = random.Random(self.chance.random())
+        """For the broker's own ids, so that its look-ups do not change who does what."""
+        self._threads = random.Random(self.chance.random())
+
+    def note(self, what: str, **facts: Any) -> None:
+        self.history.note(self.loop.time(), what, **facts)
+
+    async def pause(self, longest_s: float) -> None:
+        await anyio.sleep(longest_s * self.chance.random() ** 2)
+
+    def crash(self, where: str) -> None:
+        """The broker's process ends here and now."""
+        if self.broker is not None and not self.broker.cancel_called:
+            self.note("crash", where=where)
+            self.network.cut()
+            self.broker.cancel()
+
+    async def in_thread(
+        self, call: Callable[..., T], *arguments: Any, limiter: CapacityLimiter | None = None, **_options: object
+    ) -> T:
+        """In place of `anyio.to_thread.run_sync`: somewhere between two delays, all at once."""
+        if limiter is None:
+            return await self._delayed(call, *arguments)
+        async with limiter:
+            return await self._delayed(call, *arguments)
+
+    async def _delayed(self, call: Callable[..., T], *arguments: Any) -> T:
+        await self._disk_takes()
+        try:
+            result = call(*arguments)
+        except CrashedError:
+            self.crash("in a transaction")
+            await anyio.sleep_forever()
+            raise
+        await self._disk_takes()
+        return result
+
+    async def _disk_takes(self) -> None:
+        await anyio.sleep(0.0 if self._threads.random() < 0.4 else 0.05 * self._threads.random())
