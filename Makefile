@@ -14,6 +14,7 @@ SEED ?= 1
 
 .PHONY: help install demo test timings chaos cookbook check format types bench lock clean
 .PHONY: help install demo test simulation timings cookbook check format types bench lock clean
+.PHONY: help install demo test simulation faults timings cookbook check format types bench lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +35,9 @@ test: $(INSTALLED) $(OLD_SDK)  ## run the tests
 
 simulation: $(INSTALLED)  ## play 20,000 histories of the broker in a simulated world, and check each
 	$(BIN)/python -m tests.simulation --histories 20000
+
+faults: $(INSTALLED)  ## break the code in some thirty ways, and see that the simulation finds each
+	$(BIN)/python -m tests.simulation.faults
 
 timings: $(INSTALLED)  ## run the tests of how long things take, on a machine that does nothing else
 	$(BIN)/python -m pytest -m timed tests/service/test_timings.py

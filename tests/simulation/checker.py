@@ -7,6 +7,7 @@ from .history import Event, Finding, History
 from .numbers import mixed
 from .reference import NAMES_AT_FAULT, Facts, Reference
 
+NEVER_REPLAYED = {"forward", "sample", "save_state", "save_weights_for_sampler"}
 TRAINING = {"forward", "forward_backward", "optim_step", "save_state", "load_state", "save_weights_for_sampler"}
 
 
@@ -20,6 +21,7 @@ class Checker:
         self._accepted: dict[str, dict[int, list[Facts]]] = defaultdict(lambda: defaultdict(list))
         self._references: dict[str, Reference] = {}
         self._cancelled: set[str] = set()
+        self._deleted = {event.facts["path"] for event in self._of("deletes")}
 
     def findings(self) -> Iterator[Finding]:
         yield from self._alive()
@@ -94,7 +96,17 @@ class Checker:
     # What actors did -------------------------------------------------------------------------------------------------
 
     def _executed(self) -> Iterator[Finding]:
-        """On any one state each command at most once, and in order."""
+        """On any one state each command at most once, and in order. What no replay needs is over once it was told."""
+        told: set[str] = set()
+        for event in self._of("resolved", "handed"):
+            if event.what == "resolved":
+                if self._owner.get(event.facts["future"].rpartition(":")[0]) == event.facts["tenant"]:
+                    told.add(event.facts["future"])
+                continue
+            for future in told.intersection(event.facts["futures"]):
+                lane, _, seq = future.rpartition(":")
+                if {facts["kind"] for facts in self._accepted[lane][int(seq)]} <= NEVER_REPLAYED:
+                    yield Finding("exactly once", f"{future} was handed out after its result had been told")
         for event in self._of("executed"):
             facts = event.facts
             if facts["seq"] <= facts["before"]:
@@ -136,6 +148,8 @@ class Checker:
     def _load_failed(self, command: Facts, code: str) -> str | None:
         """What it was to load had not been saved when it came, or never was."""
         saves = self._saves_before(command)
+        if code == "NotFoundError" and command["path"] in self._deleted:
+            return None
         if code == "NotFoundError":
             known = [seq for seq, facts in saves.items() if self._was_done_before(facts, command)]
             return f": {max(known)} had saved it" if known else None

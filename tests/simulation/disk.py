@@ -14,10 +14,11 @@ class Memory(sqlite3.Connection):
     """Both of a broker's stores use the one connection: what runs in a thread runs alone here."""
 
     countdown: int | None = None
+    is_in_thread = False
     chance: random.Random
 
     def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:  # type: ignore[override]
-        if self.countdown is not None and sql != "ROLLBACK":
+        if self.countdown is not None and self.is_in_thread and sql != "ROLLBACK":
             self.countdown -= 1
             if self.countdown < 0:
                 self.countdown = None

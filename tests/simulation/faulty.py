@@ -75,7 +75,7 @@ class Faults:
             actor.is_silent = False
 
     async def _damage(self) -> None:
-        """The newest snapshot of one run, if there is another state to fall back to."""
+        """The newest snapshot of one run, if there is another state to fall back to; often noticed at once."""
         await anyio.sleep(self._world.flavour.span_s * self._chance.random())
         for run, newest, former in self._world.disk.restore_points():
             if newest and "/snapshots/" in newest and newest != former and run not in self._world.damaged:
@@ -84,4 +84,6 @@ class Faults:
                 file = Path(newest) / FILE
                 if file.exists():
                     file.write_text("rotten")
+                if self._chance.random() < 0.7:
+                    self._world.crash("behind a damage")
                 return

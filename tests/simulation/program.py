@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from lorry.wire.catalogue_messages import DeleteCheckpoint
 from lorry.wire.client_messages import Cancel, CommandArguments, CreateRun, CreateSampler, Refuse, Submit
 from lorry.wire.commands import CommandKind
 from lorry.wire.errors import ErrorInfo
@@ -19,8 +20,8 @@ _KINDS: dict[CommandKind, int] = {
     "forward": 2,
     "forward_backward": 8,
     "optim_step": 5,
-    "save_state": 2,
-    "load_state": 1,
+    "save_state": 3,
+    "load_state": 2,
     "save_weights_for_sampler": 1,
 }
 """How often each is drawn."""
@@ -153,7 +154,7 @@ class Program:
         self._client.ask(request)
 
     async def _misbehave(self, request: Request) -> None:
-        """The same again; another under its number; or it is not wanted any more."""
+        """The same again; another under its number; it is not wanted any more, or what was saved is not."""
         chance, message = self._chance, request.message
         assert isinstance(message, Submit | Refuse)
         if chance.random() < 0.05:
@@ -164,3 +165,7 @@ class Program:
             self.send(Request(Submit(next(self._numbers), message.lane, message.seq, "forward_backward", 1), payload))
         if chance.random() < 0.04:
             self._client.cancel(next(self._numbers), future_id(message.lane, message.seq))
+        if chance.random() < 0.04:
+            number, path = next(self._numbers), f"tinker://{message.lane}/weights/{chance.choice(('a', 'b'))}"
+            self._world.note("deletes", tenant=self._tenant.name, path=path)
+            self._client.ask(Request(DeleteCheckpoint(number, path)))

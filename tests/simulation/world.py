@@ -33,6 +33,7 @@ class Flavour:
     actors: int
     length: int
     slowness_s: float
+    disk_s: float
     span_s: float
     snapshots: float
     crashes: int
@@ -47,11 +48,12 @@ class Flavour:
             actors=chance.choice((1, 1, 2)),
             length=chance.choice((4, 8, 12, 16)),
             slowness_s=chance.choice((0.01, 0.3, 1.5)),
+            disk_s=chance.choice((0.01, 0.1, 1.0)),
             span_s=chance.choice((1.0, 4.0, 15.0, 60.0)),
             snapshots=chance.choice((0.0, 0.3, 0.8)),
             crashes=chance.choice((0, 1, 1, 2, 3)),
             deaths=chance.choice(("none", "few", "few", "few", "poison")),
-            damages=chance.random() < 0.3,
+            damages=chance.random() < 0.4,
             strangers=chance.random() < 0.3,
         )
 
@@ -95,14 +97,18 @@ class World:
 
     async def _delayed(self, call: Callable[..., T], *arguments: Any) -> T:
         await self._disk_takes()
+        self.disk.is_in_thread = True
         try:
             result = call(*arguments)
         except CrashedError:
+            self.disk.is_in_thread = False
             self.crash("in a transaction")
             await anyio.sleep_forever()
             raise
+        finally:
+            self.disk.is_in_thread = False
         await self._disk_takes()
         return result
 
     async def _disk_takes(self) -> None:
-        await anyio.sleep(0.0 if self._threads.random() < 0.4 else 0.05 * self._threads.random())
+        await anyio.sleep(0.0 if self._threads.random() < 0.4 else self.flavour.disk_s * self._threads.random() ** 2)

@@ -1,0 +1,177 @@
+# ruff: noqa: E501 (the lines of other files, as they are)
+"""Ways to break the code, each a text that is replaced in one file. The simulation has to find every one."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    name: str
+    file: str
+    right: str
+    wrong: str
+
+
+ACCEPTING, FINISHING, COMMANDS = "scheduler/accepting.py", "scheduler/finishing.py", "scheduler/commands.py"
+LANES, PLANNER, RECOVERING = "scheduler/planning/lanes.py", "scheduler/planning/planner.py", "scheduler/recovering.py"
+STORE, POINTS, REGISTRY = "storage/store.py", "scheduler/restore_points.py", "scheduler/registry.py"
+SNAPSHOTS, WRITER, STATES = "scheduler/snapshotting.py", "storage/writer.py", "tests/simulation/states.py"
+ACTOR_DOOR, CLIENT_DOOR = "scheduler/actor_door.py", "scheduler/client_door.py"
+
+CONTROL = Fault(
+    "none: the code as it is",
+    WRITER,
+    "        thread = anyio.CapacityLimiter(1)\n",
+    "        thread = anyio.CapacityLimiter(1)\n",
+)
+"""In the histories in which the faults are looked for, nothing may be found without them."""
+
+FAULTS = (
+    Fault(
+        "a command is acknowledged before it is journalled",
+        ACCEPTING,
+        "        self._writer.write(journal, done)\n",
+        "        request.answer(None)\n        self._writer.write(journal, done)\n",
+    ),
+    Fault(
+        "a result is told before it is journalled",
+        FINISHING,
+        "        self._writer.write(journal, done)\n",
+        "        self.tell(self._waiters._open.get(row.future, ()), row.future, result.error, result.payload)\n"
+        "        self._writer.write(journal, done)\n",
+    ),
+    Fault(
+        "who waits for a commit is told when it begins",
+        WRITER,
+        "                await to_thread.run_sync(self._commit, [operation for operation, _ in batch], limiter=thread)\n"
+        "                for _, done in batch:\n                    done()\n",
+        "                for _, done in batch:\n                    done()\n"
+        "                await to_thread.run_sync(self._commit, [operation for operation, _ in batch], limiter=thread)\n",
+    ),
+    Fault(
+        "a replay is billed",
+        COMMANDS,
+        "            self.recovering.replayed(command, outcome)\n",
+        "            twice = 'UPDATE usage SET tokens = 2 * tokens WHERE future = ?'\n"
+        "            self.finishing._writer.write(\n"
+        "                lambda store: store._db.execute(twice, [command.future]) and None, lambda: None\n"
+        "            )\n"
+        "            self.recovering.replayed(command, outcome)\n",
+    ),
+    Fault("a step's payload is dropped with its result", FINISHING, "row.kind in REPLAYED_KINDS", "row.kind == 'fb'"),
+    Fault("the digest of a resend is ignored", ACCEPTING, "used.digest in (None, digest)", "True"),
+    Fault(
+        "what is over is taken to be one stretch after a start",
+        ACCEPTING,
+        "if top == run.first_seq + count - 1:",
+        "if count:",
+    ),
+    Fault(
+        "a refused seq is not passed over",
+        ACCEPTING,
+        "self._planner.skip(row.lane, row.seq)\n        self._finishing.tell",
+        "self._finishing.tell",
+    ),
+    Fault(
+        "a run that loses its state forgets what it skipped",
+        LANES,
+        "        self._replay.clear()\n        for command",
+        "        self._replay.clear()\n        self._skipped.clear()\n        for command",
+    ),
+    Fault("a cancelled command leaves a gap", LANES, "        self.skip((seq,))\n", ""),
+    Fault(
+        "what a dead actor held is forgotten", LANES, "            if not command.replay:\n", "            if False:\n"
+    ),
+    Fault(
+        "an outcome of an earlier batch counts",
+        PLANNER,
+        "future in self._in_flight and self._in_flight[future][2] == batch",
+        "future in self._in_flight",
+    ),
+    Fault(
+        "an actor's death is not held against what it had",
+        PLANNER,
+        "self._attempts.get(command.future, 0) + 1\n",
+        "0\n",
+    ),
+    Fault(
+        "a suspect has company at its last attempt",
+        PLANNER,
+        "== MAX_ATTEMPTS - 1",
+        "== MAX_ATTEMPTS",
+    ),
+    Fault("a replay repeats what failed", STORE, "AND state IN ('done', 'discarded')", "AND state != 'queued'"),
+    Fault(
+        "a replay leaves out loads",
+        STORE,
+        "kind IN ('forward_backward', 'optim_step', 'load_state')",
+        "kind IN ('forward_backward', 'optim_step')",
+    ),
+    Fault(
+        "a dropped gradient is not recorded", FINISHING, '"discarded" if outcome.discarded else "failed"', '"failed"'
+    ),
+    Fault(
+        "a replay computes the step that dropped its gradient",
+        COMMANDS,
+        'discard=row.state == "discarded"',
+        "discard=False",
+    ),
+    Fault(
+        "a replay is read before what was completed is written",
+        RECOVERING,
+        "        self._writer.write(read, done)\n",
+        "        read(self._writer._store)\n        done()\n",
+    ),
+    Fault(
+        "a run with work is not rebuilt when its actor dies",
+        RECOVERING,
+        "            if self._planner.queued(lane):\n",
+        "            if False:\n",
+    ),
+    Fault(
+        "payloads go with the newest saved state",
+        STORE,
+        "[run.id, run.former_seq, run.id],",
+        "[run.id, run.restore_seq, run.id],",
+    ),
+    Fault(
+        "falling back forgets the older seq",
+        POINTS,
+        "restore_folder=run.former_folder, restore_seq=run.former_seq",
+        "restore_folder=run.former_folder",
+    ),
+    Fault("a saved state that comes late counts", POINTS, "    if seq <= run.restore_seq:\n        return run\n", ""),
+    Fault(
+        "a snapshot is said to cover one more",
+        SNAPSHOTS,
+        "moved_on(run, message.folder, message.seq,",
+        "moved_on(run, message.folder, message.seq + 1,",
+    ),
+    Fault("the older saved state is swept", STORE, " UNION ALL SELECT former_folder FROM runs", ""),
+    Fault("the newest saved state is swept", STORE, " UNION ALL SELECT restore_folder FROM runs", ""),
+    Fault(
+        "what a replay would load is swept",
+        STORE,
+        "OR commands.kind = 'load_state' AND commands.state = 'done'",
+        "OR 0",
+    ),
+    Fault(
+        "a run that was taken back meanwhile is handed out",
+        ACTOR_DOOR,
+        "for item, payload in found if self._planner.is_in_flight(item.future, plan.batch)]",
+        "for item, payload in found]",
+    ),
+    Fault(
+        "a broken command of an unknown connection is refused for nothing",
+        CLIENT_DOOR,
+        "self._refuse(session, refuse) if session else self._send(connection, Unknown())\n",
+        "self._refuse(session, refuse) if session else self._send(connection, Failed(number_of(header), error.info))\n",
+    ),
+    Fault(
+        "a tenant sees another's runs",
+        REGISTRY,
+        'if row is None or row.tenant != tenant:\n            raise NotFoundError(f"there is no run',
+        'if row is None:\n            raise NotFoundError(f"there is no run',
+    ),
+    Fault("a snapshot is without its pending gradient", STATES, "asdict(self)", "asdict(replace(self, pending=()))"),
+)
