@@ -12,9 +12,7 @@ COOKBOOK := build/cookbook
 MINUTES ?= 10
 SEED ?= 1
 
-.PHONY: help install demo test timings chaos cookbook check format types bench lock clean
-.PHONY: help install demo test simulation timings cookbook check format types bench lock clean
-.PHONY: help install demo test simulation faults timings cookbook check format types bench lock clean
+.PHONY: help install demo test simulation faults timings chaos cookbook check format types bench lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -23,7 +23,6 @@ class BrokerConfig:
     data: Path
     models: tuple[str, ...]
     actor_token: str = field(repr=False)
-    operator_key: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
     bind: str = "tcp://127.0.0.1:5570"
     actor_bind: str = "tcp://127.0.0.1:*"
     curve: CurveKeys | None = None
@@ -35,6 +34,7 @@ class BrokerConfig:
     max_waiting: int = 10_000
     waiting_bytes: int = 256 * 1024 * 1024
     prices: Prices = field(default_factory=Prices)
+    operator_key: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
 
     @property
     def checkpoints(self) -> Path:

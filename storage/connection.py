@@ -53,11 +53,12 @@ class Connection:
             yield
             self._blobs.settle()
             self._db.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
             if self._db.conn.in_transaction:  # SQLite itself ends one that finds the disk full
                 self._db.execute("ROLLBACK")
             self._unnamed.clear()
-            self._blobs.take_back()
+            if isinstance(error, Exception):
+                self._blobs.take_back()
             raise
         unnamed, self._unnamed = self._unnamed, []
         self._blobs.delete(unnamed)

@@ -194,12 +194,11 @@ class Store(Journal):
     def moved_to(self, root: Path) -> None:
         """Folders lie below `root` now, wherever they lay when they were named."""
 
-        def moved(folder: str | None) -> str | None:
-            return folder and str(root.joinpath(*place_of(Path(folder))))
-
-        self._db.conn.create_function("moved", 1, moved, deterministic=True)
         for table, column in _FOLDER_COLUMNS:
-            self._db.execute(f"UPDATE {table} SET {column} = moved({column}) WHERE {column} != moved({column})")
+            for row in self.rows(f"SELECT DISTINCT {column} AS folder FROM {table} WHERE {column} IS NOT NULL"):
+                folder = str(root.joinpath(*place_of(Path(row["folder"]))))
+                if folder != row["folder"]:
+                    self._db.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", [folder, row["folder"]])
 
     def folders_in_use(self) -> set[str]:
         """What anything may still need: a name leads to it, a run is rebuilt from it, a sampler samples it, or a

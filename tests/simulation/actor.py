@@ -1,6 +1,7 @@
 """A simulated actor: it speaks the actors' protocol, holds runs' states, executes in order, saves, dies and returns."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from lorry.wire.actor_messages import (
 from lorry.wire.codec import decode, encode
 from lorry.wire.errors import CheckpointError, CommandCancelledError, ErrorInfo, InvalidRequestError, NonFiniteError
 from lorry.wire.ids import ActorId, FutureId
+from lorry.wire.sequenced import Link, stamp_of
 
 from .numbers import Payload, mixed
 from .states import State, UnreadableError
@@ -51,7 +53,7 @@ class Actor:
         self._batches: deque[tuple[MicroBatch, list[bytes]]] = deque()
         self._cancelled: set[FutureId] = set()
         self._wake = anyio.Event()
-        self._welcome = anyio.Event()
+        self._link = Link(self._carry)
         self._is_retired = False
         self._scope = anyio.CancelScope()
         self.is_silent = False
@@ -62,7 +64,7 @@ class Actor:
         world = self._world
         world.network.join(self._identity, self._receive)
         world.note("actor up", actor=self._name)
-        self._say(ActorHello(VERSION, TOKEN, ActorId(self._name), MODEL, self._capacity, _FACTS, 1))
+        self._hello()
         with self._scope:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._ping)
@@ -78,7 +80,8 @@ class Actor:
         self._scope.cancel()
 
     def leave(self) -> None:
-        self._say(ActorLeaving())
+        if self._link.name is not None:
+            self._say(ActorLeaving())
 
     def _held(self) -> set[str]:
         return {item.future for batch, _ in self._batches for item in batch.items}
@@ -86,13 +89,31 @@ class Actor:
     async def _ping(self) -> None:
         while True:
             await anyio.sleep(self._world.heartbeat_s)
-            if not self.is_silent:
-                self._say(ActorPing())
+            if self.is_silent:
+                continue
+            if self._link.name is None:
+                self._hello()
+            else:
+                self._link.beat([encode(ActorPing())])
+
+    def _hello(self) -> None:
+        hello = ActorHello(VERSION, TOKEN, ActorId(self._name), MODEL, self._capacity, _FACTS, 1)
+        self._carry([encode(hello)])
+
+    def _carry(self, frames: Sequence[bytes]) -> None:
+        self._world.network.to_broker(ACTORS, self._identity, list(frames))
 
     def _say(self, message: FromActor, payloads: list[bytes] | None = None) -> None:
-        self._world.network.to_broker(ACTORS, self._identity, [encode(message), *(payloads or [])])
+        self._link.send([encode(message), *(payloads or [])])
 
     def _receive(self, frames: list[bytes]) -> None:
+        if (stamp := stamp_of(frames)) is None:
+            self._read(frames)
+        elif self._link.is_of(stamp):
+            for message in self._link.receive(stamp, frames[1:]):
+                self._read(message)
+
+    def _read(self, frames: list[bytes]) -> None:
         message: ToActor = decode(frames[0], ToActor)
         match message:
             case MicroBatch():
@@ -107,8 +128,9 @@ class Actor:
                 self._is_retired = True
             case Expelled():
                 self.die(f"expelled: {message.reason}")
-            case ActorWelcome():
-                self._welcome.set()
+            case ActorWelcome(session):
+                if self._link.name is None:
+                    self._link.open(session)
             case _:
                 pass
         self._wake.set()

@@ -1,5 +1,6 @@
 """A simulated client: it speaks the clients' protocol by itself, and resends until it has been answered."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -26,6 +27,7 @@ from lorry.wire.client_messages import (
 )
 from lorry.wire.codec import decode, encode
 from lorry.wire.ids import FutureId, future_id
+from lorry.wire.sequenced import Link, stamp_of
 
 from .world import CLIENTS, World
 
@@ -51,7 +53,7 @@ class Client:
         self.world, self.tenant, self._key, self.identity = world, tenant, key, identity
         self.waiting: dict[int, Request] = {}
         self.open_futures: dict[FutureId, None] = {}
-        self._is_welcome = False
+        self._link = Link(self._carry)
         self._changed = anyio.Event()
         self.is_silent = False
 
@@ -65,7 +67,7 @@ class Client:
             if self.is_silent:
                 continue
             if self._is_welcome:
-                self._say(Ping())
+                self._link.beat([encode(Ping())])
                 self._say_again()
             else:
                 self._hello()
@@ -96,12 +98,19 @@ class Client:
             await self._changed.wait()
             self._changed = anyio.Event()
 
+    @property
+    def _is_welcome(self) -> bool:
+        return self._link.name is not None
+
     def _hello(self) -> None:
-        self._say(Hello(VERSION, self._key, "simulated"))
+        self._carry([encode(Hello(VERSION, self._key, "simulated"))])
+
+    def _carry(self, frames: Sequence[bytes]) -> None:
+        if not self.is_silent:
+            self.world.network.to_broker(CLIENTS, self.identity, list(frames))
 
     def _say(self, message: FromClient) -> None:
-        if not self.is_silent:
-            self.world.network.to_broker(CLIENTS, self.identity, [encode(message)])
+        self._link.send([encode(message)])
 
     def _say_again(self) -> None:
         for request in self.waiting.values():
@@ -110,22 +119,29 @@ class Client:
             self._say(Watch(list(self.open_futures)))
 
     def _send(self, request: Request) -> None:
-        if not self.is_silent:
-            frames = [_header(request), request.payload]
-            self.world.network.to_broker(CLIENTS, self.identity, frames)
+        self._link.send([_header(request), request.payload])
 
     # Hear ------------------------------------------------------------------------------------------------------------
 
     def _receive(self, frames: list[bytes]) -> None:
+        if (stamp := stamp_of(frames)) is None:
+            self._read(frames)
+        elif self._link.is_of(stamp):
+            for message in self._link.receive(stamp, frames[1:]):
+                self._read(message)
+
+    def _read(self, frames: list[bytes]) -> None:
         message: ToClient = decode(frames[0], ToClient)
         payload = frames[1] if len(frames) > 1 else b""
         match message:
             case Welcome():
-                self._is_welcome = True
-                self._say_again()
+                if not self._is_welcome:
+                    self._link.open(message.session)
+                    self._say_again()
             case Unknown():
-                self._is_welcome = False
-                self._hello()
+                if self._link.is_tagged(message.link):
+                    self._link.open(None)
+                    self._hello()
             case Answer():
                 self._answered(message.request, payload, None)
             case Failed():

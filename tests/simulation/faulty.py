@@ -49,6 +49,7 @@ class Faults:
     async def peace(self) -> None:
         self._is_peace = True
         self._world.disk.countdown = None
+        self._world.network.losses = 0.0
         for actor in self._actors.values():
             actor.is_silent = False
 

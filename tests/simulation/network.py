@@ -1,4 +1,5 @@
-"""The network between the broker and its peers: in order on each connection, late, and lossy where a side crashes."""
+"""The network between the broker and its peers: late, lossy where a side crashes, and in order on each connection but
+for what its `losses` make of a message now and then."""
 
 import asyncio
 import random
@@ -42,8 +43,10 @@ class Door:
 
 
 class Network:
-    def __init__(self, loop: asyncio.AbstractEventLoop, chance: random.Random, slowness_s: float) -> None:
-        self._loop, self._chance, self._slowness_s = loop, chance, slowness_s
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, chance: random.Random, slowness_s: float, losses: float
+    ) -> None:
+        self._loop, self._chance, self._slowness_s, self.losses = loop, chance, slowness_s, losses
         self._doors: dict[str, Door] = {}
         self._peers: dict[bytes, Receive] = {}
         self._last: dict[tuple[str, bytes], float] = {}
@@ -52,7 +55,7 @@ class Network:
         self._kept: set[tuple[bytes, Door | None]] = set()
         self._waiting: dict[str, list[list[bytes]]] = {}
 
-    def bind(self, address: str, _most: int, _keys: object = None) -> Door:
+    def bind(self, address: str, _most: int, _keys: object = None, _unread: int = 0) -> Door:
         """In place of `wire.sockets.bind`. What was kept by the peers' sockets meanwhile comes now."""
         door = self._doors[address] = Door(self, address)
         for frames in self._waiting.pop(address, []):
@@ -114,4 +117,8 @@ class Network:
         chance = self._chance
         delay = self._slowness_s * (0.02 if chance.random() < 0.6 else chance.random())
         at = self._last[connection] = max(self._loop.time() + delay, self._last.get(connection, 0.0) + 1e-6)
-        self._loop.call_at(at, arrive)
+        fate = chance.choice(("lost", "repeated", "overtaken")) if chance.random() < self.losses else ""
+        if fate != "lost":
+            self._loop.call_at(at + (self._slowness_s if fate == "overtaken" else 0.0), arrive)
+        if fate == "repeated":
+            self._loop.call_at(at + self._slowness_s * chance.random(), arrive)

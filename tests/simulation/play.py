@@ -9,6 +9,7 @@ import tempfile
 import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -19,7 +20,9 @@ from anyio.abc import TaskGroup
 
 from lorry.scheduler import broker
 from lorry.scheduler.config import BrokerConfig
-from lorry.storage.store import FILE, Store
+from lorry.storage import journal
+from lorry.storage.connection import FILE
+from lorry.storage.store import Store
 from lorry.wire import sockets
 from lorry.wire.catalogue_messages import Query
 from lorry.wire.codec import decode
@@ -83,6 +86,7 @@ def _substituted(world: World) -> Generator[None]:
         mock.patch.object(broker, "time", Clock(world.loop)),
         mock.patch.object(sockets, "bind", world.network.bind),
         mock.patch.object(to_thread, "run_sync", world.in_thread),
+        mock.patch.object(journal, "LARGE", 20 if world.flavour.files else journal.LARGE),
         mock.patch.object(sqlite3, "connect", connect),
         mock.patch.multiple(secrets, token_hex=token_hex, token_bytes=chance.randbytes, randbits=chance.getrandbits),
     ):
@@ -114,6 +118,8 @@ async def _history(world: World, keys: dict[str, str]) -> None:
 async def _brokers(world: World) -> None:
     """One after another, on the same disk."""
     config = BrokerConfig(world.folder, (MODEL,), TOKEN, CLIENTS, ACTORS, heartbeat_s=world.heartbeat_s)
+    if world.flavour.reads:
+        config = replace(config, waiting_bytes=0)
     while True:
         with anyio.CancelScope() as world.broker:
             try:

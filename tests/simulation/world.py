@@ -26,6 +26,8 @@ Deaths = Literal["none", "few", "poison"]
 class Flavour:
     """What kind of a history it is: few of them have everything in them, so that each promise is tried in earnest.
 
+    `files`: nearly all that is journalled lies in files beside the database. `reads`: the broker holds no payload, and
+    reads it again when its turn comes. `losses`: how often a message is lost, repeated or overtaken.
     `deaths` few: fewer than it takes to blame a command. poison: nothing but a command that kills.
     """
 
@@ -40,6 +42,9 @@ class Flavour:
     deaths: Deaths
     damages: bool
     strangers: bool
+    files: bool
+    reads: bool
+    losses: float
 
     @classmethod
     def drawn(cls, chance: random.Random) -> "Flavour":
@@ -55,6 +60,9 @@ class Flavour:
             deaths=chance.choice(("none", "few", "few", "few", "poison")),
             damages=chance.random() < 0.4,
             strangers=chance.random() < 0.3,
+            files=chance.random() < 0.5,
+            reads=chance.random() < 0.5,
+            losses=chance.choice((0.0, 0.0, 0.02, 0.1)),
         )
 
 
@@ -65,7 +73,7 @@ class World:
         self.chance = random.Random(seed)
         self.flavour = Flavour.drawn(self.chance)
         self.loop, self.disk, self.folder, self.history = loop, disk, folder, History(seed)
-        self.network = Network(loop, random.Random(self.chance.random()), self.flavour.slowness_s)
+        self.network = Network(loop, random.Random(self.chance.random()), self.flavour.slowness_s, self.flavour.losses)
         disk.chance = self.chance
         self.broker: anyio.CancelScope | None = None
         self.damaged: set[str] = set()
