@@ -4,6 +4,7 @@ A broker that restarts costs a pause: it answers `Unknown`, the connection says 
 answered, and asks again for what has not resolved.
 """
 
+import logging
 import platform
 import secrets
 from collections import deque
@@ -47,6 +48,8 @@ from .futures import Future
 
 T = TypeVar("T")
 
+log = logging.getLogger("lorry")
+
 _COME_AGAIN = (TooManyWaitingError, StorageUnavailableError)
 
 
@@ -65,8 +68,9 @@ class _Request:
 class Connection:
     """Use `open_connection`. Requests may be made from any task of the event loop.
 
-    A command that finds too many before it, or a server whose disk is full, waits here, and goes out again when
-    something is over, or with a heartbeat; where the connection does not hold (`holds`), whoever sent it is told.
+    A command that finds too many before it, and whatever finds a server whose disk is full, waits here, and goes out
+    again when something is over, or with a heartbeat; where the connection does not hold (`holds`), whoever sent it is
+    told.
     """
 
     def __init__(self, channel: Channel, address: str, api_key: str, timeout_s: float, *, holds: bool = True) -> None:
@@ -75,7 +79,7 @@ class Connection:
         self._link = Link(channel.send)
         self._requests: dict[int, _Request] = {}
         self._futures: dict[FutureId, Future[Any]] = {}
-        self._held: dict[LaneId, deque[int]] = {}
+        self._held: dict[LaneId | None, deque[int]] = {}
         self._numbers = 0
         self._welcome: Welcome | None = None
         self._welcomed = anyio.Event()
@@ -224,23 +228,24 @@ class Connection:
             for future in list(self._futures.values()):
                 future.reject(error)
             self._futures.clear()
-        elif isinstance(error, _COME_AGAIN) and self._holds and (lane := self._lane_of(number)):
-            self._held.setdefault(lane, deque()).append(number)
+        elif isinstance(error, _COME_AGAIN) and self._holds and number in self._requests:
+            if isinstance(error, StorageUnavailableError) and not self._held:
+                log.warning("waiting: %s", error)
+            self._held.setdefault(self._requests[number].lane, deque()).append(number)
         elif request := self._requests.pop(number, None):
             request.error = error
             request.answered.set()
             if request.on_error:
                 request.on_error(error)
 
-    def _lane_of(self, number: int) -> LaneId | None:
-        return self._requests[number].lane if number in self._requests else None
-
-    def _send_held(self, lane: LaneId) -> None:
-        """Something of this lane is over: the one that found too much before it first may come again."""
-        if held := self._held.get(lane):
-            number = held.popleft()
-            if not held:
-                del self._held[lane]
+    def _send_held(self, lane: LaneId | None) -> None:
+        """Something of this lane is over: the one that found too much before it first may come again. What has no lane
+        comes again all at once."""
+        held = self._held.pop(lane, deque[int]())
+        due = [held.popleft() for _ in range(len(held) if lane is None else min(1, len(held)))]
+        if held:
+            self._held[lane] = held
+        for number in due:
             if number in self._requests:
                 self._link.send(self._requests[number].frames)
 

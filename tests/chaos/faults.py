@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Deed = Literal["kill", "stop", "stop for a while", "terminate", "cut", "swallow"]
-Role = Literal["broker", "actor", "gateway", "supervisor", "network"]
+Deed = Literal["kill", "stop", "stop for a while", "terminate", "cut", "swallow", "fill for a while"]
+Role = Literal["broker", "actor", "gateway", "supervisor", "network", "disk"]
 
 _WEIGHTS: dict[tuple[Deed, Role], int] = {
     ("kill", "broker"): 4,
@@ -24,6 +24,7 @@ _WEIGHTS: dict[tuple[Deed, Role], int] = {
     ("stop for a while", "actor"): 2,
     ("stop for a while", "gateway"): 1,
     ("stop for a while", "supervisor"): 1,
+    ("fill for a while", "disk"): 3,
     ("cut", "network"): 4,
     ("swallow", "network"): 2,
 }
@@ -31,7 +32,7 @@ _WEIGHTS: dict[tuple[Deed, Role], int] = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """After `pause_s` seconds of peace; `lasts_s` is how long whoever stops for a while does."""
+    """After `pause_s` seconds of peace; `lasts_s` is how long what is for a while lasts."""
 
     pause_s: float
     deed: Deed

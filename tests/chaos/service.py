@@ -1,6 +1,7 @@
 """A service that is hurt and started again on the same folder and addresses, as an operator's systemd does it."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -73,6 +74,9 @@ class Service:
             self._tell(f"{fault.deed} network")
             self._portal.call(self._cables.cut if fault.deed == "cut" else self._cables.swallow)
             return
+        if fault.role == "disk":
+            self._fill(fault)
+            return
         victim = self._process.pid if fault.role == "supervisor" else self._children().get(fault.role)
         if victim is None:
             self._tell(f"{fault.deed} {fault.role}: there is none at the moment")
@@ -90,6 +94,23 @@ class Service:
                 self._timers[-1].start()
         if fault.role == "supervisor" and fault.deed in _SIGNALS:
             self._restart()
+
+    def _fill(self, fault: Fault) -> None:
+        """The system refuses what the broker writes to files meanwhile: its journal, as a disk that is full does."""
+        if (broker := self._children().get("broker")) is None:
+            self._tell("fill disk: there is no broker at the moment")
+            return
+        self._tell(f"{fault.deed} disk of broker {broker}")
+        if self._limit(broker, 0):
+            self._timers.append(Timer(fault.lasts_s, self._limit, (broker, resource.RLIM_INFINITY)))
+            self._timers[-1].start()
+
+    def _limit(self, broker: int, file_bytes: int) -> bool:
+        try:
+            resource.prlimit(broker, resource.RLIMIT_FSIZE, (file_bytes, resource.RLIM_INFINITY))
+        except ProcessLookupError:
+            return False
+        return True
 
     def mend(self) -> None:
         """Whoever was stopped goes on."""

@@ -11,7 +11,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 import lorry
-from lorry.storage.store import FILE
+from lorry.storage.connection import FILE
 from tests.conftest import MODEL, Server, Start
 from tests.network.programs import Report, Work
 from tests.service.test_training import datum

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from lorry.storage.store import FILE
+from lorry.storage.connection import FILE
 from tests.network.programs import Report, Work, billed, sent
 
 _OPEN = "SELECT future, kind FROM commands WHERE state = 'queued'"

@@ -32,6 +32,10 @@ class Raw:
     def send(self, *frames: object) -> None:
         self._socket.send_multipart([f if isinstance(f, bytes) else msgpack.packb(f) for f in frames])
 
+    def hears(self, within_ms: int) -> bool:
+        """Whether something has come, or does soon."""
+        return bool(self._socket.poll(within_ms))
+
     def receive(self) -> list[bytes]:
         """The next message, without its stamp: nothing is lost between two processes of a test."""
         while True:

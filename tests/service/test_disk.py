@@ -1,5 +1,6 @@
 """A disk that is full or damaged: who needs it waits or is told, nobody gets a wrong number, and nothing is lost."""
 
+import itertools
 import os
 import resource
 import sqlite3
@@ -7,14 +8,14 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-import anyio
 import httpx
 import pytest
+from anyio import to_thread
 
 import lorry
 from lorry.storage.connection import FILE
-from lorry.wire.errors import StorageUnavailableError
 from tests.conftest import LORRY, MODEL, Server, Start, children_of
+from tests.service.raw import Raw
 from tests.service.test_recovery import learn
 from tests.service.test_training import datum
 
@@ -31,53 +32,48 @@ def full_disk(server: Server) -> Iterator[None]:
         resource.prlimit(broker, resource.RLIMIT_FSIZE, (most, most))
 
 
-async def refused(service: lorry.ServiceClient) -> None:
-    """Ask for what has to be written until it is refused: the first one is what meets the disk."""
-    while True:
-        try:
-            with anyio.move_on_after(1):
-                await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
-        except StorageUnavailableError as error:
-            assert "cannot write its journal" in str(error)
-            return
+def refused(raw: Raw) -> str:
+    """Why what has to be written is refused. The first such request is what meets the disk, and waits with it."""
+    for number in itertools.count(1):
+        raw.send({"type": "create_sampler", "request": number, "nonce": str(number), "base_model": MODEL})
+        if raw.hears(within_ms=100):
+            return raw.receive_header()["error"]["message"]
+    raise AssertionError
 
 
-async def test_a_full_disk_is_a_pause_and_a_clear_word(start: Start) -> None:
+async def test_a_full_disk_is_a_pause(start: Start) -> None:
     server = start("--heartbeat-s", "2")
-    async with (
-        lorry.connect(server.address, api_key=server.new_key("alice")) as service,
-        lorry.connect(server.address, api_key=server.new_key("bob")) as other,
-    ):
+    async with lorry.connect(server.address, api_key=server.new_key("alice")) as service:
         undisturbed = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
         expected = await learn(undisturbed, 4)
         training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
         found = await learn(training, 1)
-        with full_disk(server):
-            futures = [training.forward_backward([datum()], "cross_entropy")]
-            await refused(other)
+        with full_disk(server), Raw.connected(server.address) as raw:
+            raw.hello(server.new_key("bob"))
+            future = training.forward_backward([datum()], "cross_entropy")
+            assert "cannot write its journal" in await to_thread.run_sync(refused, raw)
             training.optim_step(lorry.AdamParams(learning_rate=1e-3))
-            assert len((await other.get_server_capabilities_async()).supported_models) == 1
-        found.append((await futures[0]).metrics["loss:sum"])
+            assert len((await service.get_server_capabilities_async()).supported_models) == 1
+        found.append((await future).metrics["loss:sum"])
         assert found + await learn(training, 2) == expected
-        await other.create_lora_training_client_async(MODEL, rank=4, seed=1)
     with closing(sqlite3.connect(server.data / FILE)) as database:
         assert database.execute("SELECT count(DISTINCT future), count(*) FROM usage").fetchone() == (8, 8)
 
 
 async def test_over_http_a_full_disk_is_said_and_asked_again(start: Start) -> None:
     server = start("--http", "127.0.0.1:0", "--heartbeat-s", "2")
-    async with lorry.connect(server.address, api_key=server.new_key("alice")) as service:
-        headers = {"X-API-Key": server.new_key("bob")}
-        async with httpx.AsyncClient(base_url=server.url, headers=headers) as http:
-            body = {"tags": [], "user_metadata": None, "sdk_version": "0", "type": "create_session"}
-            with full_disk(server):
-                await refused(service)
-                answer = await http.post("/api/v1/create_session", json=body)
-                assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
-                assert "cannot write its journal" in answer.json()["detail"]
-            while (answer := await http.post("/api/v1/create_session", json=body)).status_code == 503:
-                pass
-            assert answer.status_code == 200
+    headers = {"X-API-Key": server.new_key("bob")}
+    async with httpx.AsyncClient(base_url=server.url, headers=headers) as http:
+        body = {"tags": [], "user_metadata": None, "sdk_version": "0", "type": "create_session"}
+        with full_disk(server), Raw.connected(server.address) as raw:
+            raw.hello(server.new_key("alice"))
+            await to_thread.run_sync(refused, raw)
+            answer = await http.post("/api/v1/create_session", json=body)
+            assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+            assert "cannot write its journal" in answer.json()["detail"]
+        while (answer := await http.post("/api/v1/create_session", json=body)).status_code == 503:
+            pass
+        assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("harm", ["it is cut", "it is no database"])

@@ -14,6 +14,7 @@ class Fault:
 
 ACCEPTING, FINISHING, COMMANDS = "scheduler/accepting.py", "scheduler/finishing.py", "scheduler/commands.py"
 LANES, PLANNER, RECOVERING = "scheduler/planning/lanes.py", "scheduler/planning/planner.py", "scheduler/recovering.py"
+JOURNAL, LINKS = "storage/journal.py", "wire/sequenced.py"
 STORE, POINTS, REGISTRY = "storage/store.py", "scheduler/restore_points.py", "scheduler/registry.py"
 SNAPSHOTS, WRITER, STATES = "scheduler/snapshotting.py", "storage/writer.py", "tests/simulation/states.py"
 ACTOR_DOOR, CLIENT_DOOR = "scheduler/actor_door.py", "scheduler/client_door.py"
@@ -21,8 +22,8 @@ ACTOR_DOOR, CLIENT_DOOR = "scheduler/actor_door.py", "scheduler/client_door.py"
 CONTROL = Fault(
     "none: the code as it is",
     WRITER,
-    "        thread = anyio.CapacityLimiter(1)\n",
-    "        thread = anyio.CapacityLimiter(1)\n",
+    "        self._thread = anyio.CapacityLimiter(1)\n",
+    "        self._thread = anyio.CapacityLimiter(1)\n",
 )
 """In the histories in which the faults are looked for, nothing may be found without them."""
 
@@ -30,23 +31,15 @@ FAULTS = (
     Fault(
         "a command is acknowledged before it is journalled",
         ACCEPTING,
-        "        self._writer.write(journal, done)\n",
-        "        request.answer(None)\n        self._writer.write(journal, done)\n",
+        "        self._writer.write(journal, done, len(content))\n",
+        "        request.answer(None)\n        self._writer.write(journal, done, len(content))\n",
     ),
     Fault(
         "a result is told before it is journalled",
         FINISHING,
-        "        self._writer.write(journal, done)\n",
+        '        self._writer.write(journal, done, len(result.payload or b""))\n',
         "        self.tell(self._waiters._open.get(row.future, ()), row.future, result.error, result.payload)\n"
-        "        self._writer.write(journal, done)\n",
-    ),
-    Fault(
-        "who waits for a commit is told when it begins",
-        WRITER,
-        "                await to_thread.run_sync(self._commit, [operation for operation, _ in batch], limiter=thread)\n"
-        "                for _, done in batch:\n                    done()\n",
-        "                for _, done in batch:\n                    done()\n"
-        "                await to_thread.run_sync(self._commit, [operation for operation, _ in batch], limiter=thread)\n",
+        '        self._writer.write(journal, done, len(result.payload or b""))\n',
     ),
     Fault(
         "a replay is billed",
@@ -54,7 +47,7 @@ FAULTS = (
         "            self.recovering.replayed(command, outcome)\n",
         "            twice = 'UPDATE usage SET tokens = 2 * tokens WHERE future = ?'\n"
         "            self.finishing._writer.write(\n"
-        "                lambda store: store._db.execute(twice, [command.future]) and None, lambda: None\n"
+        "                lambda store: store._db.execute(twice, [command.future]) and None\n"
         "            )\n"
         "            self.recovering.replayed(command, outcome)\n",
     ),
@@ -100,10 +93,10 @@ FAULTS = (
         "== MAX_ATTEMPTS - 1",
         "== MAX_ATTEMPTS",
     ),
-    Fault("a replay repeats what failed", STORE, "AND state IN ('done', 'discarded')", "AND state != 'queued'"),
+    Fault("a replay repeats what failed", JOURNAL, "AND state IN ('done', 'discarded')", "AND state != 'queued'"),
     Fault(
         "a replay leaves out loads",
-        STORE,
+        JOURNAL,
         "kind IN ('forward_backward', 'optim_step', 'load_state')",
         "kind IN ('forward_backward', 'optim_step')",
     ),
@@ -120,7 +113,7 @@ FAULTS = (
         "a replay is read before what was completed is written",
         RECOVERING,
         "        self._writer.write(read, done)\n",
-        "        read(self._writer._store)\n        done()\n",
+        "        done(read(self._writer._store))\n",
     ),
     Fault(
         "a run with work is not rebuilt when its actor dies",
@@ -130,9 +123,9 @@ FAULTS = (
     ),
     Fault(
         "payloads go with the newest saved state",
-        STORE,
-        "[run.id, run.former_seq, run.id],",
-        "[run.id, run.restore_seq, run.id],",
+        JOURNAL,
+        "run.id, run.former_seq, before",
+        "run.id, run.restore_seq, before",
     ),
     Fault(
         "falling back forgets the older seq",
@@ -164,14 +157,40 @@ FAULTS = (
     Fault(
         "a broken command of an unknown connection is refused for nothing",
         CLIENT_DOOR,
-        "self._refuse(session, refuse) if session else self._send(connection, Unknown())\n",
-        "self._refuse(session, refuse) if session else self._send(connection, Failed(number_of(header), error.info))\n",
+        "self._refuse(session, refuse) if session else self.post.send(connection, Unknown())\n",
+        "self._refuse(session, refuse) if session else self.post.send(connection, Failed(number_of(header), error.info))\n",
     ),
     Fault(
         "a tenant sees another's runs",
         REGISTRY,
         'if row is None or row.tenant != tenant:\n            raise NotFoundError(f"there is no run',
         'if row is None:\n            raise NotFoundError(f"there is no run',
+    ),
+    Fault(
+        "a file goes before the commit that drops it",
+        JOURNAL,
+        """        self._unnamed += [row["payload_file"] for row in rows]
+        self._db.execute(f"UPDATE""",
+        """        self._blobs.delete([row["payload_file"] for row in rows])
+        self._db.execute(f"UPDATE""",
+    ),
+    Fault(
+        "a sweep takes the files of results",
+        JOURNAL,
+        '" UNION ALL SELECT payload_file FROM results WHERE payload_file IS NOT NULL"',
+        '""',
+    ),
+    Fault(
+        "what was lost on the way is not sent again",
+        LINKS,
+        "for number, missed in self._unconfirmed:",
+        "for number, missed in ():",
+    ),
+    Fault(
+        "what came twice is read twice",
+        LINKS,
+        "        if number <= self._received:\n            return []\n",
+        "        if number <= self._received:\n            return [frames]\n",
     ),
     Fault("a snapshot is without its pending gradient", STATES, "asdict(self)", "asdict(replace(self, pending=()))"),
 )
