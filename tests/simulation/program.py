@@ -166,6 +166,13 @@ class Program:
         if chance.random() < 0.04:
             self._client.cancel(next(self._numbers), future_id(message.lane, message.seq))
         if chance.random() < 0.04:
-            number, path = next(self._numbers), f"tinker://{message.lane}/weights/{chance.choice(('a', 'b'))}"
-            self._world.note("deletes", tenant=self._tenant.name, path=path)
-            self._client.ask(Request(DeleteCheckpoint(number, path)))
+            self._delete(f"tinker://{message.lane}/weights/{chance.choice(('a', 'b'))}")
+        if self._world.flavour.sheds and isinstance(message, Submit) and message.kind == "load_state":
+            await request.answered.wait()
+            await self._world.pause(2.0)
+            self._delete(message.arguments.path or "")
+
+    def _delete(self, path: str) -> None:
+        number = next(self._numbers)
+        self._world.note("deletes", tenant=self._tenant.name, path=path)
+        self._client.ask(Request(DeleteCheckpoint(number, path)))

@@ -27,7 +27,8 @@ class Flavour:
     """What kind of a history it is: few of them have everything in them, so that each promise is tried in earnest.
 
     `files`: nearly all that is journalled lies in files beside the database. `reads`: the broker holds no payload, and
-    reads it again when its turn comes. `losses`: how often a message is lost, repeated or overtaken.
+    reads it again when its turn comes. `losses`: how often a message is lost, repeated or overtaken. `sheds`: what was
+    loaded is often deleted.
     `deaths` few: fewer than it takes to blame a command. poison: nothing but a command that kills.
     """
 
@@ -45,6 +46,7 @@ class Flavour:
     files: bool
     reads: bool
     losses: float
+    sheds: bool
 
     @classmethod
     def drawn(cls, chance: random.Random) -> "Flavour":
@@ -63,6 +65,7 @@ class Flavour:
             files=chance.random() < 0.5,
             reads=chance.random() < 0.5,
             losses=chance.choice((0.0, 0.0, 0.02, 0.1)),
+            sheds=chance.random() < 0.2,
         )
 
 
