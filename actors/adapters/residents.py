@@ -20,6 +20,7 @@ from ...wire.errors import LorryError
 from ...wire.types import LoraConfig
 from ..model.adapter import Adapter, AdapterSpec
 from ..model.lora import LoraTargets
+from ..model.memory import give_back_freed
 from .behind import RETRY_S, Behind, SnapshotPolicy
 from .checkpoints import load_sampler_weights
 from .slots import AdapterPool
@@ -29,6 +30,8 @@ log = structlog.get_logger("lorry.actor")
 
 _AT_MOST_S = 24 * 3600.0
 """A queue cannot be waited at for any time that a setting may name."""
+_KEPT_BY_ALLOCATOR = 32 << 20
+"""Bytes: of adapters that have left, before the allocator is asked to keep nothing of them."""
 Written: TypeAlias = SnapshotTaken | SnapshotFailed
 
 
@@ -64,6 +67,7 @@ class Residents:
         self._behind: dict[str, Behind] = {}
         self._writing: dict[str, Behind] = {}
         self._not_before = 0.0
+        self._freed_bytes = 0
 
     # In and out ------------------------------------------------------------------------------------------------------
 
@@ -106,12 +110,16 @@ class Residents:
         excess = self.pool.host_bytes - self._host_bytes
         for key in list(self._used) if excess > 0 else ():
             if excess <= 0:
-                return
+                break
             adapter = self.pool.get(key)
             if self._held[key] == 0 and adapter.device == self.pool.host and self._is_safe(key):
                 excess -= adapter.nbytes
+                self._freed_bytes += adapter.nbytes
                 self.pool.remove(key)
                 del self._used[key]
+        if self._freed_bytes > _KEPT_BY_ALLOCATOR:
+            self._freed_bytes = 0
+            give_back_freed()
 
     def _fetch_run(self, state: AdapterState) -> None:
         run = self._runs.get(state.key)

@@ -55,7 +55,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "scheduler/client_door.py::_handle": (1, COMES_AGAIN),
     "scheduler/client_door.py::_hello": (2, AT_START),
     "scheduler/client_door.py::_watch": (1, NO_COMMAND),
-    "scheduler/client_door.py::_look_up": (1, NO_COMMAND),
+    "scheduler/client_door.py::_send_result": (1, NO_COMMAND),
     "scheduler/creating.py::sampler": (1, NO_COMMAND),
     "scheduler/client_door.py::_close_opened_with": (1, AT_START),
     "scheduler/client_sessions.py::get": (1, NO_COMMAND),
