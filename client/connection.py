@@ -7,7 +7,7 @@ answered, and asks again for what has not resolved.
 import logging
 import platform
 import secrets
-from collections import deque
+import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -79,7 +79,8 @@ class Connection:
         self._link = Link(channel.send)
         self._requests: dict[int, _Request] = {}
         self._futures: dict[FutureId, Future[Any]] = {}
-        self._held: dict[LaneId | None, deque[int]] = {}
+        self._held: dict[LaneId | None, list[int]] = {}
+        self._found_disk_full = False
         self._numbers = 0
         self._welcome: Welcome | None = None
         self._welcomed = anyio.Event()
@@ -216,8 +217,10 @@ class Connection:
                     self._link.open(None)
                     self._hello()
             case Pong():
+                at_most = sys.maxsize if self._found_disk_full else 1
+                self._found_disk_full = False
                 for lane in list(self._held):
-                    self._send_held(lane)
+                    self._send_held(lane, at_most)
 
     def _failed(self, number: int | None, error: LorryError) -> None:
         if number is None:
@@ -229,23 +232,23 @@ class Connection:
                 future.reject(error)
             self._futures.clear()
         elif isinstance(error, _COME_AGAIN) and self._holds and number in self._requests:
-            if isinstance(error, StorageUnavailableError) and not self._held:
-                log.warning("waiting: %s", error)
-            self._held.setdefault(self._requests[number].lane, deque()).append(number)
+            if isinstance(error, StorageUnavailableError):
+                if not self._held:
+                    log.warning("waiting: %s", error)
+                self._found_disk_full = True
+            self._held.setdefault(self._requests[number].lane, []).append(number)
         elif request := self._requests.pop(number, None):
             request.error = error
             request.answered.set()
             if request.on_error:
                 request.on_error(error)
 
-    def _send_held(self, lane: LaneId | None) -> None:
-        """Something of this lane is over: the one that found too much before it first may come again. What has no lane
-        comes again all at once."""
-        held = self._held.pop(lane, deque[int]())
-        due = [held.popleft() for _ in range(len(held) if lane is None else min(1, len(held)))]
-        if held:
-            self._held[lane] = held
-        for number in due:
+    def _send_held(self, lane: LaneId | None, at_most: int = 1) -> None:
+        """Something of this lane is over, or the disk may have room again: what was sent first comes again first."""
+        held = sorted(self._held.pop(lane, []))
+        if held[at_most:]:
+            self._held[lane] = held[at_most:]
+        for number in held[:at_most]:
             if number in self._requests:
                 self._link.send(self._requests[number].frames)
 

@@ -217,3 +217,4 @@ def m007_blobs(db: Database) -> None:
     # Of weights without a name, that newer ones of their run have taken the place of.
     db.table("samplers").add_column("outlived", int, not_null_default=0)
     db.execute("CREATE INDEX checkpoints_without_name ON checkpoints (run, seq) WHERE ephemeral")
+    db.table("runs").create_index(["session"])

@@ -129,7 +129,7 @@ class Store(Journal):
         rows = self.rows(
             "WITH first(seq, at) AS (SELECT seq, created_at FROM checkpoints WHERE run = :run AND ephemeral"
             "  ORDER BY seq DESC LIMIT 1 OFFSET :newest - 1)"
-            " SELECT checkpoints.* FROM checkpoints JOIN first WHERE run = :run AND ephemeral"
+            " SELECT checkpoints.* FROM checkpoints JOIN first WHERE run = :run AND ephemeral AND NOT public"
             " AND checkpoints.seq < first.seq AND checkpoints.created_at < min(:before, first.at) AND NOT EXISTS ("
             "  SELECT 1 FROM samplers WHERE samplers.folder = checkpoints.folder AND ("
             "   used_at >= min(:before, first.at)"
