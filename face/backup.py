@@ -49,6 +49,7 @@ def restore(backup: Path, data: Path) -> None:
         raise InvalidRequestError(f"backup is {str(backup)!r}, which is damaged: {wrong}", field="backup")
     with _made_whole(data) as aside:
         shutil.copytree(backup, aside, dirs_exist_ok=True)
+        aside.chmod(0o700)
 
 
 def _check_new(folder: Path, field: str) -> None:
@@ -61,7 +62,7 @@ def _made_whole(folder: Path) -> Generator[Path]:
     """A folder beside `folder`, which takes its name once all is written and durable."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    aside.mkdir(mode=0o700)  # as the original, it is its owner's alone
+    aside.mkdir(mode=0o700)  # it holds what tokens are signed with
     try:
         yield aside
         os.sync()

@@ -10,7 +10,7 @@ from pathlib import Path
 from lorry.actors.adapters.folders import verify
 from lorry.storage.blobs import FOLDER, Blobs
 from lorry.storage.checkpoints import place_of
-from lorry.storage.connection import FILE
+from lorry.storage.connection import FILE, may_pass, unusable
 from lorry.storage.holding import held
 from lorry.storage.reports import blobs_named, folders_named, integrity, replays_without_payload
 from lorry.storage.store import Store
@@ -41,7 +41,7 @@ class Finding:
 
 
 def examine(data: Path) -> list[Finding]:
-    """Raises NotFoundError where there is no database."""
+    """Raises NotFoundError where there is no database, StorageUnavailableError where the disk refuses to read it."""
     if not (data / FILE).exists():
         raise NotFoundError(f"data is {str(data)!r}, where no Lorry has served yet", field="data")
     try:
@@ -52,6 +52,8 @@ def examine(data: Path) -> list[Finding]:
     except JournalDamagedError as error:
         return [Finding(FILE, _without_advice(error), _FILE_ADVICE)]
     except sqlite3.DatabaseError as error:
+        if may_pass(error):
+            raise unusable(data, error) from error
         return [Finding(FILE, str(error), _FILE_ADVICE)]
 
 

@@ -17,14 +17,14 @@ import structlog
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
-from ..storage.connection import FILE
+from ..storage.connection import unusable
 from ..storage.lock import sole_writer
 from ..storage.reader import Reader
 from ..storage.rows import CheckpointRow
 from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire import sockets
-from ..wire.errors import ErrorInfo, JournalDamagedError
+from ..wire.errors import ErrorInfo
 from ..wire.ids import FutureId
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
@@ -75,11 +75,11 @@ async def running(config: BrokerConfig) -> AsyncGenerator[Addresses]:
 
 
 def _load(broker: "_Broker", store: Store, data: Path) -> None:
-    """Raises JournalDamagedError for a database that cannot be read."""
+    """Raises JournalDamagedError for a database that is damaged, StorageUnavailableError where the disk refuses."""
     try:
         broker.load(store)
     except sqlite3.DatabaseError as error:
-        raise JournalDamagedError(f"{data / FILE} cannot be used: {error}") from error
+        raise unusable(data, error) from error
 
 
 class _Broker:

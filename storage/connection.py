@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from ..wire.errors import JournalDamagedError
+from ..wire.errors import JournalDamagedError, StorageError, StorageUnavailableError
 from .blobs import FOLDER, Blobs
 from .schema import migrations
 
@@ -21,14 +21,35 @@ _PAGES_AT_ONCE = 4096
 """What one commit gives back: 16 MiB, which does not delay the next for long."""
 
 
+_PASSES = frozenset(
+    (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN)
+)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether it is the disk that refuses, not what was to be written."""
+    if isinstance(error, sqlite3.Error):
+        # The low byte is the kind of error, the rest its details; what Python itself raises has none.
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSES
+    return isinstance(error, OSError)
+
+
+def unusable(folder: Path, error: sqlite3.DatabaseError) -> StorageError:
+    """What to tell of a database that cannot be opened or read."""
+    if may_pass(error):
+        return StorageUnavailableError(f"{folder / FILE} cannot be used at the moment: {error}")
+    return JournalDamagedError(f"{folder / FILE} cannot be used: {error}")
+
+
 class Connection:
     """A connection to the database in `folder`, which is made, and migrated, where it does not exist.
 
-    Raises JournalDamagedError for a file that is no database (any more), or that cannot be opened.
+    Raises JournalDamagedError for a file that is no database (any more), StorageUnavailableError where the disk refuses
+    it.
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         connection = sqlite3.connect(folder / FILE, isolation_level=None, check_same_thread=False, timeout=30)
         try:
             _configure(connection)
@@ -37,7 +58,7 @@ class Connection:
                 migrations.apply(self._db)
         except sqlite3.DatabaseError as error:
             connection.close()
-            raise JournalDamagedError(f"{folder / FILE} cannot be used: {error}") from error
+            raise unusable(folder, error) from error
         self._blobs = Blobs(folder / FOLDER)
         self._unnamed: list[str] = []
 

@@ -15,6 +15,7 @@ import structlog
 from anyio import to_thread
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential
 
+from .connection import may_pass
 from .store import Store
 
 log = structlog.get_logger("lorry.storage")
@@ -23,9 +24,6 @@ T = TypeVar("T")
 Operation: TypeAlias = Callable[[Store], T]
 Done: TypeAlias = Callable[[T], None]
 
-_PASSES = frozenset(
-    (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN)
-)
 _LONGEST_PAUSE_S = 5.0
 _BACKLOG_BYTES = 64 << 20
 
@@ -106,7 +104,7 @@ class Writer:
     async def _durable(self, operations: list[Operation[Any]]) -> list[Any]:
         """Tried again for as long as the disk does not take it."""
         attempts = AsyncRetrying(
-            retry=retry_if_exception(_may_pass),
+            retry=retry_if_exception(may_pass),
             wait=wait_exponential(multiplier=0.25, max=_LONGEST_PAUSE_S),
             before_sleep=self._in_trouble,
         )
@@ -128,17 +126,9 @@ class Writer:
             with self._store.transaction():
                 return [operation(self._store) for operation in operations]
         except sqlite3.Error as error:
-            if _may_pass(error):
+            if may_pass(error):
                 raise
             raise RuntimeError(f"the database refused a commit of {len(operations)} operations: {error}") from error
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether it is the disk that refuses, not what was to be written."""
-    if isinstance(error, sqlite3.Error):
-        # The low byte is the kind of error, the rest its details; what Python itself raises has none.
-        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSES
-    return isinstance(error, OSError)
 
 
 def _ignore(result: object) -> None:

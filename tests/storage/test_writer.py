@@ -1,12 +1,15 @@
 """A disk that takes nothing delays what is to be written; it loses nothing, and does nothing twice."""
 
+import sqlite3
 from pathlib import Path
 
 import anyio
 import pytest
 
+from lorry.storage.connection import may_pass, unusable
 from lorry.storage.store import Store
 from lorry.storage.writer import Writer
+from lorry.wire.errors import JournalDamagedError, StorageUnavailableError
 from lorry.wire.tasks import background_tasks
 
 from .test_store import command
@@ -72,3 +75,11 @@ async def test_who_hands_in_faster_than_the_disk_writes_is_to_wait(store: Store)
         tasks.start_soon(writer.run)
         await writer.room()
         await writer.room_for_requests()
+
+
+@pytest.mark.parametrize(("code", "passes"), [(13, True), (10 | (4 << 8), True), (8, True), (11, False), (0, False)])
+def test_what_the_disk_refuses_is_no_damage(tmp_path: Path, code: int, passes: bool) -> None:
+    error = sqlite3.OperationalError("refused")
+    error.sqlite_errorcode = code
+    assert may_pass(error) is passes
+    assert type(unusable(tmp_path, error)) is (StorageUnavailableError if passes else JournalDamagedError)
