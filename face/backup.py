@@ -2,11 +2,11 @@
 
 import os
 import shutil
-import uuid
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from lorry.actors.adapters.folders import written_aside
 from lorry.doctor import Finding, examine
 from lorry.storage.blobs import FOLDER
 from lorry.storage.checkpoints import place_of
@@ -59,20 +59,11 @@ def _check_new(folder: Path, field: str) -> None:
 
 @contextmanager
 def _made_whole(folder: Path) -> Generator[Path]:
-    """A folder beside `folder`, which takes its name once all is written and durable."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    aside.mkdir(mode=0o700)  # it holds what tokens are signed with
-    try:
+    """As `written_aside`, for its owner alone, and all that is written is durable first."""
+    with written_aside(folder) as aside:
+        aside.chmod(0o700)  # it holds what tokens are signed with
         yield aside
         os.sync()
-        if folder.exists():
-            folder.rmdir()
-        aside.rename(folder)
-        os.sync()
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 def _copy(source: Path, target: Path) -> None:

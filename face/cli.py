@@ -3,9 +3,9 @@
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import anyio
 import typer
@@ -21,6 +21,9 @@ from lorry.scheduler.config import BrokerConfig
 from lorry.scheduler.planning.prices import Prices
 from lorry.wire.errors import LorryError
 from lorry.wire.ids import ActorId
+
+if TYPE_CHECKING:
+    from lorry.doctor import Finding
 
 app = typer.Typer(
     help="One base model, many LoRAs on board: train and sample LoRA adapters of many tenants on shared base models.",
@@ -242,15 +245,10 @@ def doctor(data: options.Data = None) -> None:
     It changes nothing, and may run while the service does.
     """
     from lorry.doctor import examine
-    from lorry.reports import print_findings
 
-    def run() -> None:
-        if findings := examine(folder := data or default_data()):
-            print_findings(plain_console(), findings)
-            sys.exit(1)
-        plain_console().print(f"All that is named in {folder} is there, and is what was written.", soft_wrap=True)
-
-    _call(run)
+    folder = data or default_data()
+    well = f"All that is named in {folder} is there, and is what was written."
+    _call(lambda: _report(examine(folder), well))
 
 
 @app.command()
@@ -260,15 +258,8 @@ def backup(
 ) -> None:
     """Copy the data as it is at this moment to DESTINATION, while the service runs; and check the copy."""
     from lorry.backup import back_up
-    from lorry.reports import print_findings
 
-    def run() -> None:
-        if findings := back_up(data or default_data(), destination):
-            print_findings(plain_console(), findings)
-            sys.exit(1)
-        plain_console().print(f"Backed up to {destination}, and checked.", soft_wrap=True)
-
-    _call(run)
+    _call(lambda: _report(back_up(data or default_data(), destination), f"Backed up to {destination}, and checked."))
 
 
 @app.command()
@@ -284,6 +275,16 @@ def restore(
         plain_console().print(f"Restored to {folder}.", soft_wrap=True)
 
     _call(run)
+
+
+def _report(findings: "Sequence[Finding]", well: str) -> None:
+    """Prints what is wrong, and ends with 1; where nothing is, that all is `well`."""
+    from lorry.reports import print_findings
+
+    if findings:
+        print_findings(plain_console(), findings)
+        sys.exit(1)
+    plain_console().print(well, soft_wrap=True)
 
 
 def _run(work: Callable[[], Awaitable[None]], *, uvloop: bool = False) -> None:
