@@ -40,7 +40,7 @@ from ..wire.errors import (
     LorryError,
     UnsupportedModelError,
 )
-from ..wire.sequenced import Link, stamp_of
+from ..wire.sequenced import Link
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
 from .config import ActorConfig
@@ -247,11 +247,8 @@ class _Actor:
     async def _receive(self) -> None:
         for frames in await self._channel.receive():
             self._heard = anyio.current_time()
-            if (stamp := stamp_of(frames)) is None:
-                self._handle(frames)
-            elif self._link.is_of(stamp):
-                for message in self._link.receive(stamp, frames[1:]):
-                    self._handle(message)
+            for message in self._link.arrived(frames):
+                self._handle(message)
 
     def _handle(self, frames: list[bytes]) -> None:
         from .orders import Leave, Sample, Train

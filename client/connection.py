@@ -41,7 +41,7 @@ from ..wire.errors import (
     revive,
 )
 from ..wire.ids import FutureId, LaneId
-from ..wire.sequenced import Link, stamp_of
+from ..wire.sequenced import Link
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
 from .futures import Future
@@ -183,11 +183,8 @@ class Connection:
         while True:
             for frames in await self._channel.receive():
                 self._heard = anyio.current_time()
-                if (stamp := stamp_of(frames)) is None:
-                    self._read(frames)
-                elif self._link.is_of(stamp):
-                    for message in self._link.receive(stamp, frames[1:]):
-                        self._read(message)
+                for message in self._link.arrived(frames):
+                    self._read(message)
 
     def _read(self, frames: list[bytes]) -> None:
         self._handle(decode(frames[0], ToClient, MAX_HEADER_BYTES), frames[-1])

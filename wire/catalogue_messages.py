@@ -139,23 +139,21 @@ class Completions(msgspec.Struct, frozen=True, tag="completions"):
     timeout_s: float = 30.0
 
 
-CatalogueRequest: TypeAlias = (
-    Query
-    | CreateClientSession
-    | TouchClientSession
+CatalogueChange: TypeAlias = (
+    CreateClientSession
     | FinishClientSession
     | JoinSampler
     | DeleteCheckpoint
     | PublishCheckpoint
     | ExpireCheckpoint
     | CopyCheckpoint
-    | MintToken
     | RevokeKey
     | CountClientEvents
-    | UsageBetween
-    | LaneState
-    | QueueState
-    | Completions
+)
+"""What has to be written down."""
+
+CatalogueRequest: TypeAlias = (
+    Query | TouchClientSession | MintToken | UsageBetween | LaneState | QueueState | Completions | CatalogueChange
 )
 
 

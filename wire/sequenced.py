@@ -96,6 +96,13 @@ class Link:
         """Send a message that may be lost, and that shows the other end what it has missed."""
         self._stamped(Kind.BEAT, self._sent, frames)
 
+    def arrived(self, frames: list[bytes]) -> list[list[bytes]]:
+        """What may be read of what has come: all that came bare, and what was sent over this link when its turn has
+        come."""
+        if (stamp := stamp_of(frames)) is None:
+            return [frames]
+        return self.receive(stamp, frames[1:]) if self.is_of(stamp) else []
+
     def receive(self, stamp: Stamp, frames: list[bytes]) -> list[list[bytes]]:
         """What may be read now: nothing, this message, or it and those that waited for it."""
         while self._unconfirmed and self._unconfirmed[0][0] <= stamp.received:

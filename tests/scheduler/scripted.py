@@ -25,7 +25,7 @@ from lorry.wire.actor_messages import (
 )
 from lorry.wire.codec import MAX_PAYLOAD_BYTES, decode, encode
 from lorry.wire.ids import ActorId
-from lorry.wire.sequenced import Link, stamp_of
+from lorry.wire.sequenced import Link
 from lorry.wire.sockets import Channel
 from lorry.wire.tasks import background_tasks
 from lorry.wire.types import ForwardBackwardOutput, OptimStepResponse, SampledSequence, SampleResponse
@@ -57,8 +57,7 @@ class ScriptedActor:
     async def run(self) -> None:
         while True:
             for frames in await self._channel.receive():
-                stamp = stamp_of(frames)
-                for message in [frames] if stamp is None else self._link.receive(stamp, frames[1:]):
+                for message in self._link.arrived(frames):
                     self._handle(decode(message[0], ToActor, MAX_PAYLOAD_BYTES))
             self._link.beat([encode(ActorPing())])
 

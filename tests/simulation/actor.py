@@ -33,7 +33,7 @@ from lorry.wire.actor_messages import (
 from lorry.wire.codec import decode, encode
 from lorry.wire.errors import CheckpointError, CommandCancelledError, ErrorInfo, InvalidRequestError, NonFiniteError
 from lorry.wire.ids import ActorId, FutureId
-from lorry.wire.sequenced import Link, stamp_of
+from lorry.wire.sequenced import Link
 
 from .numbers import Payload, mixed
 from .states import State, UnreadableError
@@ -107,11 +107,8 @@ class Actor:
         self._link.send([encode(message), *(payloads or [])])
 
     def _receive(self, frames: list[bytes]) -> None:
-        if (stamp := stamp_of(frames)) is None:
-            self._read(frames)
-        elif self._link.is_of(stamp):
-            for message in self._link.receive(stamp, frames[1:]):
-                self._read(message)
+        for message in self._link.arrived(frames):
+            self._read(message)
 
     def _read(self, frames: list[bytes]) -> None:
         message: ToActor = decode(frames[0], ToActor)

@@ -27,7 +27,7 @@ from lorry.wire.client_messages import (
 )
 from lorry.wire.codec import decode, encode
 from lorry.wire.ids import FutureId, future_id
-from lorry.wire.sequenced import Link, stamp_of
+from lorry.wire.sequenced import Link
 
 from .world import CLIENTS, World
 
@@ -124,11 +124,8 @@ class Client:
     # Hear ------------------------------------------------------------------------------------------------------------
 
     def _receive(self, frames: list[bytes]) -> None:
-        if (stamp := stamp_of(frames)) is None:
-            self._read(frames)
-        elif self._link.is_of(stamp):
-            for message in self._link.receive(stamp, frames[1:]):
-                self._read(message)
+        for message in self._link.arrived(frames):
+            self._read(message)
 
     def _read(self, frames: list[bytes]) -> None:
         message: ToClient = decode(frames[0], ToClient)
