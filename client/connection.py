@@ -25,7 +25,10 @@ from ..wire.client_messages import (
     Hello,
     Ping,
     Pong,
+    Read,
+    Refuse,
     Resolved,
+    Submit,
     ToClient,
     Unknown,
     Watch,
@@ -33,6 +36,7 @@ from ..wire.client_messages import (
 )
 from ..wire.codec import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, decode, encode
 from ..wire.errors import (
+    CommandCancelledError,
     ConnectionLostError,
     LorryError,
     MessageTooLargeError,
@@ -40,7 +44,7 @@ from ..wire.errors import (
     TooManyWaitingError,
     revive,
 )
-from ..wire.ids import FutureId, LaneId
+from ..wire.ids import FutureId, LaneId, future_id
 from ..wire.sequenced import Link
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
@@ -50,6 +54,8 @@ T = TypeVar("T")
 
 log = logging.getLogger("lorry")
 
+_NAMES_AT_ONCE = 500
+"""Of futures, in one message."""
 _COME_AGAIN = (TooManyWaitingError, StorageUnavailableError)
 
 
@@ -58,28 +64,34 @@ class _Request:
     """Sent, and not answered yet; sent again to a broker that does not know this session."""
 
     frames: list[bytes]
-    lane: LaneId | None = None
+    command: Submit | None = None
     answered: anyio.Event = field(default_factory=anyio.Event)
     payload: bytes = b""
     error: LorryError | None = None
     on_error: Callable[[LorryError], None] | None = None
+
+    @property
+    def lane(self) -> LaneId | None:
+        return self.command.lane if self.command else None
 
 
 class Connection:
     """Use `open_connection`. Requests may be made from any task of the event loop.
 
     A command that finds too many before it, and whatever finds a server whose disk is full, waits here, and goes out
-    again when something is over, or with a heartbeat; where the connection does not hold (`holds`), whoever sent it is
-    told.
+    again when something is over, or with a heartbeat. A connection that `relays` what others ask for tells them
+    instead; and `was_read` is to be called of results that they have got.
     """
 
-    def __init__(self, channel: Channel, address: str, api_key: str, timeout_s: float, *, holds: bool = True) -> None:
-        self._holds = holds
+    def __init__(self, channel: Channel, address: str, api_key: str, timeout_s: float, *, relays: bool = False) -> None:
+        self._relays = relays
         self._channel, self._address, self._api_key, self._timeout_s = channel, address, api_key, timeout_s
         self._link = Link(channel.send)
         self._requests: dict[int, _Request] = {}
         self._futures: dict[FutureId, Future[Any]] = {}
         self._held: dict[LaneId | None, list[int]] = {}
+        self._cancelled: set[FutureId] = set()
+        self._were_read: list[FutureId] = []
         self._found_disk_full = False
         self._numbers = 0
         self._welcome: Welcome | None = None
@@ -108,7 +120,7 @@ class Connection:
         """Send a request whose answer is only that it is done. Raises the server's LorryError."""
         await self._answer(self._start(message, b""))
 
-    def submit(self, message: Any, payload: bytes, future: Future[Any]) -> "Acknowledgement":
+    def submit(self, message: Submit, payload: bytes, future: Future[Any]) -> "Acknowledgement":
         """Send a command at once; its result will resolve `future`, and so will a refusal.
 
         Raises MessageTooLargeError where the payload exceeds what the server takes.
@@ -125,7 +137,7 @@ class Connection:
                 future.reject(error)
 
         request = self._start(message, payload, refused)
-        request.lane = message.lane
+        request.command = message
         self._futures[future.id] = future
         return Acknowledgement(self, request)
 
@@ -146,7 +158,29 @@ class Connection:
         return known
 
     async def cancel(self, future: FutureId) -> None:
-        await self.tell(Cancel(self.next_request(), future))
+        """One that is held here ends here, and its place in its run's order with it."""
+        if future in self._futures:
+            self._cancelled.add(future)
+        if not any(self._give_up(number) for numbers in self._held.values() for number in numbers):
+            await self.tell(Cancel(self.next_request(), future))
+
+    def _give_up(self, number: int) -> bool:
+        """If the command was cancelled that was refused, and is to be sent again: what is sent says so."""
+        request = self._requests.get(number)
+        if request is None or (command := request.command) is None:
+            return False
+        if (future := future_id(command.lane, command.seq)) not in self._cancelled:
+            return False
+        error = CommandCancelledError(f"{future} was cancelled")
+        request.frames = [encode(Refuse(number, command.lane, command.seq, command.kind, error.info)), b""]
+        self._cancelled.discard(future)
+        if waiting := self._futures.pop(future, None):
+            waiting.reject(error)
+        return True
+
+    def was_read(self, future: FutureId) -> None:
+        """A result that came over this connection has reached whom it was for; said with the next heartbeat."""
+        self._were_read.append(future)
 
     def _start(self, message: Any, payload: bytes, on_error: Callable[[LorryError], None] | None = None) -> _Request:
         if self._closed:
@@ -192,6 +226,7 @@ class Connection:
     def _handle(self, message: ToClient, payload: bytes) -> None:
         match message:
             case Resolved(future, error):
+                self._cancelled.discard(future)
                 self._send_held(LaneId(future.rpartition(":")[0]))
                 if waiting := self._futures.pop(future, None):
                     waiting.reject(revive(error)) if error else waiting.resolve(payload)
@@ -228,12 +263,13 @@ class Connection:
             for future in list(self._futures.values()):
                 future.reject(error)
             self._futures.clear()
-        elif isinstance(error, _COME_AGAIN) and self._holds and number in self._requests:
+        elif isinstance(error, _COME_AGAIN) and not self._relays and number in self._requests:
             if isinstance(error, StorageUnavailableError):
                 if not self._held:
                     log.warning("waiting: %s", error)
                 self._found_disk_full = True
             self._held.setdefault(self._requests[number].lane, []).append(number)
+            self._give_up(number)
         elif request := self._requests.pop(number, None):
             request.error = error
             request.answered.set()
@@ -250,15 +286,14 @@ class Connection:
                 self._link.send(self._requests[number].frames)
 
     def _hello(self) -> None:
-        self._channel.send([encode(Hello(VERSION, self._api_key, f"lorry on {platform.node()}"))])
+        self._channel.send([encode(Hello(VERSION, self._api_key, f"lorry on {platform.node()}", self._relays))])
 
     def _resume(self) -> None:
         self._held.clear()
         for request in self._requests.values():
             self._link.send(request.frames)
-        if self._futures:
-            for start in range(0, len(futures := list(self._futures)), 500):
-                self._link.send([encode(Watch(futures[start : start + 500]))])
+        for start in range(0, len(futures := list(self._futures)), _NAMES_AT_ONCE):
+            self._link.send([encode(Watch(futures[start : start + _NAMES_AT_ONCE]))])
 
     async def heartbeat(self) -> None:
         """Tell the broker that we live; give up a connection on which it has been silent for too long."""
@@ -269,6 +304,9 @@ class Connection:
                 self._channel.reconnect()
                 self._heard = anyio.current_time()
             self._greet()
+            for start in range(0, len(read := self._were_read), _NAMES_AT_ONCE):
+                self._start(Read(self.next_request(), read[start : start + _NAMES_AT_ONCE]), b"")
+            self._were_read = []
 
     def _greet(self) -> None:
         """Whatever was lost before shows in the answer."""
@@ -300,12 +338,12 @@ class Acknowledgement:
 
 @asynccontextmanager
 async def open_connection(
-    address: str, api_key: str, server_key: str | None = None, timeout_s: float = 10.0, *, holds: bool = True
+    address: str, api_key: str, server_key: str | None = None, timeout_s: float = 10.0, *, relays: bool = False
 ) -> AsyncGenerator[Connection]:
     """A connection for as long as the block lasts. What has not resolved by its end raises ConnectionLostError."""
     identity = b"client-" + secrets.token_bytes(16)
     with sockets.connect(address, server_key.encode() if server_key else None, identity) as channel:
-        connection = Connection(channel, address, api_key, timeout_s, holds=holds)
+        connection = Connection(channel, address, api_key, timeout_s, relays=relays)
         async with background_tasks() as tasks:
             tasks.start_soon(connection.receive)
             tasks.start_soon(connection.heartbeat)

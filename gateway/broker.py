@@ -69,6 +69,10 @@ class Broker:
         """The encoded result. Raises TimeoutError while there is none, the command's LorryError where it failed."""
         return await self._connection.watch(future).result_async(within_s)
 
+    def was_read(self, future: FutureId) -> None:
+        """Its result, or how it failed, goes to who asked for it."""
+        self._connection.was_read(future)
+
     async def lane_state(self, lane: LaneId, within_s: float) -> FutureState:
         """Whether a run or a sampler can be used; waits while its model is being loaded."""
         return await self.ask(lambda number: LaneState(number, lane, within_s), FutureState, more_s=within_s)

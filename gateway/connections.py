@@ -60,7 +60,7 @@ class Connections:
     async def _keep(self, key: str, entry: _Entry) -> None:
         """One tenant's connection must not take the others' along: what ends it is for those who use it."""
         try:
-            async with open_connection(self._address, key, self._server_key, holds=False) as connection:
+            async with open_connection(self._address, key, self._server_key, relays=True) as connection:
                 entry.connection = connection
                 entry.settled.set()
                 await self._idle(entry)

@@ -40,6 +40,7 @@ from .sweeping import Sweeper
 log = structlog.get_logger("lorry.broker")
 
 _HOUSEKEEPING_S = 600.0
+"""Between two times that what is over is cleared away."""
 _UNREAD_AT_MOST = 16
 """Messages of one client that wait in memory to be read; the others wait where they come from."""
 
@@ -70,6 +71,7 @@ async def running(config: BrokerConfig) -> AsyncGenerator[Addresses]:
             tasks.start_soon(broker.serve_actors)
             tasks.start_soon(broker.dispatch)
             tasks.start_soon(broker.keep_time)
+            tasks.start_soon(broker.keep_house)
             tasks.start_soon(broker.sweeper.run)
             yield Addresses(front.address, back.address)
 
@@ -177,16 +179,19 @@ class _Broker:
             await self._actors.dispatch()
 
     async def keep_time(self) -> None:
-        """Who fell silent, and what expired."""
-        next_housekeeping = 0.0
+        """Who fell silent."""
         while True:
             await anyio.sleep(self._config.heartbeat_s)
             self._clients.expire()
             self._actors.expire()
             self._commands.finishing.record_told()
-            if time.monotonic() >= next_housekeeping:
-                next_housekeeping = time.monotonic() + _HOUSEKEEPING_S
-                await self._clean()
+
+    async def keep_house(self) -> None:
+        """What expired. It waits for the disk, which nobody else's time may depend on."""
+        while True:
+            await anyio.sleep(self._config.heartbeat_s)
+            await self._clean()
+            await anyio.sleep(_HOUSEKEEPING_S)
 
     async def _clean(self) -> None:
         now = time.time()

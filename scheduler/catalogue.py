@@ -55,7 +55,7 @@ from . import tokens
 from .client_sessions import ClientSessions
 from .commands import Commands
 from .creating import Creating
-from .registry import Registry
+from .registry import Registry, no_checkpoint
 from .sessions import Session
 
 MAX_WAIT_S = 60.0
@@ -250,12 +250,14 @@ class Catalogue:
         return self._registry.checkpoint(tenant, path)
 
     async def _change(self, checkpoint: CheckpointRow) -> None:
+        """Raises NotFoundError where it went in this very moment."""
         self._registry.add_checkpoint(checkpoint)
-        await self._writer.write_and_wait(lambda store: store.checkpoint_saved(checkpoint))
+        if not await self._writer.write_and_wait(lambda store: store.checkpoint_changed(checkpoint)):
+            raise no_checkpoint(checkpoint.path)
 
     async def _expire(self, tenant: TenantId, request: ExpireCheckpoint) -> None:
         checkpoint = self._own(tenant, request.path)
-        await self._change(replace(checkpoint, expires_at=self._expiry(request.ttl_seconds)))
+        await self._change(replace(checkpoint, expires_at=self._expiry(request.ttl_seconds), ephemeral=False))
 
     def _expiry(self, ttl_seconds: int | None) -> float | None:
         if ttl_seconds is not None and ttl_seconds < 1:

@@ -27,6 +27,7 @@ from ..wire.client_messages import (
     Ping,
     Pong,
     Probe,
+    Read,
     Refuse,
     Resolved,
     RunCreated,
@@ -141,22 +142,23 @@ class ClientDoor:
             error = AuthenticationError(f"api_key is {shown}, which is no key of this server", field="api_key")
             self.post.bare(connection, Failed(None, error.info))
         else:
-            self._welcome(connection, *owner, hello.client)
+            self._welcome(connection, *owner, hello)
 
-    def _welcome(self, connection: bytes, tenant: TenantId, key: KeyHash, client: str) -> None:
+    def _welcome(self, connection: bytes, tenant: TenantId, key: KeyHash, hello: Hello) -> None:
         session = self._sessions.at(connection)
         if session is None or session.key != key:
-            session = self._begin(connection, tenant, key, client)
+            session = self._begin(connection, tenant, key, hello)
         welcome = Welcome(session.id, self._config.heartbeat_s, self._config.max_payload_bytes)
         self.post.bare(connection, welcome)
 
-    def _begin(self, connection: bytes, tenant: TenantId, key: KeyHash, client: str) -> Session:
+    def _begin(self, connection: bytes, tenant: TenantId, key: KeyHash, hello: Hello) -> Session:
         id_ = SessionId("session-" + secrets.token_hex(8))
-        session = Session(id_, tenant, key, connection, self._monotonic(), self.post.link(connection, id_))
+        link = self.post.link(connection, id_)
+        session = Session(id_, tenant, key, connection, self._monotonic(), link, hello.relays)
         now = self._now()
         if earlier := self._sessions.open(session):
             self._writer.write(lambda store: store.session_ended(earlier.id, now))
-        self._writer.write(lambda store: store.session_started(id_, tenant, client[:200], now))
+        self._writer.write(lambda store: store.session_started(id_, tenant, hello.client[:200], now))
         return session
 
     def _handle(self, session: Session, message: FromClient, payload: bytes) -> None:
@@ -170,6 +172,9 @@ class ClientDoor:
             case Watch():
                 for future in message.futures:
                     self._watch(session, future)
+            case Read():
+                self._commands.finishing.read(f for f in message.futures if self._is_own(session, f))
+                self.post.answer(session.connection, message.request)
             case CreateRun():
                 self._create_run(session, message)
             case CreateSampler():
@@ -258,6 +263,12 @@ class ClientDoor:
         else:
             self._tasks.start_soon(self._look_up, session, future)
 
+    def _is_own(self, session: Session, future: FutureId) -> bool:
+        try:
+            return bool(self._registry.lane(session.tenant, LaneId(future.rpartition(":")[0])))
+        except NotFoundError:
+            return False
+
     async def _catch_up(self, session: Session) -> None:
         """Send what had to wait, as long as its client reads it."""
         while session.unsent and session.link.has_room and self._sessions.at(session.connection) is session:
@@ -323,7 +334,9 @@ class ClientDoor:
     # Out, and leaving ------------------------------------------------------------------------------------------------
 
     def expire(self) -> None:
-        """A client that was silent for three heartbeats is gone; its futures stay."""
+        """A client that was silent for three heartbeats is gone, if it was listened to; its futures stay."""
+        if not self._writer.takes_requests:
+            self._sessions.heard_all(self._monotonic())
         for session in self._sessions.silent_since(self._monotonic() - 3 * self._config.heartbeat_s):
             log.info("session expired", session=session.id)
             self._leave(session)

@@ -16,7 +16,7 @@ class ClientPost:
         self._channel, self._sessions = channel, sessions
 
     def link(self, connection: bytes, name: str) -> Link:
-        return Link(lambda frames: self._channel.send([connection, *frames]), name)
+        return Link(lambda frames: self._channel.send([connection, *frames]), name, bounds=True)
 
     def bare(self, connection: bytes, message: ToClient) -> None:
         self._channel.send([connection, encode(message)])
@@ -28,16 +28,17 @@ class ClientPost:
         self.send(connection, Answer(request), b"" if payload is None else encode(payload))
 
     def deliver(self, connections: Iterable[bytes], future: FutureId, error: ErrorInfo | None, payload: bytes) -> bool:
-        """Whether anybody was sent it. Who does not keep up is to get it later, from the journal."""
-        header, was_sent = encode(Resolved(future, error)), False
+        """Whether anybody has it now who is not to say so himself. Who does not keep up is to get it later, from the
+        journal."""
+        header, has_it = encode(Resolved(future, error)), False
         for connection in connections:
             session = self._sessions.at(connection)
             if session and not session.is_next(future):
                 session.unsent[future] = None
             else:
                 self._put(connection, [header, payload])
-                was_sent = True
-        return was_sent
+                has_it = has_it or (session is not None and not session.relays)
+        return has_it
 
     def _put(self, connection: bytes, frames: list[bytes]) -> None:
         if session := self._sessions.at(connection):

@@ -18,7 +18,7 @@ from .open_commands import OpenCommands, Payloads
 from .planning.lanes import Command
 from .planning.planner import Planner
 from .recovering import Recovering
-from .registry import Registry, run_of_path
+from .registry import Registry, no_checkpoint, run_of_path
 from .saves import weights_gone
 from .waiters import Waiters
 
@@ -101,7 +101,7 @@ class Commands:
         row = rows[command.future]
         if run := self._registry.run_of(command.lane):
             if row.kind == "load_state" and row.folder is None:
-                raise NotFoundError(f"there is no checkpoint {row.arguments.path!r}", field="path")
+                raise no_checkpoint(row.arguments.path)
             return Item(
                 command.future,
                 command.kind,

@@ -62,8 +62,12 @@ class Finishing:
         row = self._open.rows[future]
         self._record(row, ResultRow(future, encode(told(row, error.info)), None), "failed", None)
 
+    def read(self, futures: Iterable[FutureId]) -> None:
+        """Whoever wanted these results has them."""
+        self._told.update(futures)
+
     def record_told(self) -> None:
-        """Which results somebody was sent since the last time. Should this be lost, they are kept for longer."""
+        """Which results somebody has got since the last time. Should this be lost, they are kept for longer."""
         if self._told:
             (told_now, self._told), now = (self._told, set()), self._now()
             self._writer.write(lambda store: store.results_told(told_now, now))

@@ -46,6 +46,10 @@ def run_of_path(path: str | None) -> str:
     return "" if path is None else path.removeprefix("tinker://").partition("/")[0]
 
 
+def no_checkpoint(path: str | None) -> NotFoundError:
+    return NotFoundError(f"there is no checkpoint {path!r}", field="path")
+
+
 class Registry:
     """`now` is Unix seconds: what has expired is gone at that second, whenever its folder goes."""
 
@@ -121,7 +125,7 @@ class Registry:
         """One of the tenant's own."""
         row = self._unexpired(path or "")
         if row is None or row.tenant != tenant:
-            raise NotFoundError(f"there is no checkpoint {path!r}", field="path")
+            raise no_checkpoint(path)
         return row
 
     def existing(self, path: str) -> CheckpointRow | None:
@@ -132,7 +136,7 @@ class Registry:
         """One of the tenant's own, or a public one."""
         row = self._unexpired(path or "")
         if row is None or not (row.public or row.tenant == tenant):
-            raise NotFoundError(f"there is no checkpoint {path!r}", field="path")
+            raise no_checkpoint(path)
         if kind is not None and row.kind != kind:
             verb = "save_state" if kind == "training" else "save_weights_for_sampler"
             raise InvalidRequestError.of("path", path, f"a checkpoint made by {verb}")

@@ -45,7 +45,7 @@ def saved_folder(row: CommandRow, checkpoints: Path) -> str:
 
 
 def saved_checkpoint(row: CommandRow, run: RunRow, outcome: Outcome, now: float) -> CheckpointRow:
-    ephemeral = is_ephemeral(row)
+    ephemeral = is_ephemeral(row) and row.arguments.ttl_seconds is None
     ttl = row.arguments.ttl_seconds or (_EPHEMERAL_TTL_S if ephemeral else None)
     assert row.folder is not None, "named when the save was accepted"
     return CheckpointRow(

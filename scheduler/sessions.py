@@ -9,8 +9,8 @@ from ..wire.sequenced import Link
 @dataclass(slots=True)
 class Session:
     """`key` names the API key, or the key behind the token, that opened it; `last_seen` is on the caller's monotonic
-    clock, in seconds. `unsent` are futures whose results wait in the journal until the client has read what is under
-    way to it; it `catches_up` while one of them is read."""
+    clock, in seconds. Who `relays` says himself which results were read. `unsent` are futures whose results wait in the
+    journal until the client has read what is under way to it; it `catches_up` while one of them is read."""
 
     id: SessionId
     tenant: TenantId
@@ -18,6 +18,7 @@ class Session:
     connection: bytes
     last_seen: float
     link: Link
+    relays: bool = False
     unsent: dict[FutureId, None] = field(default_factory=dict[FutureId, None])
     catches_up: bool = False
 
@@ -60,6 +61,11 @@ class Sessions:
     def is_revoked(self, key: KeyHash) -> bool:
         """Also for a hello that was looked up before its key was deleted."""
         return key in self._revoked
+
+    def heard_all(self, now: float) -> None:
+        """Nobody was listened to until now."""
+        for session in self._by_connection.values():
+            session.last_seen = now
 
     def silent_since(self, moment: float) -> list[Session]:
         return [session for session in self._by_connection.values() if session.last_seen < moment]

@@ -72,7 +72,7 @@ class ClientSessionRow:
 class CheckpointRow:
     """`seq` is that of the command that saved it; `folder` is named by the broker, never by a client.
 
-    An ephemeral one has no name of a user's choosing, and is not listed.
+    An ephemeral one has no name of a user's choosing nor a time to live, and is not listed.
     """
 
     path: str

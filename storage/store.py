@@ -180,9 +180,16 @@ class Store(Journal):
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
     def checkpoint_saved(self, checkpoint: CheckpointRow) -> None:
-        """Made, or changed."""
         values = values_of(checkpoint) | {"user_metadata": json.dumps(checkpoint.user_metadata)}
         self._db.table("checkpoints").insert(values, replace=True)
+
+    def checkpoint_changed(self, checkpoint: CheckpointRow) -> bool:
+        """How long it lives, and who may read it. False where it is there no more, or another has taken its name."""
+        changed = (
+            "UPDATE checkpoints SET expires_at = :expires_at, public = :public, ephemeral = :ephemeral"
+            " WHERE path = :path AND folder = :folder RETURNING path"
+        )
+        return bool(self.rows(changed, **values_of(checkpoint)))
 
     def checkpoint_deleted(self, checkpoint: CheckpointRow) -> None:
         """Unless another has taken its name since."""

@@ -78,6 +78,10 @@ class Writer:
         """Wait while what is not written yet takes more memory than it may."""
         await self._has_room.wait()
 
+    @property
+    def takes_requests(self) -> bool:
+        return self._may_ask.is_set()
+
     async def room_for_requests(self) -> None:
         """The same; but in trouble, who asks is to be told."""
         await self._may_ask.wait()

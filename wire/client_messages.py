@@ -24,11 +24,13 @@ VERSION = 3
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """First on every connection, and again whenever the broker answers `Unknown`. Where the session is there already,
-    it is welcomed again, and that is all."""
+    it is welcomed again, and that is all. Who `relays` results to others says by `Read` which of them got theirs; what
+    all others are sent, they have read."""
 
     version: int
     api_key: str
     client: str
+    relays: bool = False
 
 
 class CreateRun(msgspec.Struct, frozen=True, tag="create_run"):
@@ -104,6 +106,13 @@ class Watch(msgspec.Struct, frozen=True, tag="watch"):
     futures: list[FutureId]
 
 
+class Read(msgspec.Struct, frozen=True, tag="read"):
+    """The results of these were passed on to who had asked for them."""
+
+    request: int
+    futures: list[FutureId]
+
+
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     request: int
     future: FutureId
@@ -140,6 +149,7 @@ FromClient: TypeAlias = (
     | Submit
     | Refuse
     | Watch
+    | Read
     | Cancel
     | CatalogueRequest
     | Ping

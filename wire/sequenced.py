@@ -19,9 +19,13 @@ _MARK = 0xC1
 CONFIRMED_EVERY = 4 << 20
 """Bytes: who has received so many says so, though it has nothing else to say."""
 UNCONFIRMED_AT_MOST = 32 << 20
-"""Bytes under way to one end, beyond which what can wait is to wait."""
+"""Bytes under way to one end, beyond which what can wait is to wait. Beyond twice as many, an end that `bounds` its
+memory takes nothing new from the other, until that has read."""
 HELD_AT_MOST = 256
+HELD_BYTES_AT_MOST = 32 << 20
 """Messages that wait for an earlier one. What comes beyond is dropped, and asked for when its turn comes."""
+ANSWERED_EVERY = 8
+"""Of the times that an end asks for what it had been sent before, once it has asked in vain for some."""
 
 
 class Kind(IntEnum):
@@ -56,10 +60,15 @@ def stamp_of(frames: Sequence[bytes]) -> Stamp | None:
 
 
 class Link:
-    """One end. Both begin at zero when they are opened, under the same name: what comes under another is not theirs."""
+    """One end. Both begin at zero when they are opened, under the same name: what comes under another is not theirs.
 
-    def __init__(self, send: Callable[[Sequence[bytes]], None], name: str | None = None) -> None:
-        self._send = send
+    One that `bounds` its memory does so against another end that asks for much and reads nothing.
+    """
+
+    def __init__(
+        self, send: Callable[[Sequence[bytes]], None], name: str | None = None, *, bounds: bool = False
+    ) -> None:
+        self._send, self._bounds = send, bounds
         self.open(name)
 
     def open(self, name: str | None) -> None:
@@ -72,7 +81,11 @@ class Link:
         self._received = 0
         self._untold_bytes = 0
         self._held: dict[int, list[bytes]] = {}
+        self._held_bytes = 0
         self._asked_after = -1
+        self._turned_away = False
+        self._confirmed = 0
+        self._asked_in_vain = 0
 
     def is_of(self, stamp: Stamp) -> bool:
         return self.is_tagged(stamp.tag)
@@ -84,6 +97,10 @@ class Link:
     def has_room(self) -> bool:
         """Whether the other end keeps up with what is sent to it."""
         return self._unconfirmed_bytes < UNCONFIRMED_AT_MOST
+
+    @property
+    def _is_full(self) -> bool:
+        return self._bounds and self._unconfirmed_bytes >= 2 * UNCONFIRMED_AT_MOST
 
     def send(self, frames: Sequence[bytes]) -> None:
         """Send a message that has its place in the order."""
@@ -105,30 +122,47 @@ class Link:
 
     def receive(self, stamp: Stamp, frames: list[bytes]) -> list[list[bytes]]:
         """What may be read now: nothing, this message, or it and those that waited for it."""
-        while self._unconfirmed and self._unconfirmed[0][0] <= stamp.received:
-            self._unconfirmed_bytes -= _size(self._unconfirmed.popleft()[1])
+        self._confirm(stamp.received)
         match stamp.kind:
             case Kind.MESSAGE:
                 return self._in_order(stamp.number, frames)
             case Kind.BEAT:
-                if stamp.number > self._received:
+                if stamp.number > self._received and not self._is_full:
                     self._ask()
                 return [frames]
             case Kind.AGAIN:
-                for number, missed in self._unconfirmed:
-                    self._stamped(Kind.MESSAGE, number, missed)
+                self._send_again()
                 return []
             case Kind.HAVE:
                 return []
 
+    def _confirm(self, received: int) -> None:
+        while self._unconfirmed and self._unconfirmed[0][0] <= received:
+            self._unconfirmed_bytes -= _size(self._unconfirmed.popleft()[1])
+            self._asked_in_vain = 0
+        if self._turned_away and not self._is_full:
+            self._turned_away = False
+            self._ask()
+
+    def _send_again(self) -> None:
+        """All that is under way, for more may be missing than was noticed. Who asks again and again, and never has any
+        more than before, is answered the first, second, fourth time, and then every eighth."""
+        self._asked_in_vain += 1
+        if self._asked_in_vain in (1, 2, 4) or self._asked_in_vain % ANSWERED_EVERY == 0:
+            for number, missed in self._unconfirmed:
+                self._stamped(Kind.MESSAGE, number, missed)
+
     def _in_order(self, number: int, frames: list[bytes]) -> list[list[bytes]]:
         if number <= self._received:
             return []
-        if number <= self._received + HELD_AT_MOST:
-            self._held[number] = frames
+        if self._is_full:
+            self._turned_away = True
+            return []
+        self._hold(number, frames)
         due: list[list[bytes]] = []
         while (following := self._held.pop(self._received + 1, None)) is not None:
             self._received += 1
+            self._held_bytes -= _size(following)
             self._untold_bytes += _size(following)
             due.append(following)
         if self._untold_bytes >= CONFIRMED_EVERY:
@@ -136,6 +170,13 @@ class Link:
         if number > self._received and self._asked_after != self._received:
             self._ask()
         return due
+
+    def _hold(self, number: int, frames: list[bytes]) -> None:
+        is_next, size = number == self._received + 1, _size(frames)
+        within = number <= self._received + HELD_AT_MOST and self._held_bytes + size <= HELD_BYTES_AT_MOST
+        if number not in self._held and (is_next or within):
+            self._held[number] = frames
+            self._held_bytes += size
 
     def _ask(self) -> None:
         self._asked_after = self._received

@@ -68,7 +68,9 @@ async def _retrieve(broker: Broker, request: Request, wanted: RequestId) -> Resp
     except (ConnectionLostError, AuthenticationError):  # the request's own failures, not the command's
         raise
     except LorryError as error:
+        broker.was_read(wanted.future)
         return failed(error)
+    broker.was_read(wanted.future)
     return _render(wanted.kind, payload, _PROTOBUF in request.headers.get("accept", ""))
 
 

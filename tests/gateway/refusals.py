@@ -322,7 +322,7 @@ MISTAKES = [
     _post("scheduler/registry.py::checkpoint_path", "name is 'epoch/1'", "save_weights", path="epoch/1"),
     _post("scheduler/registry.py::checkpoint_path", "name is ''", "save_weights_for_sampler", path=""),
     _post(
-        "scheduler/registry.py::readable",
+        "scheduler/registry.py::no_checkpoint",
         "there is no checkpoint",
         "load_weights",
         path="tinker://nobody/weights/none",

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
+
 from lorry.wire import sockets
 from lorry.wire.actor_messages import (
     VERSION,
@@ -41,11 +43,13 @@ SAMPLE = encode(SampleResponse([SampledSequence("length", [1], [0.0])]))
 
 class ScriptedActor:
     """`save_every` is how many commands of a run it waits for before it says that it has saved it; `sample` is what
-    comes of a sample."""
+    comes of a sample. It works once it `may_work`."""
 
-    def __init__(self, channel: Channel, save_every: int, sample: bytes) -> None:
+    def __init__(self, channel: Channel, save_every: int, sample: bytes, may_work: anyio.Event) -> None:
         self._results = {kind: encode(result) for kind, result in RESULTS.items()} | {"sample": sample}
         self._channel, self._link, self._save_every = channel, Link(channel.send), save_every
+        self.welcomed = anyio.Event()
+        self._may_work, self._heartbeat_s = may_work, 60.0
         self._next_folder: dict[str, str] = {}
         self._since_saved: dict[str, int] = {}
 
@@ -58,7 +62,13 @@ class ScriptedActor:
         while True:
             for frames in await self._channel.receive():
                 for message in self._link.arrived(frames):
-                    self._handle(decode(message[0], ToActor, MAX_PAYLOAD_BYTES))
+                    if isinstance(decoded := decode(message[0], ToActor, MAX_PAYLOAD_BYTES), MicroBatch):
+                        await self._may_work.wait()
+                    self._handle(decoded)
+
+    async def heartbeat(self) -> None:
+        while True:
+            await anyio.sleep(self._heartbeat_s / 2)
             self._link.beat([encode(ActorPing())])
 
     def _handle(self, message: Any) -> None:
@@ -68,8 +78,10 @@ class ScriptedActor:
                 self._send(Completion(batch, [self._ended(item) for item in items], done=True), *results)
                 for item in items:
                     self._count(item)
-            case ActorWelcome(session):
+            case ActorWelcome(session, heartbeat_s):
+                self._heartbeat_s = heartbeat_s
                 self._link.open(session)
+                self.welcomed.set()
             case SnapshotRecorded(run, next_folder):
                 self._next_folder[run] = next_folder
             case _:
@@ -96,12 +108,21 @@ class ScriptedActor:
 
 @asynccontextmanager
 async def scripted_actor(
-    address: str, token: str, model: str, save_every: int = 1000, sample: bytes = SAMPLE
+    address: str,
+    token: str,
+    model: str,
+    save_every: int = 1000,
+    sample: bytes = SAMPLE,
+    may_work: anyio.Event | None = None,
 ) -> AsyncGenerator[None]:
     """Serves `model` at the broker's address for actors, for as long as the block lasts."""
+    if may_work is None:
+        (may_work := anyio.Event()).set()
     with sockets.connect(address, None, b"actor-" + secrets.token_bytes(8)) as channel:
-        actor = ScriptedActor(channel, save_every, sample)
+        actor = ScriptedActor(channel, save_every, sample, may_work)
         actor.hello(token, model)
         async with background_tasks() as tasks:
             tasks.start_soon(actor.run)
+            await actor.welcomed.wait()
+            tasks.start_soon(actor.heartbeat)
             yield

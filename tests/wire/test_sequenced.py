@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 
 from lorry.wire.client_messages import Ping
 from lorry.wire.codec import encode
-from lorry.wire.sequenced import CONFIRMED_EVERY, HELD_AT_MOST, UNCONFIRMED_AT_MOST, Kind, Link, Stamp, stamp_of
+from lorry.wire.sequenced import (
+    ANSWERED_EVERY,
+    CONFIRMED_EVERY,
+    HELD_AT_MOST,
+    HELD_BYTES_AT_MOST,
+    UNCONFIRMED_AT_MOST,
+    Kind,
+    Link,
+    Stamp,
+    stamp_of,
+)
 
 Side = Literal[0, 1]
 BEAT = b"beat"
@@ -19,7 +29,7 @@ class Network:
 
     def __init__(self) -> None:
         self.under_way: list[tuple[Side, list[bytes]]] = []
-        self.links = (Link(self._carry(1), "a"), Link(self._carry(0), "a"))
+        self.links = (Link(self._carry(1), "a", bounds=True), Link(self._carry(0), "a"))
         self.sent: tuple[list[bytes], list[bytes]] = ([], [])
         self.read: tuple[list[bytes], list[bytes]] = ([], [])
 
@@ -42,8 +52,8 @@ class Network:
                 self.read[to].append(content)
 
     def heal(self) -> None:
-        """From now on nothing happens to anything; two heartbeats show and mend what was lost."""
-        for _ in range(2):
+        """From now on nothing happens to anything; a few heartbeats show and mend what was lost."""
+        for _ in range(ANSWERED_EVERY + 1):
             for link in self.links:
                 link.beat([BEAT])
             while self.under_way:
@@ -132,3 +142,58 @@ def test_an_end_that_reads_nothing_has_no_room_and_one_that_reads_says_so_by_its
         network.links[to].receive(stamp, frames[1:])
         assert network.links[0].has_room or network.under_way
     assert network.links[0].has_room
+
+
+def test_what_waits_for_an_earlier_message_is_bounded_in_bytes_and_arrives_all_the_same() -> None:
+    network = Network()
+    large, count = bytes(HELD_BYTES_AT_MOST // 4), 9
+    for _ in range(count):
+        network.links[1].send([large])
+    missing = network.under_way.pop(0)
+    for to, frames in list(network.under_way):
+        network.links[to].receive(stamp(frames), frames[1:])
+    read = network.links[0].receive(stamp(missing[1]), missing[1][1:])
+    assert len(read) == 5, "the one that was missing, and four that took all the room there is"
+    network.under_way.clear()
+    network.links[1].beat([BEAT])
+    while network.under_way:
+        to, frames = network.under_way.pop(0)
+        read += [due for due in network.links[to].receive(stamp(frames), frames[1:]) if to == 0 and due != [BEAT]]
+    assert read == [[large]] * count
+
+
+def test_who_asks_and_reads_nothing_is_not_listened_to_until_it_has_read() -> None:
+    network = Network()
+    large = bytes(CONFIRMED_EVERY)
+    for _ in range(2 * UNCONFIRMED_AT_MOST // CONFIRMED_EVERY):
+        network.links[0].send([large])
+    unread, network.under_way = network.under_way, []
+    for _ in range(3):
+        network.send(1)
+    for _ in range(2):
+        network.links[1].beat([BEAT])
+    while network.under_way:
+        network.arrive(*network.under_way.pop(0))
+    assert network.read[0] == []
+    for to, frames in unread:
+        network.links[to].receive(stamp(frames), frames[1:])
+    while network.under_way:
+        network.arrive(*network.under_way.pop(0))
+    assert network.read[0] == network.sent[1], "it is asked for them as soon as there is room, not at a heartbeat"
+
+
+def test_who_asks_for_the_same_again_and_again_does_not_get_it_each_time() -> None:
+    network = Network()
+    network.send(0)
+    network.under_way.clear()
+    for _ in range(10 * ANSWERED_EVERY):
+        network.arrive(0, [Stamp(Kind.AGAIN, network.links[0].tag, 0, 0).encode()])
+    assert len(network.under_way) == 3 + 10
+    network.heal()
+    assert network.read[1] == network.sent[0]
+
+
+def stamp(frames: list[bytes]) -> Stamp:
+    found = stamp_of(frames)
+    assert found is not None
+    return found
