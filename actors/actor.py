@@ -49,8 +49,7 @@ if TYPE_CHECKING:
     import torch
     from anyio.streams.memory import MemoryObjectReceiveStream
 
-    from .adapters.snapshots import Snapshot
-    from .worker import Post, Worker
+    from .worker import Job, Post, Worker
 
 log = structlog.get_logger("lorry.actor")
 
@@ -72,13 +71,13 @@ async def serve(config: ActorConfig, ready: Callable[[], None], leaving: anyio.E
         async with background_tasks() as tasks:
             loop = asyncio.get_running_loop()
             link = Link(channel.send)
-            snapshots, to_write = anyio.create_memory_object_stream["Snapshot"](math.inf)
+            jobs, to_write = anyio.create_memory_object_stream["Job"](math.inf)
 
             def post(message: FromActor, payloads: Sequence[bytes] = ()) -> None:
                 loop.call_soon_threadsafe(link.send, [encode(message), *payloads])
 
-            def write(snapshot: "Snapshot") -> None:
-                loop.call_soon_threadsafe(snapshots.send_nowait, snapshot)
+            def write(job: "Job") -> None:
+                loop.call_soon_threadsafe(jobs.send_nowait, job)
 
             try:
                 worker, facts = await to_thread.run_sync(_build, config, post, write)
@@ -88,7 +87,7 @@ async def serve(config: ActorConfig, ready: Callable[[], None], leaving: anyio.E
                 raise
             actor = _Actor(config, channel, link, worker, facts, leaving)
             tasks.start_soon(_work, worker, left := anyio.Event())
-            tasks.start_soon(_write_snapshots, to_write, worker)
+            tasks.start_soon(_write, to_write, worker)
             try:
                 await actor.join(ready)
                 tasks.start_soon(actor.heartbeat)
@@ -104,15 +103,13 @@ async def _work(worker: "Worker", left: anyio.Event) -> None:
     left.set()
 
 
-async def _write_snapshots(to_write: "MemoryObjectReceiveStream[Snapshot]", worker: "Worker") -> None:
-    """Beside the compute thread, which is told how each went."""
-    from .adapters.snapshots import write_snapshot
-
-    async for snapshot in to_write:
-        worker.orders.put(await to_thread.run_sync(write_snapshot, snapshot))
+async def _write(to_write: "MemoryObjectReceiveStream[Job]", worker: "Worker") -> None:
+    """One after the other, beside the compute thread, which is told how each went."""
+    async for job in to_write:
+        worker.orders.put(await to_thread.run_sync(job))
 
 
-def _build(config: ActorConfig, post: "Post", write: "Callable[[Snapshot], None]") -> "tuple[Worker, ModelFacts]":
+def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") -> "tuple[Worker, ModelFacts]":
     """Everything that takes seconds: torch, transformers, the weights."""
     import torch
     from transformers.utils import logging

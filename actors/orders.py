@@ -15,6 +15,7 @@ from ..wire.actor_messages import (
 )
 from ..wire.commands import PHASES, REPLAYED_KINDS, phase_may_follow
 from ..wire.ids import BatchId
+from .adapters.samplers import SamplerSaved
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,9 @@ class Stop:
     pass
 
 
-Order: TypeAlias = Train | Sample | CancelCommand | SnapshotTaken | SnapshotFailed | SnapshotRecorded | Leave | Stop
+Order: TypeAlias = (
+    Train | Sample | CancelCommand | SnapshotTaken | SnapshotFailed | SnapshotRecorded | SamplerSaved | Leave | Stop
+)
 
 
 def take_together(waiting: deque[Train], token_budget: int) -> list[Train]:

@@ -7,8 +7,9 @@ here, and what is wrong with it fails that command alone.
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Protocol, TypeAlias, cast
 from zlib import crc32
 
 import structlog
@@ -34,20 +35,26 @@ from ..wire.commands import (
 from ..wire.errors import CommandCancelledError, InternalError, LorryError, OutOfMemoryError
 from ..wire.ids import BatchId, FutureId
 from .adapters.residents import Residents
-from .adapters.snapshots import Snapshot
+from .adapters.samplers import SamplerSave, SamplerSaved
+from .adapters.snapshots import write_snapshot
 from .model.memory import memory_ran_out
 from .orders import Leave, Order, Sample, Stop, Train, changed_by, runs_of, take_together
+from .outbox import Outbox
 from .progress import Progress
 from .sampling.decoder import Decoder, Finished
 from .sampling.sequences import Usage
 from .training.engine import Engine
-from .training.trainer import Trainer
+from .training.trainer import Ended, Trainer
 from .turns import Turns
 
 log = structlog.get_logger("lorry.actor")
 
 
 LINGER_SHARE = 0.1
+SAVES_AT_ONCE = 2
+"""Copies of weights that wait to be written. With so many, the next one is written before training goes on."""
+Job: TypeAlias = Callable[[], Order]
+"""What is to be done beside the compute thread, which gets what comes of it."""
 
 
 class Post(Protocol):
@@ -65,7 +72,7 @@ class Worker:
         trainer: Trainer,
         sample_share: float,
         post: Post,
-        write: Callable[[Snapshot], None],
+        write: Callable[[Job], None],
         progress: Progress,
     ) -> None:
         self.progress = progress
@@ -84,6 +91,7 @@ class Worker:
         self._last_runs = 0
         self._last_pass_s = 0.0
         self._is_short = False
+        self._outbox, self._saves = Outbox(), 0
         self._leaving = self._stopped = False
 
     def run(self) -> None:
@@ -97,7 +105,7 @@ class Worker:
             elif self._decoder.active:
                 self._decode(contended=bool(self._train))
             if snapshot := self._residents.due_snapshot():
-                self._write(snapshot)
+                self._write(partial(write_snapshot, snapshot))
         if not self._stopped:
             self._post(ActorLeft())
 
@@ -156,6 +164,8 @@ class Worker:
                 self._cancel(future)
             case SnapshotTaken() | SnapshotFailed():
                 self._residents.written(order)
+            case SamplerSaved(run, outcome):
+                self._sampler_saved(run, outcome)
             case SnapshotRecorded(run, next_folder):
                 self._residents.recorded(run, next_folder)
             case Leave():
@@ -302,10 +312,38 @@ class Worker:
         self._last_pass_s = self.train_s - trained_s
         self._residents.charge(changed_by(merged), self._last_pass_s)
         for train in merged:
-            ends = [ended[item.future] for item in train.batch.items]
+            ends = self._ends_of(train, ended)
             replay_s = {run: round(self._residents.replay_s(run), 3) for run in changed_by([train])}
             completion = Completion(train.batch.batch, [o for o, _ in ends], done=True, replay_s=replay_s)
             self._post(completion, [p for _, p in ends])
+        for save in ended.values():
+            if isinstance(save, SamplerSave):
+                self._save_sampler(save)
+
+    def _ends_of(self, train: Train, ended: Mapping[FutureId, Ended | SamplerSave]) -> list[Ended]:
+        """Those that may be told now; the outbox keeps the others."""
+        told: list[Ended] = []
+        for item in train.batch.items:
+            assert item.adapter is not None
+            found = ended[item.future]
+            end = None if isinstance(found, SamplerSave) else found
+            if not self._outbox.keeps(item.adapter.key, train.batch.batch, item.future, end) and end is not None:
+                told.append(end)
+        return told
+
+    def _save_sampler(self, save: SamplerSave) -> None:
+        self._saves += 1
+        job = partial(self._trainer.write, save)
+        if self._saves > SAVES_AT_ONCE:
+            self._sort(job())
+        else:
+            self._write(job)
+
+    def _sampler_saved(self, run: str, outcome: Outcome) -> None:
+        self._saves -= 1
+        self._residents.was_copied(run)
+        for batch, end, payload in self._outbox.ended(run, outcome):
+            self._post(Completion(batch, [end], done=False), [payload])
 
     def _pause(self) -> None:
         """Requests join and leave, and sequences get their tokens, while the rest of a pass waits."""

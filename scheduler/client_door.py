@@ -3,14 +3,12 @@
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from functools import partial
 
 import structlog
 from anyio.abc import TaskGroup
 
 from ..storage.reader import Reader
-from ..storage.rows import CommandRow, ResultRow, RunRow, SamplerRow
-from ..storage.store import Store
+from ..storage.rows import CommandRow, RunRow, SamplerRow
 from ..storage.writer import Writer
 from ..wire.catalogue_messages import CatalogueChange, CatalogueRequest, RevokeKey
 from ..wire.client_messages import (
@@ -29,7 +27,6 @@ from ..wire.client_messages import (
     Probe,
     Read,
     Refuse,
-    Resolved,
     RunCreated,
     SamplerCreated,
     Submit,
@@ -43,7 +40,6 @@ from ..wire.errors import (
     AuthenticationError,
     InvalidRequestError,
     LorryError,
-    NotFoundError,
     ProtocolError,
     StorageUnavailableError,
 )
@@ -54,6 +50,7 @@ from .accepting import Request
 from .admission import Admission
 from .catalogue import Catalogue
 from .client_post import ClientPost
+from .client_results import ClientResults
 from .commands import Commands
 from .config import BrokerConfig
 from .registry import Registry
@@ -90,6 +87,7 @@ class ClientDoor:
         self._tasks, self._cancel_in_flight, self._drain = tasks, cancel_in_flight, drain
         self._sessions, self._admission = Sessions(), Admission(config, registry)
         self.post = ClientPost(channel, self._sessions)
+        self._results = ClientResults(registry, commands, reader, self.post, self._sessions, tasks)
         self.catalogue = Catalogue(registry, commands, writer, reader, config.checkpoints, now, drop)
         self._creating = self.catalogue.creating
 
@@ -106,9 +104,7 @@ class ClientDoor:
         else:
             for due in session.link.receive(stamp, message[1:]):
                 self._read(connection, due)
-            if session.unsent and session.link.has_room and not session.catches_up:
-                session.catches_up = True
-                self._tasks.start_soon(self._catch_up, session)
+            self._results.may_send(session)
 
     def _read(self, connection: bytes, frames: list[bytes]) -> None:
         """Whatever is wrong with it is the sender's to know, and nobody else's."""
@@ -171,9 +167,9 @@ class ClientDoor:
                 self._refuse(session, message)
             case Watch():
                 for future in message.futures:
-                    self._watch(session, future)
+                    self._results.watch(session, future)
             case Read():
-                self._commands.finishing.read(f for f in message.futures if self._is_own(session, f))
+                self._results.read(session, message.futures)
                 self.post.answer(session.connection, message.request)
             case CreateRun():
                 self._create_run(session, message)
@@ -252,42 +248,6 @@ class ClientDoor:
             error = worse
         self.post.send(connection, Failed(number_of(header), error.info))
 
-    def _watch(self, session: Session, future: FutureId) -> None:
-        try:
-            self._registry.lane(session.tenant, LaneId(future.rpartition(":")[0]))
-        except NotFoundError:
-            self.post.send(session.connection, Resolved(future, NotFoundError(f"there is no future {future!r}").info))
-            return
-        if self._commands.waiters.is_open(future):
-            self._commands.waiters.watch(future, session.connection)
-        else:
-            self._tasks.start_soon(self._look_up, session, future)
-
-    def _is_own(self, session: Session, future: FutureId) -> bool:
-        try:
-            return bool(self._registry.lane(session.tenant, LaneId(future.rpartition(":")[0])))
-        except NotFoundError:
-            return False
-
-    async def _catch_up(self, session: Session) -> None:
-        """Send what had to wait, as long as its client reads it."""
-        while session.unsent and session.link.has_room and self._sessions.at(session.connection) is session:
-            future = next(iter(session.unsent))
-            result = await self._reader.read(partial(_result, future))
-            self._send_result(session, future, result)
-            if result is None:  # expired meanwhile
-                session.unsent.pop(future, None)
-        session.catches_up = False
-
-    async def _look_up(self, session: Session, future: FutureId) -> None:
-        self._send_result(session, future, await self._reader.read(partial(_result, future)))
-
-    def _send_result(self, session: Session, future: FutureId, result: ResultRow | None) -> None:
-        if result is None:
-            self.post.send(session.connection, Resolved(future, NotFoundError(f"there is no future {future!r}").info))
-        else:
-            self._commands.finishing.tell([session.connection], future, result.error, result.payload)
-
     def _cancel(self, session: Session, cancel: Cancel) -> None:
         self._registry.lane(session.tenant, LaneId(cancel.future.rpartition(":")[0]))
         if actor := self._commands.cancel(cancel.future):
@@ -357,7 +317,3 @@ class ClientDoor:
     def _answer_when_durable(self, session: Session, request: int, payload: object) -> None:
         """What the answer speaks of is written already, or waits in the writer ahead of this."""
         self._writer.write(lambda _: None, lambda _: self.post.answer(session.connection, request, payload))
-
-
-def _result(future: FutureId, store: Store) -> ResultRow | None:
-    return store.result(future)

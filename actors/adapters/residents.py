@@ -23,6 +23,7 @@ from ..model.lora import LoraTargets
 from ..model.memory import give_back_freed
 from .behind import RETRY_S, Behind, SnapshotPolicy
 from .checkpoints import load_sampler_weights
+from .samplers import SamplerSave, sampler_save
 from .slots import AdapterPool
 from .snapshots import Snapshot, restore_state, write_snapshot
 
@@ -66,6 +67,7 @@ class Residents:
         self._runs: dict[str, _Run] = {}
         self._behind: dict[str, Behind] = {}
         self._writing: dict[str, Behind] = {}
+        self._copied: Counter[str] = Counter()
         self._not_before = 0.0
         self._freed_bytes = 0
 
@@ -164,6 +166,22 @@ class Residents:
         run.folder, run.saved_seq = item.folder, item.seq
         self._behind.pop(item.adapter.key, None)
 
+    def copy_for_sampling(self, item: Item) -> SamplerSave:
+        """The run's weights as they are, which stay here under their folder's name. `was_copied` is to be told when
+        they are written; until then a snapshot of the run would cover commands that have not ended for the broker."""
+        assert item.adapter is not None and item.folder is not None
+        save = sampler_save(item.adapter.key, item.future, item.folder, self.pool.get(item.adapter.key))
+        if item.folder in self.pool:  # of the same command, which did not come to its end
+            self.pool.remove(item.folder)
+            del self._used[item.folder]
+        self._add(item.folder, save.adapter(self._targets.dtype))
+        self._copied[save.run] += 1
+        return save
+
+    def was_copied(self, run: str) -> None:
+        self._copied[run] -= 1
+        self._copied = +self._copied
+
     def charge(self, keys: Iterable[str], spent_s: float) -> None:
         """They were changed together, in `spent_s` of the device: to repeat it costs each of them that at the most."""
         for key in keys:
@@ -184,7 +202,7 @@ class Residents:
 
     def due_in_s(self) -> float | None:
         """How long until there is one, should nothing else happen; None for ever."""
-        waiting = [behind for key, behind in self._behind.items() if self._runs[key].next_folder is not None]
+        waiting = [behind for key, behind in self._behind.items() if self._may_begin(key)]
         if self._writing or not waiting:
             return None
         soonest = max(self._not_before, min(self._policy.due_at(behind) for behind in waiting))
@@ -200,7 +218,7 @@ class Residents:
     @property
     def all_saved(self) -> bool:
         """Or the disk refuses what is not."""
-        return not self._writing and (not self._behind or time.monotonic() < self._not_before)
+        return not self._writing and not self._copied and (not self._behind or time.monotonic() < self._not_before)
 
     def written(self, message: Written) -> None:
         key = message.run
@@ -221,7 +239,10 @@ class Residents:
 
     def _may_write(self, key: str) -> bool:
         """Not while it is being written, nor soon after the disk refused one."""
-        return self._runs[key].next_folder is not None and time.monotonic() >= self._not_before
+        return self._may_begin(key) and time.monotonic() >= self._not_before
+
+    def _may_begin(self, key: str) -> bool:
+        return self._runs[key].next_folder is not None and key not in self._copied
 
     def _begin(self, key: str, *, copied: bool) -> Snapshot:
         run = self._runs[key]

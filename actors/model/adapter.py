@@ -75,7 +75,8 @@ class TrainingState:
 
 
 class Adapter:
-    """An adapter of `spec.rank` on `targets`, created as PEFT does it: A kaiming-uniform, B zero.
+    """An adapter of `spec.rank` on `targets`, created as PEFT does it: A kaiming-uniform, B zero. Or of `weights`, [P]
+    float32, which it does not copy.
 
     weights, grad, exp_avg, exp_avg_sq: [P] float32. compute: [P] in `dtype`, the same memory as `weights` where that
     is float32. nbytes: of all these. pending: whether gradients were accumulated since the last step. A sampler's
@@ -90,6 +91,7 @@ class Adapter:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         trainable: bool = True,
+        weights: Tensor | None = None,
     ) -> None:
         self.spec = spec
         self.targets = tuple(targets)
@@ -98,7 +100,7 @@ class Adapter:
         self.step = 0
         self.pending = False
         self._marked: tuple[bool, Tensor | None] | None = None
-        self.weights = _initial_weights(spec, self.targets)  # [P]
+        self.weights = _initial_weights(spec, self.targets) if weights is None else weights  # [P]
         moments = [torch.zeros_like(self.weights) if trainable else torch.empty(0) for _ in range(3)]
         self.grad, self.exp_avg, self.exp_avg_sq = moments  # [P] each
         self.parts: list[Part | None] = []

@@ -16,8 +16,9 @@ from ...wire.commands import PHASES, ForwardBackwardInput, OptimStepInput
 from ...wire.errors import CheckpointError, InternalError, LorryError, NonFiniteError, StorageError
 from ...wire.ids import FutureId
 from ...wire.types import AdamParams
-from ..adapters.checkpoints import load_state, save_sampler_weights, save_state
+from ..adapters.checkpoints import load_state, save_state
 from ..adapters.residents import Residents
+from ..adapters.samplers import SamplerSave, SamplerSaved, write_sampler_weights
 from ..model.lora import LoraTargets
 from .engine import Engine, ForwardBackwardJob
 
@@ -25,6 +26,7 @@ log = structlog.get_logger("lorry.actor")
 
 Work: TypeAlias = Sequence[tuple[Item, bytes]]
 Ended: TypeAlias = tuple[Outcome, bytes]
+"""How a command ended, with its result."""
 
 
 class Trainer:
@@ -33,9 +35,9 @@ class Trainer:
     def __init__(self, engine: Engine, residents: Residents, targets: LoraTargets, base_model: str) -> None:
         self._engine, self._residents, self._targets, self._base_model = engine, residents, targets, base_model
 
-    def run(self, work: Work) -> dict[FutureId, Ended]:
-        """How each command ended: all of a phase together, phase after phase."""
-        ended: dict[FutureId, Ended] = {}
+    def run(self, work: Work) -> dict[FutureId, Ended | SamplerSave]:
+        """How each command ended: all of a phase together, phase after phase. Or what of it is still to be written."""
+        ended: dict[FutureId, Ended | SamplerSave] = {}
         runs = {item.adapter.key: item.adapter for item, _ in work if item.adapter}
         problems = self._residents.hold_runs(runs.values())
         try:
@@ -48,13 +50,17 @@ class Trainer:
                 for (item, payload), end in zip(chosen, self._phase(chosen), strict=True):
                     ended[item.future] = end
                     self._residents.executed(item, len(payload))
-                    if item.kind == "save_state" and end[0].error is None:
+                    if item.kind == "save_state" and isinstance(end, tuple) and end[0].error is None:
                         self._residents.saved(item)
             return ended
         finally:
             self._residents.release(runs)
 
-    def _phase(self, chosen: Work) -> list[Ended]:
+    def write(self, save: SamplerSave) -> SamplerSaved:
+        """From any thread."""
+        return write_sampler_weights(save, self._targets, self._base_model)
+
+    def _phase(self, chosen: Work) -> Sequence[Ended | SamplerSave]:
         kind = chosen[0][0].kind
         if kind in ("forward", "forward_backward"):
             return self._guarded(chosen)
@@ -124,16 +130,17 @@ class Trainer:
         except LorryError as error:
             return error
 
-    def _save_or_load(self, item: Item) -> Ended:
+    def _save_or_load(self, item: Item) -> Ended | SamplerSave:
         assert item.folder is not None
+        if item.kind == "save_weights_for_sampler":
+            return self._residents.copy_for_sampling(item)
         folder = Path(item.folder)
         try:
             adapter = self._residents.get(_run_of(item))
             if item.kind == "load_state":
                 load_state(adapter, folder, optimizer=item.optimizer)
                 return Outcome(item.future), b""
-            save = save_state if item.kind == "save_state" else save_sampler_weights
-            facts = save(adapter, self._targets, folder, self._base_model)
+            facts = save_state(adapter, self._targets, folder, self._base_model)
             return Outcome(item.future, size_bytes=facts.size_bytes, checksum=facts.sha256), b""
         except LorryError as error:
             return _failed(item, error)

@@ -11,17 +11,26 @@ import pytest
 import torch
 
 from lorry.actors.adapters.behind import SnapshotPolicy
-from lorry.actors.adapters.checkpoints import save_sampler_weights
+from lorry.actors.adapters.checkpoints import load_sampler_weights, save_sampler_weights
 from lorry.actors.adapters.residents import Residents
 from lorry.actors.model.adapter import Adapter, AdapterSpec
 from lorry.actors.model.base_model import BaseModel
 from lorry.actors.model.survey import survey
-from lorry.actors.orders import Sample, Stop, Train
+from lorry.actors.orders import Leave, Sample, Stop, Train
 from lorry.actors.progress import Progress
 from lorry.actors.sampling.decoder import BLOCK_TOKENS, Decoder
 from lorry.actors.training.trainer import Trainer
-from lorry.actors.worker import Worker
-from lorry.wire.actor_messages import AdapterState, CancelCommand, Completion, FromActor, Item, MicroBatch, Outcome
+from lorry.actors.worker import SAVES_AT_ONCE, Job, Worker
+from lorry.wire.actor_messages import (
+    ActorLeft,
+    AdapterState,
+    CancelCommand,
+    Completion,
+    FromActor,
+    Item,
+    MicroBatch,
+    Outcome,
+)
 from lorry.wire.codec import encode
 from lorry.wire.commands import SampleInput
 from lorry.wire.ids import BatchId, FutureId
@@ -42,23 +51,27 @@ class Desk:
         workshop = Workshop(tiny_qwen3(), slots)
         self.pool, self.in_flight = workshop.pool, workshop.base.in_flight
         base, targets = workshop.base, workshop.targets
+        self.targets = targets
         for name in ("one", "two"):
             adapter = targets.new_adapter(AdapterSpec(rank=4), base.device)
             save_sampler_weights(adapter, targets, folder / name, "tiny")
         self.folder = folder
         self.posted: queue.SimpleQueue[Completion] = queue.SimpleQueue()
+        self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self.has_left = False
         self.decoder = Decoder(base, Letters(), 4, 32, 12 * BLOCK_TOKENS * survey(base).token_bytes)
         residents = Residents(targets, workshop.pool, 2**40, SnapshotPolicy(inf, inf), lambda _: None)
         trainer = Trainer(workshop.engine, residents, targets, "tiny")
         self.worker = Worker(
-            workshop.engine, self.decoder, residents, trainer, 0.5, self.post, lambda _: None, Progress(60)
+            workshop.engine, self.decoder, residents, trainer, 0.5, self.post, self.jobs.put, Progress(60)
         )
         self.thread = Thread(target=self.worker.run)
         self.thread.start()
 
     def post(self, message: FromActor, payloads: Sequence[bytes] = ()) -> None:
-        assert isinstance(message, Completion)
-        self.posted.put(message)
+        if isinstance(message, Completion):
+            self.posted.put(message)
+        self.has_left = self.has_left or isinstance(message, ActorLeft)
 
     def sample(
         self,
@@ -83,8 +96,32 @@ class Desk:
         payload = encode(request(7, lengths=[100] * rows))
         self.worker.orders.put(Train(MicroBatch(BatchId(2), "train", [item], 100 * rows), [payload]))
 
+    def save(self, future: str, name: str, run: str = "run") -> None:
+        state = AdapterState(run, LoraConfig(rank=4, seed=1))
+        item = Item(FutureId(future), "save_weights_for_sampler", state, str(self.folder / name))
+        self.worker.orders.put(Train(MicroBatch(BatchId(3), "train", [item], 1), [b""]))
+
+    def write(self) -> None:
+        """What is to be written next beside the worker, as the actor's other thread does it."""
+        self.worker.orders.put(self.jobs.get()())
+
     def next_outcome(self) -> Outcome:
-        return self.posted.get().outcomes[0]
+        """One in a completion, of which some have none."""
+        while not (outcomes := self.posted.get().outcomes):
+            pass
+        return outcomes[0]
+
+    def until_idle(self) -> None:
+        """All that was ordered before has been done."""
+        for number in range(2):  # what comes together runs together, and is told before its saves are written
+            self.train(f"idle {number}", rows=1, run="idle")
+            self.until(f"idle {number}")
+
+    def until(self, future: str) -> list[str]:
+        futures: list[str] = []
+        while not futures or futures[-1] != future:
+            futures += [outcome.future for outcome in self.posted.get().outcomes]
+        return futures
 
     def in_mid_pass(self, *orders: Callable[[], None]) -> None:
         """Each is given in a pause of its own between the products of the next pass, from the first pause on."""
@@ -215,3 +252,62 @@ def test_a_cancelled_request_gives_its_blocks_to_the_next(desk: Desk) -> None:
     desk.worker.orders.put(Stop())
     desk.thread.join()
     assert desk.decoder.pool.free == desk.decoder.pool.blocks
+
+
+def test_saved_weights_are_sampled_from_before_they_are_on_disk_and_are_told_when_they_are(desk: Desk) -> None:
+    desk.save("save", "new")
+    desk.train("behind it", rows=1)
+    desk.train("another run's", rows=1, run="other")
+    assert desk.until("another run's") == ["another run's"]
+    desk.sample("sample", "new")
+    assert desk.until("sample") == ["sample"]
+    assert not (desk.folder / "new").exists()
+    desk.write()
+    assert desk.until("behind it") == ["save", "behind it"]
+    assert (desk.folder / "new").exists()
+
+
+def test_sampling_from_the_copy_in_memory_and_from_the_folder_is_the_same(desk: Desk, tmp_path: Path) -> None:
+    desk.train("train", rows=1)
+    desk.save("save", "new")
+    desk.write()
+    desk.sample("copy", "new")
+    desk.until("copy")
+    copy = desk.pool.get(str(desk.folder / "new")).weights
+    read = load_sampler_weights(desk.targets, desk.folder / "new", "cpu").weights
+    assert torch.equal(copy, read)
+    desk.train("later", rows=1)
+    desk.until("later")
+    assert torch.equal(copy, read), "training goes on in vectors of its own"
+
+
+def test_training_waits_for_the_disk_only_where_many_copies_wait_already(desk: Desk) -> None:
+    for number in range(SAVES_AT_ONCE + 1):
+        desk.save(f"save {number}", f"new {number}")
+    desk.until_idle()
+    assert [(desk.folder / f"new {number}").exists() for number in range(3)] == [False, False, True]
+    desk.write()
+    assert desk.until("save 0") == ["save 0"]
+    desk.write()
+    assert desk.until("save 2") == ["save 1", "save 2"]
+
+
+def test_who_leaves_waits_for_the_weights_that_are_written(desk: Desk) -> None:
+    desk.save("save", "new")
+    desk.worker.orders.put(Leave())
+    job = desk.jobs.get()
+    assert not desk.has_left
+    desk.worker.orders.put(job())
+    desk.thread.join()
+    assert desk.has_left and desk.until("save") == ["save"]
+
+
+def test_weights_that_the_disk_refuses_fail_alone(desk: Desk) -> None:
+    (desk.folder / "new").mkdir()
+    (desk.folder / "new" / "file").touch()
+    desk.save("save", "new/file/below")
+    desk.train("behind it", rows=1)
+    desk.write()
+    outcomes = [desk.next_outcome() for _ in range(2)]
+    assert outcomes[0].error is not None and outcomes[0].error.code == "StorageError"
+    assert outcomes[1].error is None

@@ -1,6 +1,6 @@
 """A simulated actor: it speaks the actors' protocol, holds runs' states, executes in order, saves, dies and returns."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +8,7 @@ from pathlib import Path
 import anyio
 from anyio.abc import TaskGroup
 
+from lorry.actors.outbox import Outbox
 from lorry.wire.actor_messages import (
     VERSION,
     ActorHello,
@@ -50,6 +51,8 @@ class Actor:
         self._runs: dict[str, State] = {}
         self._next_folder: dict[str, str] = {}
         self._writing: set[str] = set()
+        self._outbox = Outbox()
+        self._copied: Counter[str] = Counter()
         self._batches: deque[tuple[MicroBatch, list[bytes]]] = deque()
         self._cancelled: set[FutureId] = set()
         self._wake = anyio.Event()
@@ -139,31 +142,49 @@ class Actor:
             await self._wake.wait()
             self._wake = anyio.Event()
             while self._batches:
-                await self._execute(*self._batches[0])
+                await self._execute(*self._batches[0], tasks)
                 self._batches.popleft()
                 for run in list(self._runs):
                     if self._world.chance.random() < self._world.flavour.snapshots:
                         tasks.start_soon(self._snapshot, run)
-            if self._is_retired:
+            if self._is_retired and not self._copied:
                 for run in list(self._runs):
                     await self._snapshot(run)
                 self._world.note("actor left", actor=self._name)
                 self._say(ActorLeft())
                 tasks.cancel_scope.cancel()
 
-    async def _execute(self, batch: MicroBatch, payloads: list[bytes]) -> None:
-        """All in order; what is done is told now and then, and the rest at the end."""
+    async def _execute(self, batch: MicroBatch, payloads: list[bytes], tasks: TaskGroup) -> None:
+        """All in order; what is done is told now and then, and the rest at the end. Weights to sample from are written
+        meanwhile, and what their run does is told after them."""
         done: list[tuple[Outcome, bytes]] = []
         for item, payload in zip(batch.items, payloads, strict=True):
             await self._world.pause(0.3)
             if payload.endswith(b"|poison"):
                 self.die(f"poisoned by {item.future}")
                 await anyio.sleep_forever()
-            done.append(self._ended(item, payload))
+            end: tuple[Outcome, bytes] | None = self._ended(item, payload)
+            if item.kind == "save_weights_for_sampler" and end[0].error is None:
+                tasks.start_soon(self._write_copy, item, self._runs[_run_of(item)])
+                end = None
+            if item.kind == "sample" or not self._outbox.keeps(_run_of(item), batch.batch, item.future, end):
+                assert end is not None
+                done.append(end)
             if self._world.chance.random() < 0.3:
                 self._complete(batch, done, is_last=False)
                 done = []
         self._complete(batch, done, is_last=True)
+
+    async def _write_copy(self, item: Item, state: State) -> None:
+        run = _run_of(item)
+        self._copied[run] += 1
+        await self._world.pause(4.0)
+        assert item.folder is not None
+        state.written(Path(item.folder))
+        self._copied -= Counter([run])
+        for batch, outcome, result in self._outbox.ended(run, Outcome(item.future, size_bytes=1)):
+            self._say(Completion(batch, [outcome], False), [result])
+        self._wake.set()
 
     def _complete(self, batch: MicroBatch, done: list[tuple[Outcome, bytes]], *, is_last: bool) -> None:
         self._say(Completion(batch.batch, [outcome for outcome, _ in done], is_last), [result for _, result in done])
@@ -173,7 +194,7 @@ class Actor:
         if item.kind == "sample":
             return self._sampled(item, payload)
         assert item.adapter is not None
-        key = item.adapter.key
+        key = _run_of(item)
         try:
             state = self._runs[key] if key in self._runs else self._restored(item)
         except UnreadableError as error:
@@ -193,7 +214,9 @@ class Actor:
         return state
 
     def _applied(self, state: State, item: Item, payload: Payload | None) -> tuple[State, Outcome, bytes]:
-        if item.kind in ("save_state", "save_weights_for_sampler"):
+        if item.kind == "save_weights_for_sampler":
+            return state, Outcome(item.future), b""
+        if item.kind == "save_state":
             assert item.folder is not None
             replace(state, seq=item.seq).written(Path(item.folder))
             return state, Outcome(item.future, size_bytes=1), b""
@@ -243,7 +266,7 @@ class Actor:
     async def _snapshot(self, run: str) -> None:
         """As it is now; written later, and told later still."""
         state, folder = self._runs[run], self._next_folder.get(run)
-        if folder is None or run in self._writing:
+        if folder is None or run in self._writing or run in self._copied:
             return
         self._writing.add(run)
         await self._world.pause(1.0)
@@ -255,6 +278,11 @@ class Actor:
         await self._world.pause(0.2)
         self._world.note("snapshot", actor=self._name, run=run, seq=state.seq, folder=folder[-6:])
         self._say(SnapshotTaken(run, folder, state.seq, 0.0))
+
+
+def _run_of(item: Item) -> str:
+    assert item.adapter is not None
+    return item.adapter.key
 
 
 def _failed(

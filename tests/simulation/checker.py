@@ -7,6 +7,8 @@ from .history import Event, Finding, History
 from .numbers import mixed
 from .reference import NAMES_AT_FAULT, Facts, Reference
 
+NEWEST_KEPT = 2
+"""Of the weights without a name, as the broker of a history is told."""
 NEVER_REPLAYED = {"forward", "sample", "save_state", "save_weights_for_sampler"}
 TRAINING = {"forward", "forward_backward", "optim_step", "save_state", "load_state", "save_weights_for_sampler"}
 
@@ -139,11 +141,29 @@ class Checker:
         expected = {"nan": "NonFiniteError", "bad": "InvalidRequestError", "poison": "ActorKilledError"}.get(flaw)
         if command["kind"] not in TRAINING and code == "InvalidRequestError":
             return None
+        if command["kind"] not in TRAINING and code == "NotFoundError":
+            return self._outlived(command["lane"])
         if command["name"] in NAMES_AT_FAULT:
             expected = "InvalidRequestError"
         if command["kind"] == "load_state":
             return self._load_failed(command, code)
         return None if code == expected else f", expected {expected or 'success'}"
+
+    def _outlived(self, sampler: str) -> str | None:
+        """Weights without a name may be gone once their run has saved enough that are newer."""
+        path = next(event.facts["path"] for event in self._of("sampler") if event.facts["lane"] == sampler)
+        run, _, name = (path or "").removeprefix("tinker://").rpartition("/sampler_weights/")
+        if not name.startswith("_"):
+            return f", though {path} has a name"
+        newer = [
+            seq
+            for seq, some in self._accepted[run].items()
+            if seq > int(name[1:])
+            and some[0]["kind"] == "save_weights_for_sampler"
+            and some[0]["name"] is None
+            and self._outcomes.get(f"{run}:{seq}", ("",))[0] is None
+        ]
+        return None if len(newer) >= NEWEST_KEPT else f", though {len(newer)} are newer than {path}"
 
     def _load_failed(self, command: Facts, code: str) -> str | None:
         """What it was to load had not been saved when it came, or never was."""

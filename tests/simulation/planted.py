@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (the lines of other files, as they are)
 """Ways to break the code, each a text that is replaced in one file. The simulation has to find every one."""
 
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ LANES, PLANNER, RECOVERING = "scheduler/planning/lanes.py", "scheduler/planning/
 JOURNAL, LINKS = "storage/journal.py", "wire/sequenced.py"
 STORE, POINTS, REGISTRY = "storage/store.py", "scheduler/restore_points.py", "scheduler/registry.py"
 SNAPSHOTS, WRITER, STATES = "scheduler/snapshotting.py", "storage/writer.py", "tests/simulation/states.py"
-ACTOR_DOOR, CLIENT_DOOR = "scheduler/actor_door.py", "scheduler/client_door.py"
+ACTOR_DOOR, OUTBOX = "scheduler/actor_door.py", "actors/outbox.py"
 
 CONTROL = Fault(
     "none: the code as it is",
@@ -149,16 +148,22 @@ FAULTS = (
         "OR 0",
     ),
     Fault(
+        "weights without a name go one save early",
+        STORE,
+        "LIMIT 1 OFFSET :newest - 1)",
+        "LIMIT 1 OFFSET :newest - 2)",
+    ),
+    Fault(
+        "what comes behind a save that is being written is told before it",
+        OUTBOX,
+        "if end is not None and run not in self._kept:",
+        "if end is not None:",
+    ),
+    Fault(
         "a run that was taken back meanwhile is handed out",
         ACTOR_DOOR,
         "for item, payload in found if self._planner.is_in_flight(item.future, plan.batch)]",
         "for item, payload in found]",
-    ),
-    Fault(
-        "a broken command of an unknown connection is refused for nothing",
-        CLIENT_DOOR,
-        "self._refuse(session, refuse) if session else self.post.send(connection, Unknown())\n",
-        "self._refuse(session, refuse) if session else self.post.send(connection, Failed(number_of(header), error.info))\n",
     ),
     Fault(
         "a tenant sees another's runs",

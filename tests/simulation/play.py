@@ -18,7 +18,7 @@ import structlog
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
-from lorry.scheduler import broker
+from lorry.scheduler import broker, finishing
 from lorry.scheduler.config import BrokerConfig
 from lorry.storage import journal
 from lorry.storage.connection import FILE
@@ -29,6 +29,7 @@ from lorry.wire.codec import decode
 from lorry.wire.ids import TenantId
 from lorry.wire.types import UsageRow
 
+from .checker import NEWEST_KEPT
 from .client import Client, Request
 from .clock import Clock, NeverEndsError, VirtualLoop, run
 from .disk import Memory, fresh, template_of
@@ -87,6 +88,7 @@ def _substituted(world: World) -> Generator[None]:
         mock.patch.object(sockets, "bind", world.network.bind),
         mock.patch.object(to_thread, "run_sync", world.in_thread),
         mock.patch.object(journal, "LARGE", 20 if world.flavour.files else journal.LARGE),
+        mock.patch.multiple(finishing, NEWEST_KEPT=NEWEST_KEPT, ASKED_WITHIN_S=20.0),
         mock.patch.object(sqlite3, "connect", connect),
         mock.patch.multiple(secrets, token_hex=token_hex, token_bytes=chance.randbytes, randbits=chance.getrandbits),
     ):

@@ -22,7 +22,7 @@ _KINDS: dict[CommandKind, int] = {
     "optim_step": 5,
     "save_state": 3,
     "load_state": 2,
-    "save_weights_for_sampler": 1,
+    "save_weights_for_sampler": 3,
 }
 """How often each is drawn."""
 
@@ -36,6 +36,7 @@ class Tenant:
     planned: list[Request] = field(default_factory=list[Request])
     sent: dict[int, Request] = field(default_factory=dict[int, Request])
     lanes: list[str] = field(default_factory=list[str])
+    unnamed: list[str] = field(default_factory=list[str])
 
 
 class Program:
@@ -59,7 +60,9 @@ class Program:
         """From the base model, or from whatever weights a run of the tenant has saved by now."""
         number, path = next(self._numbers), None
         await self._world.pause(20.0)
-        if self._tenant.lanes and self._chance.random() < 0.7:
+        if self._tenant.unnamed and self._chance.random() < 0.5:
+            path = self._chance.choice(self._tenant.unnamed)
+        elif self._tenant.lanes and self._chance.random() < 0.7:
             path = (
                 f"tinker://{self._chance.choice(self._tenant.lanes)}/sampler_weights/{self._chance.choice(('w', 'v'))}"
             )
@@ -69,8 +72,14 @@ class Program:
             return
         self._world.note("sampler", tenant=self._tenant.name, request=number, lane=sampler, path=path)
         self._tenant.lanes.append(sampler)
-        samples = (Submit(next(self._numbers), LaneId(sampler), seq, "sample", 5, 1) for seq in range(3))
-        await self._send_all([Request(submit, Payload(f"u{submit.request}", 4).packed()) for submit in samples])
+        await self._send_all([self._sample(sampler, seq) for seq in range(3)])
+        if self._chance.random() < 0.5:  # once more, when its weights may be gone
+            await self._world.pause(120.0)
+            await self._send_all([self._sample(sampler, 3)])
+
+    def _sample(self, sampler: str, seq: int) -> Request:
+        submit = Submit(next(self._numbers), LaneId(sampler), seq, "sample", 5, 1)
+        return Request(submit, Payload(f"u{submit.request}", 4).packed())
 
     async def intrude(self, others: list[Tenant]) -> None:
         """On what is another tenant's, whose names it has got hold of."""
@@ -98,7 +107,10 @@ class Program:
         if kind == "save_state":
             arguments = CommandArguments(name=chance.choice(("a", "b", "a", "b", "../no")))
         elif kind == "save_weights_for_sampler":
-            arguments = CommandArguments(name=chance.choice(("w", "v")))
+            name = chance.choice(("w", "v", None, None))
+            arguments = CommandArguments(name=name, unnamed=name is None)
+            if name is None:
+                self._tenant.unnamed.append(f"tinker://{run}/sampler_weights/_{seq}")
         elif kind == "load_state":
             arguments = CommandArguments(path=f"tinker://{run}/weights/{chance.choice(('a', 'b'))}", optimizer=True)
         else:

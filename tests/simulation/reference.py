@@ -48,7 +48,9 @@ class Reference:
             return self._load(command, least)
         if kind in ("save_state", "save_weights_for_sampler"):
             book = self.saved.by_name if kind == "save_state" else self.saved.sampler
-            book.setdefault(command["name"], {})[command["seq"]] = {guess.weights for guess in self._guesses}
+            book.setdefault(command["name"] or f"_{command['seq']}", {})[command["seq"]] = {
+                guess.weights for guess in self._guesses
+            }
             return None
         if flaw:
             return Finding("result", f"{self._named(command)} is {flaw}, and succeeded")
