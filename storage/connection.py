@@ -81,6 +81,7 @@ class Connection:
             if isinstance(error, Exception):
                 self._blobs.take_back()
             raise
+        self._blobs.committed()
         unnamed, self._unnamed = self._unnamed, []
         self._blobs.delete(unnamed)
 
