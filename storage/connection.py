@@ -11,6 +11,7 @@ from sqlite_utils import Database
 
 from ..wire.errors import JournalDamagedError, StorageError, StorageUnavailableError
 from .blobs import FOLDER, Blobs
+from .data_folder import make_private, make_private_file
 from .schema import migrations
 
 FILE = "lorry.db"
@@ -49,7 +50,8 @@ class Connection:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(folder)
+        make_private_file(folder / FILE)
         connection = sqlite3.connect(folder / FILE, isolation_level=None, check_same_thread=False, timeout=30)
         try:
             _configure(connection)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..wire.errors import InvalidRequestError
+from .data_folder import make_private
 
 FILE = "broker.lock"
 
@@ -16,7 +17,7 @@ def sole_writer(folder: Path) -> Generator[None]:
 
     Raises InvalidRequestError where another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder)
     with (folder / FILE).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

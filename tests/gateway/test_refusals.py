@@ -40,6 +40,8 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "client/probe.py::probe": (1, NO_COMMAND),
     "storage/blobs.py::read": (2, "what the server's own disk has damaged: tests/storage/test_blobs"),
     "storage/connection.py::unusable": (2, AT_START),
+    "storage/data_folder.py::make_private": (1, AT_START),
+    "storage/data_folder.py::refused": (1, AT_START),
     "storage/lock.py::sole_writer": (1, AT_START),
     "scheduler/accepting.py::_resent": (1, IS_OVER),
     "scheduler/accepting.py::_plan_or_fail": (2, IS_OVER),
