@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -52,15 +52,16 @@ class Connection:
     def __init__(self, folder: Path) -> None:
         make_private(folder)
         make_private_file(folder / FILE)
-        connection = sqlite3.connect(folder / FILE, isolation_level=None, check_same_thread=False, timeout=30)
-        try:
-            _configure(connection)
-            self._db = Database(connection)
-            if migrations.pending(self._db):
-                migrations.apply(self._db)
-        except sqlite3.DatabaseError as error:
-            connection.close()
-            raise unusable(folder, error) from error
+        with ExitStack() as stack:
+            try:
+                connection = stack.enter_context(closing(_connect(folder)))
+                _configure(connection)
+                self._db = Database(connection)
+                if migrations.pending(self._db):
+                    migrations.apply(self._db)
+            except sqlite3.DatabaseError as error:
+                raise unusable(folder, error) from error
+            stack.pop_all()
         self._blobs = Blobs(folder / FOLDER)
         self._unnamed: list[str] = []
 
@@ -113,6 +114,10 @@ class Connection:
 
 def values_of(row: Any) -> dict[str, Any]:
     return {field.name: getattr(row, field.name) for field in fields(row)}
+
+
+def _connect(folder: Path) -> sqlite3.Connection:
+    return sqlite3.connect(folder / FILE, isolation_level=None, check_same_thread=False, timeout=30)
 
 
 def _configure(connection: sqlite3.Connection) -> None:
