@@ -218,3 +218,9 @@ def m007_blobs(db: Database) -> None:
     db.table("samplers").add_column("outlived", int, not_null_default=0)
     db.execute("CREATE INDEX checkpoints_without_name ON checkpoints (run, seq) WHERE ephemeral")
     db.table("runs").create_index(["session"])
+
+
+@migrations()
+def m008_root_of_folders(db: Database) -> None:
+    # One row: below what all folders lie that rows name. A start need not read them to see that nothing has moved.
+    db.table("folders_root").create({"root": str}, pk="root")
