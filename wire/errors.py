@@ -148,6 +148,19 @@ class StorageUnavailableError(StorageError):
     """This request changed nothing; send it again when the server's disk has room."""
 
 
+class OlderReleaseError(LorryError):
+    """Start `lorry serve` of this release there once, which brings the data up to date; or use the release that wrote
+    it."""
+
+    category = "user"
+
+
+class NewerReleaseError(LorryError):
+    """Use the release of Lorry that wrote it, or a later one."""
+
+    category = "user"
+
+
 class InternalError(LorryError):
     """This is a bug in Lorry; the server's log has the details."""
 

@@ -40,6 +40,8 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "client/probe.py::probe": (1, NO_COMMAND),
     "storage/blobs.py::read": (2, "what the server's own disk has damaged: tests/storage/test_blobs"),
     "storage/connection.py::unusable": (2, AT_START),
+    "storage/connection.py::_check_release": (2, "an operator's command that only looks: tests/storage/test_looking"),
+    "storage/looking.py::looking": (2, "an operator's command that only looks: tests/storage/test_looking"),
     "storage/data_folder.py::make_private": (1, AT_START),
     "storage/data_folder.py::refused": (1, AT_START),
     "storage/lock.py::sole_writer": (1, AT_START),
