@@ -231,7 +231,8 @@ def drain(
 ) -> None:
     """Have ACTOR end what it holds, save its runs and go; they go on in another, or in its successor.
 
-    Clients see a pause. Under `lorry serve` a successor starts at once.
+    Clients see a pause. Under `lorry serve` a successor starts at once. It fails where ACTOR died before it had saved
+    all, or where the connection was lost so that nobody can tell.
     """
     from lorry.client.operator import drain as drain_actor
 

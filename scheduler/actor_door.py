@@ -36,7 +36,7 @@ from ..wire.actor_messages import (
     ToActor,
 )
 from ..wire.codec import MAX_HEADER_BYTES, decode, encode
-from ..wire.errors import LorryError, NotFoundError
+from ..wire.errors import ActorDiedError, LorryError, NotFoundError
 from ..wire.ids import ActorId, FutureId, RunId, SessionId
 from ..wire.sequenced import Link, stamp_of
 from ..wire.sockets import Channel
@@ -59,6 +59,8 @@ class _Peer:
     last_seen: float
     link: Link
     gone: anyio.Event = field(default_factory=anyio.Event)
+    died_of: str | None = None
+    """Why it is gone; None for one that left in good order."""
 
 
 class ActorDoor:
@@ -221,13 +223,16 @@ class ActorDoor:
                 self._send(peer, CancelCommand(future))
 
     async def drain(self, actor: ActorId) -> None:
-        """It is to leave, and has when this returns. Raises NotFoundError for one that is not there."""
+        """It is to leave, and has when this returns. Raises NotFoundError for one that is not there, ActorDiedError for
+        one that was lost before it had left."""
         peer = next((peer for peer in self._peers.values() if peer.id == actor), None)
         if peer is None:
             there = ", ".join(peer.id for peer in self._peers.values()) or "none"
             raise NotFoundError(f"there is no actor {actor!r}; there are: {there}", field="actor")
         self._send(peer, LeaveNow())
         await peer.gone.wait()
+        if peer.died_of is not None:
+            raise ActorDiedError(f"actor {actor!r} was lost before it had left: {peer.died_of}", field="actor")
 
     # Leaving ---------------------------------------------------------------------------------------------------------
 
@@ -242,6 +247,7 @@ class ActorDoor:
         tell(f"actor {state}", actor=peer.id, why=why)
         del self._peers[peer.connection]
         self._gone.add(peer.connection)
+        peer.died_of = why if state == "lost" else None
         peer.gone.set()
         now = self._now()
         self._writer.write(lambda store: store.actor_ended(peer.id, state, now))

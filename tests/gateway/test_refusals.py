@@ -37,6 +37,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "client/connection.py::_start": (2, "raised where the command is made, before its seq is used"),
     "client/connection.py::open": (1, AT_START),
     "client/connection.py::close": (1, AT_START),
+    "client/operator.py::drain": (1, NO_COMMAND),
     "client/probe.py::probe": (1, NO_COMMAND),
     "storage/blobs.py::read": (2, "what the server's own disk has damaged: tests/storage/test_blobs"),
     "storage/connection.py::unusable": (2, AT_START),
@@ -51,7 +52,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "scheduler/admission.py::check_place": (3, f"{NO_PLACE}; or {COMES_AGAIN}"),
     "scheduler/admission.py::admit": (1, NO_COMMAND),  # rows of a sample
     "scheduler/admission.py::_check_save": (1, "a slot of a run without a session: tests/gateway/test_names"),
-    "scheduler/actor_door.py::drain": (1, NO_COMMAND),
+    "scheduler/actor_door.py::drain": (2, NO_COMMAND),
     "scheduler/client_door.py::_drain_actor": (1, NO_COMMAND),
     "scheduler/catalogue.py::_revoke": (1, NO_COMMAND),
     "scheduler/catalogue.py::_expiry": (1, NO_COMMAND),

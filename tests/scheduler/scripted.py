@@ -7,15 +7,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
+
 from lorry.wire import sockets
 from lorry.wire.actor_messages import (
     VERSION,
     ActorHello,
+    ActorLeaving,
+    ActorLeft,
     ActorPing,
     ActorWelcome,
     Capacity,
     Completion,
     Item,
+    LeaveNow,
     MicroBatch,
     ModelFacts,
     Outcome,
@@ -48,6 +53,7 @@ class ScriptedActor:
         self._channel, self._link, self._save_every = channel, Link(channel.send), save_every
         self._next_folder: dict[str, str] = {}
         self._since_saved: dict[str, int] = {}
+        self.is_to_leave = anyio.Event()
 
     def hello(self, token: str, model: str) -> None:
         capacity = Capacity(slots=8, token_budget=1 << 20, sample_rows=64, max_rank=64)
@@ -70,6 +76,8 @@ class ScriptedActor:
                     self._count(item)
             case ActorWelcome(session):
                 self._link.open(session)
+            case LeaveNow():
+                self.is_to_leave.set()
             case SnapshotRecorded(run, next_folder):
                 self._next_folder[run] = next_folder
             case _:
@@ -90,6 +98,11 @@ class ScriptedActor:
             self._send(SnapshotTaken(run, folder, item.seq, 0.0))
             self._since_saved[run] = 0
 
+    def leave(self) -> None:
+        """In good order: it holds nothing, and what it was to save is saved."""
+        self._send(ActorLeaving())
+        self._send(ActorLeft())
+
     def _send(self, message: object, *payloads: bytes) -> None:
         self._link.send([encode(message), *payloads])
 
@@ -97,11 +110,11 @@ class ScriptedActor:
 @asynccontextmanager
 async def scripted_actor(
     address: str, token: str, model: str, save_every: int = 1000, sample: bytes = SAMPLE
-) -> AsyncGenerator[None]:
+) -> AsyncGenerator[ScriptedActor]:
     """Serves `model` at the broker's address for actors, for as long as the block lasts."""
     with sockets.connect(address, None, b"actor-" + secrets.token_bytes(8)) as channel:
         actor = ScriptedActor(channel, save_every, sample)
         actor.hello(token, model)
         async with background_tasks() as tasks:
             tasks.start_soon(actor.run)
-            yield
+            yield actor
