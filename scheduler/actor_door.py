@@ -49,6 +49,8 @@ from .snapshotting import Snapshotting
 log = structlog.get_logger("lorry.broker")
 
 _MAX_ACTOR_HEADER_BYTES = 64 * MAX_HEADER_BYTES
+_REFUSED_AT_MOST = 1000
+"""Connections of which it is remembered that the log tells of them: an intruder may make any number."""
 
 
 @dataclass(slots=True)
@@ -83,6 +85,8 @@ class ActorDoor:
         self._peers: dict[bytes, _Peer] = {}
         self._gone = set[bytes]()
         """Connections of actors that were lost: a process has one, and says hello again only late."""
+        self._refused: dict[bytes, None] = {}
+        """In the order in which the log told of them."""
 
     def receive(self, frames: list[bytes]) -> None:
         """One message from an actor, which may be the one that others waited for."""
@@ -163,6 +167,7 @@ class ActorDoor:
             self._lose(earlier, "it was replaced")
         session = SessionId("actor-session-" + secrets.token_hex(8))
         link = Link(lambda frames: self._channel.send([connection, *frames]), session)
+        self._refused.pop(connection, None)
         self._peers[connection] = _Peer(hello.actor, session, connection, self._monotonic(), link)
         self._registry.models.seen(hello.base_model, hello.facts, hello.capacity.max_rank)
         self._planner.add_actor(hello.actor, hello.base_model, hello.capacity)
@@ -255,10 +260,19 @@ class ActorDoor:
         self._commands.recovering.actor_lost(self._planner.actor_lost(peer.id))
 
     def _expel(self, connection: bytes, reason: str) -> None:
-        log.warning("actor refused", reason=reason)
+        self._tell_refused(connection, reason)
         if peer := self._peers.get(connection):
             self._lose(peer, reason)
         self._bare(connection, Expelled(reason))
+
+    def _tell_refused(self, connection: bytes, reason: str) -> None:
+        """Once: an actor says hello until somebody hears it."""
+        if connection in self._refused:
+            return
+        log.warning("actor refused", reason=reason)
+        self._refused[connection] = None
+        if len(self._refused) > _REFUSED_AT_MOST:
+            del self._refused[next(iter(self._refused))]
 
     def _send(self, peer: _Peer, message: ToActor, payloads: Iterable[bytes] = ()) -> None:
         peer.link.send([encode(message), *payloads])
