@@ -113,23 +113,22 @@ def broker(
     from lorry.processes import run_broker
 
     folder = data or default_data()
-    _run(
-        lambda: run_broker(
-            BrokerConfig(
-                data=folder,
-                models=tuple(model),
-                actor_token=actor_token(),
-                operator_key=operator_key(folder),
-                bind=bind,
-                actor_bind=actor_bind,
-                curve=None if is_loopback(bind) else curve_keys(folder),
-                actor_curve=None if is_loopback(actor_bind) else curve_keys(folder),
-                heartbeat_s=heartbeat_s,
-                prices=read_prices(prices) if prices else Prices(),
-            ),
-            supervised,
+
+    def configured() -> BrokerConfig:
+        return BrokerConfig(
+            data=folder,
+            models=tuple(model),
+            actor_token=actor_token(),
+            operator_key=operator_key(folder),
+            bind=bind,
+            actor_bind=actor_bind,
+            curve=None if is_loopback(bind) else curve_keys(folder),
+            actor_curve=None if is_loopback(actor_bind) else curve_keys(folder),
+            heartbeat_s=heartbeat_s,
+            prices=read_prices(prices) if prices else Prices(),
         )
-    )
+
+    _run(lambda: run_broker(configured, supervised))
 
 
 @app.command()
@@ -175,16 +174,19 @@ def gateway(
     from lorry.processes import run_gateway
 
     host, port = host_and_port(http)
-    config = GatewayConfig(
-        connect=connect,
-        host=host,
-        port=port,
-        server_key=server_key,
-        checkpoints=data / "checkpoints" if data else None,
-        link_key=link_key(data) if data else b"",
-        url=url,
-    )
-    _run(lambda: run_gateway(config, supervised), uvloop=True)
+
+    def configured() -> GatewayConfig:
+        return GatewayConfig(
+            connect=connect,
+            host=host,
+            port=port,
+            server_key=server_key,
+            checkpoints=data / "checkpoints" if data else None,
+            link_key=link_key(data) if data else b"",
+            url=url,
+        )
+
+    _run(lambda: run_gateway(configured, supervised), uvloop=True)
 
 
 @keys.command("create")
@@ -229,7 +231,8 @@ def drain(
 ) -> None:
     """Have ACTOR end what it holds, save its runs and go; they go on in another, or in its successor.
 
-    Clients see a pause. Under `lorry serve` a successor starts at once.
+    Clients see a pause. Under `lorry serve` a successor starts at once. It fails where ACTOR died before it had saved
+    all, or where the connection was lost so that nobody can tell.
     """
     from lorry.client.operator import drain as drain_actor
 

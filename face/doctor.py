@@ -3,7 +3,6 @@ nothing, and may run while the service does."""
 
 import sqlite3
 from collections.abc import Iterable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +11,10 @@ from lorry.storage.blobs import FOLDER, Blobs
 from lorry.storage.checkpoints import place_of
 from lorry.storage.connection import FILE, may_pass, unusable
 from lorry.storage.holding import held
+from lorry.storage.looking import looking
 from lorry.storage.reports import blobs_named, folders_named, integrity, replays_without_payload
 from lorry.storage.store import Store
-from lorry.wire.errors import CheckpointError, JournalDamagedError, LorryError, NotFoundError
+from lorry.wire.errors import CheckpointError, JournalDamagedError, LorryError
 
 _ADVICE = {
     "newest": "the run will be rebuilt from the state before; nothing is to be done",
@@ -41,11 +41,9 @@ class Finding:
 
 
 def examine(data: Path) -> list[Finding]:
-    """Raises NotFoundError where there is no database, StorageUnavailableError where the disk refuses to read it."""
-    if not (data / FILE).exists():
-        raise NotFoundError(f"data is {str(data)!r}, where no Lorry has served yet", field="data")
+    """Raises what `looking` raises, but for JournalDamagedError: that is a finding."""
     try:
-        with closing(Store(data)) as store, held(data):
+        with held(data), looking(data) as store:
             if broken := integrity(store):
                 return [Finding(FILE, problem, _FILE_ADVICE) for problem in broken]
             return [*_folders(store, data / "checkpoints"), *_files(store, data), *_replays(store)]

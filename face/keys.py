@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+from lorry.storage.data_folder import make_private, refused
 from lorry.wire.errors import InvalidRequestError
 from lorry.wire.sockets import CurveKeys
 
@@ -32,15 +33,19 @@ def curve_keys(data: Path) -> CurveKeys:
 
 
 def _made_once(file: Path, make: Callable[[], bytes]) -> bytes:
-    """The same for all processes, however many come first at once: a file has its name only when it is whole."""
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=file.parent) as new:  # readable by its owner alone
-            new.write(make())
-            new.flush()
-            with suppress(FileExistsError):
-                os.link(new.name, file)
-    return file.read_bytes()
+    """The same for all processes, however many come first at once: a file has its name only when it is whole. Raises
+    StorageUnavailableError where the disk refuses."""
+    try:
+        if not file.exists():
+            make_private(file.parent)
+            with NamedTemporaryFile(dir=file.parent) as new:  # readable by its owner alone
+                new.write(make())
+                new.flush()
+                with suppress(FileExistsError):
+                    os.link(new.name, file)
+        return file.read_bytes()
+    except OSError as error:
+        raise refused(file, error) from error
 
 
 def actor_token() -> str:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from types import ModuleType
 from typing import cast
 
@@ -14,15 +15,24 @@ from anyio.abc import TaskGroup
 from lorry.actors import actor
 from lorry.actors.config import ActorConfig
 from lorry.gateway.config import GatewayConfig
+from lorry.patience import when_the_disk_allows
 from lorry.scheduler import broker
 from lorry.scheduler.config import BrokerConfig
 from lorry.serve import HEARTBEAT_VARIABLE
 from lorry.wire.tasks import background_tasks
 
 
-async def run_broker(config: BrokerConfig, supervised: bool) -> None:
+async def run_broker(configured: Callable[[], BrokerConfig], supervised: bool) -> None:
+    """`configured` may raise StorageUnavailableError, and is called again then: the keys lie in the data folder."""
+
     async def serve() -> None:
-        async with broker.running(config) as addresses:
+        async with AsyncExitStack() as stack:
+
+            async def start() -> tuple[BrokerConfig, broker.Addresses]:
+                config = configured()
+                return config, await stack.enter_async_context(broker.running(config))
+
+            config, addresses = await when_the_disk_allows(start)
             announcement = {"clients": addresses.clients, "actors": addresses.actors}
             if keys := config.curve or config.actor_curve:
                 announcement["server_key"] = keys.public.decode()
@@ -48,13 +58,17 @@ async def run_actor(config: ActorConfig, supervised: bool) -> None:
     await _until_stopped(lambda: actor.serve(config, ready, leaving), supervised, leave)
 
 
-async def run_gateway(config: GatewayConfig, supervised: bool) -> None:
+async def run_gateway(configured: Callable[[], GatewayConfig], supervised: bool) -> None:
+    """`configured` as for the broker."""
     # The Tinker SDK's wire types do without torch where it is missing, and so do we: it is 180 MB and two seconds.
     sys.modules["torch"] = cast(ModuleType, None)  # None is Python's own sign that an import is to fail
     from lorry.gateway import app
 
+    async def configuration() -> GatewayConfig:
+        return configured()
+
     async def serve() -> None:
-        async with app.running(config) as url:
+        async with app.running(await when_the_disk_allows(configuration)) as url:
             announce({"url": url, "http": url.removeprefix("http://")})
             await anyio.sleep_forever()
 

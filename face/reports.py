@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from lorry.doctor import Finding
-from lorry.storage.connection import FILE
+from lorry.storage.looking import looking
 from lorry.storage.reports import actors, queues, recent_failures, recent_runs, tenants, usage
 from lorry.storage.store import Store
 from lorry.wire.codec import decode
-from lorry.wire.errors import ErrorInfo, NotFoundError
+from lorry.wire.errors import ErrorInfo
 from lorry.wire.ids import TenantId
 
 T = TypeVar("T")
@@ -97,13 +97,8 @@ def _print_tenants(console: Console, rows: Rows) -> None:
 
 
 def _ask(data: Path, question: Callable[[Store], T]) -> T:
-    if not (data / FILE).exists():
-        raise NotFoundError(f"data is {str(data)!r}, where no Lorry has served yet", field="data")
-    store = Store(data)
-    try:
+    with looking(data) as store:
         return question(store)
-    finally:
-        store.close()
 
 
 def _table(title: str, *columns: str) -> Table:

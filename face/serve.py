@@ -22,8 +22,9 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from lorry.arguments import arguments_of
 from lorry.config import ServeConfig
+from lorry.patience import when_the_disk_allows
 from lorry.storage.store import Store
-from lorry.wire.errors import LorryError
+from lorry.wire.errors import LorryError, StorageUnavailableError
 from lorry.wire.ids import TenantId
 from lorry.wire.tasks import background_tasks
 
@@ -53,13 +54,14 @@ class ChildFailedError(LorryError):
 class _Child:
     """One place for a process. `ready` is set for good once one was ready to work; `announcement` holds what it printed
     then, and `ready_at` is when the present one did. One that `is_leaving` is not started again; `gone` is set when it
-    has ended."""
+    has ended. One that died before what it `needs` was ready found nobody to join, and that is not its fault."""
 
     name: str
     command: Sequence[str]
     environment: dict[str, str]
     heartbeat_s: float
     is_actor: bool = False
+    needs: "_Child | None" = None
     process: Process | None = None
     ready: anyio.Event = field(default_factory=anyio.Event)
     ready_at: float | None = None
@@ -105,13 +107,13 @@ async def serving(config: ServeConfig) -> AsyncGenerator[Deployment]:
     """A deployment for as long as the block lasts; it begins once every actor is ready. At its end actors finish what
     they hold and save their runs, for `grace_s` at the most.
 
-    Raises ChildFailedError where a process never gets ready. One that once was is started again for ever.
+    Raises ChildFailedError where a process never gets ready. One that once was is started again for ever, and a disk
+    that refuses what a start needs is waited for.
     """
     environment = {"LORRY_ACTOR_TOKEN": secrets.token_hex(16)}
-    config.data.mkdir(parents=True, exist_ok=True)
     try:
         # Actors load for seconds: theirs is an address that is known before the broker is there.
-        with tempfile.TemporaryDirectory(prefix="lorry-") as private:
+        with await when_the_disk_allows(_temporary_folder) as private:
             actor_address = f"ipc://{private}/actors"
             async with background_tasks() as tasks:
                 deployment = await _start(tasks, config, actor_address, environment)
@@ -124,6 +126,13 @@ async def serving(config: ServeConfig) -> AsyncGenerator[Deployment]:
         raise failures.exceptions[0] from None
 
 
+async def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
+    try:
+        return tempfile.TemporaryDirectory(prefix="lorry-")
+    except OSError as error:
+        raise StorageUnavailableError(f"no temporary folder can be made: {error}") from error
+
+
 async def _start(tasks: TaskGroup, config: ServeConfig, actor_address: str, environment: dict[str, str]) -> Deployment:
     """Starts all children, side by side where one does not need the other, and waits until each is ready."""
     broker = _Child("broker", _broker_command(config, config.bind, actor_address), environment, config.heartbeat_s)
@@ -134,6 +143,7 @@ async def _start(tasks: TaskGroup, config: ServeConfig, actor_address: str, envi
             environment,
             config.heartbeat_s,
             is_actor=True,
+            needs=broker,
         )
         for model in config.models
         for name in (f"{model.name}#{i}" for i in range(config.replicas))
@@ -187,6 +197,10 @@ async def _keep_alive(child: _Child) -> None:
         if not child.ready.is_set():
             if code == CONFIGURATION_EXIT:
                 raise ChildFailedError(f"{child.name} cannot start")
+            if child.needs and not child.needs.ready.is_set():
+                await child.needs.ready.wait()
+                deaths = 0
+                continue
             if deaths == _STARTS_AT_MOST:
                 raise ChildFailedError(f"{child.name} ended {deaths} times before it was ready")
         pause_s = min(deaths - 1, _PAUSE_AT_MOST_S)

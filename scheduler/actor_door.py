@@ -36,7 +36,7 @@ from ..wire.actor_messages import (
     ToActor,
 )
 from ..wire.codec import MAX_HEADER_BYTES, decode, encode
-from ..wire.errors import LorryError, NotFoundError
+from ..wire.errors import ActorDiedError, LorryError, NotFoundError
 from ..wire.ids import ActorId, FutureId, RunId, SessionId
 from ..wire.sequenced import Link, stamp_of
 from ..wire.sockets import Channel
@@ -49,6 +49,8 @@ from .snapshotting import Snapshotting
 log = structlog.get_logger("lorry.broker")
 
 _MAX_ACTOR_HEADER_BYTES = 64 * MAX_HEADER_BYTES
+_REFUSED_AT_MOST = 1000
+"""Connections of which it is remembered that the log tells of them: an intruder may make any number."""
 
 
 @dataclass(slots=True)
@@ -59,6 +61,8 @@ class _Peer:
     last_seen: float
     link: Link
     gone: anyio.Event = field(default_factory=anyio.Event)
+    died_of: str | None = None
+    """Why it is gone; None for one that left in good order."""
 
 
 class ActorDoor:
@@ -81,6 +85,8 @@ class ActorDoor:
         self._peers: dict[bytes, _Peer] = {}
         self._gone = set[bytes]()
         """Connections of actors that were lost: a process has one, and says hello again only late."""
+        self._refused: dict[bytes, None] = {}
+        """In the order in which the log told of them."""
 
     def receive(self, frames: list[bytes]) -> None:
         """One message from an actor, which may be the one that others waited for."""
@@ -161,6 +167,7 @@ class ActorDoor:
             self._lose(earlier, "it was replaced")
         session = SessionId("actor-session-" + secrets.token_hex(8))
         link = Link(lambda frames: self._channel.send([connection, *frames]), session)
+        self._refused.pop(connection, None)
         self._peers[connection] = _Peer(hello.actor, session, connection, self._monotonic(), link)
         self._registry.models.seen(hello.base_model, hello.facts, hello.capacity.max_rank)
         self._planner.add_actor(hello.actor, hello.base_model, hello.capacity)
@@ -221,13 +228,16 @@ class ActorDoor:
                 self._send(peer, CancelCommand(future))
 
     async def drain(self, actor: ActorId) -> None:
-        """It is to leave, and has when this returns. Raises NotFoundError for one that is not there."""
+        """It is to leave, and has when this returns. Raises NotFoundError for one that is not there, ActorDiedError for
+        one that was lost before it had left."""
         peer = next((peer for peer in self._peers.values() if peer.id == actor), None)
         if peer is None:
             there = ", ".join(peer.id for peer in self._peers.values()) or "none"
             raise NotFoundError(f"there is no actor {actor!r}; there are: {there}", field="actor")
         self._send(peer, LeaveNow())
         await peer.gone.wait()
+        if peer.died_of is not None:
+            raise ActorDiedError(f"actor {actor!r} was lost before it had left: {peer.died_of}", field="actor")
 
     # Leaving ---------------------------------------------------------------------------------------------------------
 
@@ -242,6 +252,7 @@ class ActorDoor:
         tell(f"actor {state}", actor=peer.id, why=why)
         del self._peers[peer.connection]
         self._gone.add(peer.connection)
+        peer.died_of = why if state == "lost" else None
         peer.gone.set()
         now = self._now()
         self._writer.write(lambda store: store.actor_ended(peer.id, state, now))
@@ -249,10 +260,19 @@ class ActorDoor:
         self._commands.recovering.actor_lost(self._planner.actor_lost(peer.id))
 
     def _expel(self, connection: bytes, reason: str) -> None:
-        log.warning("actor refused", reason=reason)
+        self._tell_refused(connection, reason)
         if peer := self._peers.get(connection):
             self._lose(peer, reason)
         self._bare(connection, Expelled(reason))
+
+    def _tell_refused(self, connection: bytes, reason: str) -> None:
+        """Once: an actor says hello until somebody hears it."""
+        if connection in self._refused:
+            return
+        log.warning("actor refused", reason=reason)
+        self._refused[connection] = None
+        if len(self._refused) > _REFUSED_AT_MOST:
+            del self._refused[next(iter(self._refused))]
 
     def _send(self, peer: _Peer, message: ToActor, payloads: Iterable[bytes] = ()) -> None:
         peer.link.send([encode(message), *payloads])

@@ -1,20 +1,27 @@
-"""One connection to the database: how it is opened, what a transaction is, and how the file gives back what is free."""
+"""One connection to the database: what a transaction is, and how the file gives back what is free."""
 
 import sqlite3
 from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from sqlite_utils import Database
 
-from ..wire.errors import JournalDamagedError, StorageError, StorageUnavailableError
+from ..wire.errors import (
+    JournalDamagedError,
+    NewerReleaseError,
+    OlderReleaseError,
+    StorageError,
+    StorageUnavailableError,
+)
+from . import holding, opening
 from .blobs import FOLDER, Blobs
-from .schema import migrations
+from .data_folder import make_private, make_private_file
+from .schema import migrations, missing, unknown
 
 FILE = "lorry.db"
-_WAL_BYTES = 64 << 20
 _SPARE_PAGES = 1024
 """Free pages that stay in the file for what comes next: 4 MiB."""
 _PAGES_AT_ONCE = 4096
@@ -42,23 +49,29 @@ def unusable(folder: Path, error: sqlite3.DatabaseError) -> StorageError:
 
 
 class Connection:
-    """A connection to the database in `folder`, which is made, and migrated, where it does not exist.
+    """A connection to the database in `folder`, which is made, and migrated, where it does not exist; one that is
+    `read_only` changes nothing there.
 
     Raises JournalDamagedError for a file that is no database (any more), StorageUnavailableError where the disk refuses
-    it.
+    it; where it is only read, OlderReleaseError or NewerReleaseError for another release's.
     """
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        connection = sqlite3.connect(folder / FILE, isolation_level=None, check_same_thread=False, timeout=30)
-        try:
-            _configure(connection)
-            self._db = Database(connection)
-            if migrations.pending(self._db):
-                migrations.apply(self._db)
-        except sqlite3.DatabaseError as error:
-            connection.close()
-            raise unusable(folder, error) from error
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        if not read_only:
+            make_private(folder)
+            make_private_file(folder / FILE)
+            make_private_file(folder / holding.FILE)  # who only looks takes the lock, and makes no file
+        open_ = opening.to_read if read_only else opening.to_write
+        with ExitStack() as stack:
+            try:
+                self._db = Database(stack.enter_context(closing(open_(folder / FILE))))
+                if read_only:
+                    _check_release(self._db, folder / FILE)
+                elif migrations.pending(self._db):
+                    migrations.apply(self._db)
+            except sqlite3.DatabaseError as error:
+                raise unusable(folder, error) from error
+            stack.pop_all()
         self._blobs = Blobs(folder / FOLDER)
         self._unnamed: list[str] = []
 
@@ -81,6 +94,7 @@ class Connection:
             if isinstance(error, Exception):
                 self._blobs.take_back()
             raise
+        self._blobs.committed()
         unnamed, self._unnamed = self._unnamed, []
         self._blobs.delete(unnamed)
 
@@ -94,6 +108,7 @@ class Connection:
 
     def copied_to(self, folder: Path) -> None:
         """A copy of the database as it is now, whole, while others write."""
+        make_private_file(folder / FILE)
         with closing(sqlite3.connect(folder / FILE)) as copy:
             self._db.conn.backup(copy)
 
@@ -112,13 +127,8 @@ def values_of(row: Any) -> dict[str, Any]:
     return {field.name: getattr(row, field.name) for field in fields(row)}
 
 
-def _configure(connection: sqlite3.Connection) -> None:
-    (reclaims,) = connection.execute("PRAGMA auto_vacuum").fetchone()
-    if not reclaims:
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        if connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
-            connection.execute("VACUUM")  # written by an older release
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+def _check_release(db: Database, file: Path) -> None:
+    if names := unknown(db):
+        raise NewerReleaseError(f"{file} was written by a newer release of Lorry: it has {', '.join(names)}")
+    if names := missing(db):
+        raise OlderReleaseError(f"{file} was written by an older release of Lorry: it has no {', '.join(names)}")

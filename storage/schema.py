@@ -1,11 +1,25 @@
 """The schema, as migrations that sqlite-utils applies in order and records. A released migration never changes."""
 
+from contextlib import closing
+
 from sqlite_utils import Database, Migrations
 
 from ..wire.client_messages import CommandArguments
 from ..wire.codec import decode
 
 migrations = Migrations("lorry")
+
+
+def missing(db: Database) -> list[str]:
+    """The migrations that an older release did not know."""
+    return [migration.name for migration in migrations.pending(db)]
+
+
+def unknown(db: Database) -> list[str]:
+    """The migrations of a newer release."""
+    with closing(Database(memory=True)) as empty:
+        known = {migration.name for migration in migrations.pending(empty)}
+    return [migration.name for migration in migrations.applied(db) if migration.name not in known]
 
 
 @migrations()
@@ -218,3 +232,9 @@ def m007_blobs(db: Database) -> None:
     db.table("samplers").add_column("outlived", int, not_null_default=0)
     db.execute("CREATE INDEX checkpoints_without_name ON checkpoints (run, seq) WHERE ephemeral")
     db.table("runs").create_index(["session"])
+
+
+@migrations()
+def m008_root_of_folders(db: Database) -> None:
+    # One row: below what all folders lie that rows name. A start need not read them to see that nothing has moved.
+    db.table("folders_root").create({"root": str}, pk="root")

@@ -200,12 +200,15 @@ class Store(Journal):
 
     def moved_to(self, root: Path) -> None:
         """Folders lie below `root` now, wherever they lay when they were named."""
-
+        if self.rows("SELECT 1 FROM folders_root WHERE root = ?", str(root)):
+            return
         for table, column in _FOLDER_COLUMNS:
             for row in self.rows(f"SELECT DISTINCT {column} AS folder FROM {table} WHERE {column} IS NOT NULL"):
                 folder = str(root.joinpath(*place_of(Path(row["folder"]))))
                 if folder != row["folder"]:
                     self._db.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", [folder, row["folder"]])
+        self._db.execute("DELETE FROM folders_root")
+        self._db.execute("INSERT INTO folders_root (root) VALUES (?)", [str(root)])
 
     def folders_in_use(self) -> set[str]:
         """What anything may still need: a name leads to it, a run is rebuilt from it, a sampler samples it, or a

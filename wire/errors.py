@@ -128,6 +128,15 @@ class ActorLostError(LorryError):
     """What this run had learned since your last save_state is lost; make a new run from that checkpoint."""
 
 
+class ActorDiedError(ActorLostError):
+    """It did not leave in good order: its runs are rebuilt from their newest saved states when their next commands
+    come, and `lorry status` shows to which request each is saved."""
+
+
+class OutcomeUnknownError(LorryError):
+    """`lorry status` shows which actors there are, and to which request each run is saved."""
+
+
 class ActorKilledError(LorryError):
     """This request changed nothing and is not tried again; the others of its run go on without it."""
 
@@ -146,6 +155,19 @@ class JournalDamagedError(StorageError):
 
 class StorageUnavailableError(StorageError):
     """This request changed nothing; send it again when the server's disk has room."""
+
+
+class OlderReleaseError(LorryError):
+    """Start `lorry serve` of this release there once, which brings the data up to date; or use the release that wrote
+    it."""
+
+    category = "user"
+
+
+class NewerReleaseError(LorryError):
+    """Use the release of Lorry that wrote it, or a later one."""
+
+    category = "user"
 
 
 class InternalError(LorryError):

@@ -13,11 +13,14 @@ from lorry.wire import sockets
 from lorry.wire.actor_messages import (
     VERSION,
     ActorHello,
+    ActorLeaving,
+    ActorLeft,
     ActorPing,
     ActorWelcome,
     Capacity,
     Completion,
     Item,
+    LeaveNow,
     MicroBatch,
     ModelFacts,
     Outcome,
@@ -52,6 +55,7 @@ class ScriptedActor:
         self._may_work, self._heartbeat_s = may_work, 60.0
         self._next_folder: dict[str, str] = {}
         self._since_saved: dict[str, int] = {}
+        self.is_to_leave = anyio.Event()
 
     def hello(self, token: str, model: str) -> None:
         capacity = Capacity(slots=8, token_budget=1 << 20, sample_rows=64, max_rank=64)
@@ -82,6 +86,8 @@ class ScriptedActor:
                 self._heartbeat_s = heartbeat_s
                 self._link.open(session)
                 self.welcomed.set()
+            case LeaveNow():
+                self.is_to_leave.set()
             case SnapshotRecorded(run, next_folder):
                 self._next_folder[run] = next_folder
             case _:
@@ -102,6 +108,11 @@ class ScriptedActor:
             self._send(SnapshotTaken(run, folder, item.seq, 0.0))
             self._since_saved[run] = 0
 
+    def leave(self) -> None:
+        """In good order: it holds nothing, and what it was to save is saved."""
+        self._send(ActorLeaving())
+        self._send(ActorLeft())
+
     def _send(self, message: object, *payloads: bytes) -> None:
         self._link.send([encode(message), *payloads])
 
@@ -114,7 +125,7 @@ async def scripted_actor(
     save_every: int = 1000,
     sample: bytes = SAMPLE,
     may_work: anyio.Event | None = None,
-) -> AsyncGenerator[None]:
+) -> AsyncGenerator[ScriptedActor]:
     """Serves `model` at the broker's address for actors, for as long as the block lasts."""
     if may_work is None:
         (may_work := anyio.Event()).set()
@@ -125,4 +136,4 @@ async def scripted_actor(
             tasks.start_soon(actor.run)
             await actor.welcomed.wait()
             tasks.start_soon(actor.heartbeat)
-            yield
+            yield actor

@@ -7,6 +7,8 @@ import sqlite3
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import IO
 
 import httpx
 import pytest
@@ -14,7 +16,7 @@ from anyio import to_thread
 
 import lorry
 from lorry.storage.connection import FILE
-from tests.conftest import LORRY, MODEL, Server, Start, children_of
+from tests.conftest import BASE_MODEL, LORRY, MODEL, Server, Start, children_of
 from tests.service.raw import Raw
 from tests.service.test_recovery import learn
 from tests.service.test_training import datum
@@ -74,6 +76,60 @@ async def test_over_http_a_full_disk_is_said_and_asked_again(start: Start) -> No
         while (answer := await http.post("/api/v1/create_session", json=body)).status_code == 503:
             pass
         assert answer.status_code == 200
+
+
+def waited_for(log: list[str]) -> list[str]:
+    return [line for line in log if "the disk is waited for" in line]
+
+
+def read_until(stream: IO[str], word: str) -> list[str]:
+    """What is said up to the line with the word; all that is said where there is none."""
+    lines: list[str] = []
+    while (line := stream.readline()) and word not in line:
+        lines.append(line)
+    return [*lines, line]
+
+
+def test_a_broker_waits_for_a_disk_that_is_full_when_it_starts(tmp_path: Path) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    command = [*LORRY, "broker", "--model", MODEL, "--bind", "tcp://127.0.0.1:*", "--data", str(tmp_path / "data")]
+    limited = ["prlimit", f"--fsize=0:{'unlimited' if most == resource.RLIM_INFINITY else most}", *command]
+    environment = os.environ | {"LORRY_ACTOR_TOKEN": "t", "COLUMNS": "200"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(limited, env=environment, text=True, **pipes) as broker:
+        assert broker.stdout is not None and broker.stderr is not None
+        log = read_until(broker.stderr, "the disk is waited for")
+        resource.prlimit(broker.pid, resource.RLIMIT_FSIZE, (most, most))
+        log += read_until(broker.stderr, "the start goes on")
+        assert "clients" in broker.stdout.readline(), log
+        broker.terminate()
+        log += broker.stderr.readlines()
+    assert len(waited_for(log)) == 1
+
+
+def test_a_service_waits_for_a_disk_that_refuses_its_database_when_it_starts(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()  # as on a disk without room for another file, it cannot be opened
+    command = [*LORRY, "serve", "--model", f"{MODEL}={BASE_MODEL}", "--bind", "tcp://127.0.0.1:*", "--no-http"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, "--data", str(tmp_path)], text=True, **pipes) as service:
+        assert service.stdout is not None and service.stderr is not None
+        log = read_until(service.stderr, "the disk is waited for")
+        (tmp_path / FILE).rmdir()
+        log += read_until(service.stderr, "actor ready")
+        assert "Serving" in service.stdout.readline(), log
+        service.terminate()
+        log += service.stderr.readlines()
+    assert len(waited_for(log)) == 1 and str(tmp_path / FILE) in waited_for(log)[0]
+    assert not [line for line in log if "process ended" in line]
+
+
+def test_a_service_ends_with_the_reason_where_its_database_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b"x" * 8192)
+    command = [*LORRY, "serve", "--model", f"{MODEL}={BASE_MODEL}", "--bind", "tcp://127.0.0.1:*", "--no-http"]
+    ended = subprocess.run([*command, "--data", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert f"{tmp_path / FILE} cannot be used: " in ended.stderr
+    assert not waited_for(ended.stderr.splitlines())
 
 
 @pytest.mark.parametrize("harm", ["it is cut", "it is no database"])

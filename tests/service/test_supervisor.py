@@ -62,6 +62,30 @@ def test_after_a_long_life_there_is_no_pause(supervise: Callable[..., Lives], mo
     assert supervise(*[(True, -9)] * 3).pauses == [0, 0, 0]
 
 
+async def test_an_actor_without_a_broker_to_join_waits_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = _Child("broker", [], {}, 5.0)
+    lives = Lives(*[(False, 1)] * 7)
+    died = anyio.Event()
+
+    async def run(child: _Child) -> int:
+        died.set()
+        return await lives.run(child)
+
+    async def keep() -> None:
+        with pytest.raises(ChildFailedError, match="actor ended 6 times before it was ready"):
+            await _keep_alive(_Child("actor", [], {}, 5.0, needs=broker))
+
+    monkeypatch.setattr(serve, "_run", run)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(keep)
+        await died.wait()
+        await anyio.wait_all_tasks_blocked()
+        assert len(lives.left) == 6, "it is not started again before there is one"
+        monkeypatch.setattr(serve.anyio, "sleep", lives.sleep)
+        broker.ready.set()
+    assert lives.left == [], "and the death that was not its fault is not counted"
+
+
 def test_what_never_gets_ready_ends_the_deployment_with_the_reason(supervise: Callable[..., Lives]) -> None:
     with pytest.raises(ChildFailedError, match="child ended 6 times before it was ready"):
         supervise(*[(False, 1)] * 9)
