@@ -44,6 +44,7 @@ from ..wire.sequenced import Link
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
 from .config import ActorConfig
+from .uncollected import uncollected
 
 if TYPE_CHECKING:
     import torch
@@ -67,11 +68,11 @@ async def serve(config: ActorConfig, ready: Callable[[], None], leaving: anyio.E
     """
     identity = f"actor-{secrets.token_hex(8)}".encode()
     server_key = config.server_key.encode() if config.server_key else None
-    with sockets.connect(config.connect, server_key, identity) as channel:
+    jobs, to_write = anyio.create_memory_object_stream["Job"](math.inf)
+    with sockets.connect(config.connect, server_key, identity) as channel, jobs, to_write:
         async with background_tasks() as tasks:
             loop = asyncio.get_running_loop()
             link = Link(channel.send)
-            jobs, to_write = anyio.create_memory_object_stream["Job"](math.inf)
 
             def post(message: FromActor, payloads: Sequence[bytes] = ()) -> None:
                 loop.call_soon_threadsafe(link.send, [encode(message), *payloads])
@@ -111,20 +112,21 @@ async def _write(to_write: "MemoryObjectReceiveStream[Job]", worker: "Worker") -
 
 def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") -> "tuple[Worker, ModelFacts]":
     """Everything that takes seconds: torch, transformers, the weights."""
-    import torch
-    from transformers.utils import logging
+    with uncollected():
+        import torch
+        from transformers.utils import logging
 
-    from .adapters.behind import SnapshotPolicy
-    from .adapters.residents import Residents
-    from .adapters.slots import AdapterPool
-    from .model.base_model import load_base_model
-    from .model.lora import attach_lora
-    from .progress import Progress
-    from .sampling.compiled import CompiledModel
-    from .sampling.decoder import Decoder
-    from .training.engine import Engine
-    from .training.trainer import Trainer
-    from .worker import Worker
+        from .adapters.behind import SnapshotPolicy
+        from .adapters.residents import Residents
+        from .adapters.slots import AdapterPool
+        from .model.base_model import load_base_model
+        from .model.lora import attach_lora
+        from .progress import Progress
+        from .sampling.compiled import CompiledModel
+        from .sampling.decoder import Decoder
+        from .training.engine import Engine
+        from .training.trainer import Trainer
+        from .worker import Worker
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()

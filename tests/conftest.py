@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
+from lorry.actors.uncollected import uncollected
 from lorry.storage.store import Store
 from lorry.wire.ids import TenantId
 from tests.service.raw import Raw
@@ -89,6 +90,13 @@ def start_server(
     address = line.split(" at ")[1].split(",")[0]
     url = process.stdout.readline().strip().rpartition("=")[2] if "--http" in options else ""
     return Server(process, address, data, line, url)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Each worker imports what an actor does, and the SDK."""
+    with uncollected():
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

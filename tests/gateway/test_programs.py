@@ -36,7 +36,7 @@ def test_a_part_that_is_refused_leaves_what_the_other_parts_added_and_the_run_go
 
 
 def test_sparse_targets_are_dense_targets_in_fewer_bytes(tenant: Tenant) -> None:
-    seen = tenant.run("training.wide_targets")
+    seen = tenant.run("tensors.wide_targets")
     assert seen["dense"] == pytest.approx(seen["narrow"], rel=1e-4)
     assert seen["sparse"] == pytest.approx(seen["narrow"], rel=1e-4)
 
@@ -64,7 +64,7 @@ def test_a_state_is_loaded_onto_the_run_that_saved_it(tenant: Tenant) -> None:
 
 
 def test_a_custom_loss_has_the_gradient_of_its_built_in_twin(tenant: Tenant) -> None:
-    seen = tenant.run("training.custom_loss")
+    seen = tenant.run("tensors.custom_loss")
     assert seen["custom"] == pytest.approx(seen["built_in"], rel=1e-3)
     assert seen["traced"] == pytest.approx(seen["built_in"], rel=1e-3)
     assert seen["custom_mine"] == 1.0

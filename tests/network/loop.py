@@ -8,6 +8,7 @@ import asyncio
 import importlib
 import json
 import os
+import sys
 from typing import Annotated, Any, Literal
 
 import typer
@@ -94,6 +95,7 @@ def main(
     seed: Annotated[int, typer.Option()] = 1,
 ) -> None:
     """LORRY_ADDRESS or TINKER_BASE_URL says where, and LORRY_API_KEY or TINKER_API_KEY as whom."""
+    sys.modules["torch"] = None  # type: ignore[assignment]  # the SDK does without, and would import it for two seconds
     module = importlib.import_module(api)
 
     async def run() -> None:

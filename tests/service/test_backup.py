@@ -1,9 +1,7 @@
 """What `lorry doctor` finds, and a way back: a copy of a service that runs, restored elsewhere, goes on from there."""
 
-import os
 import shutil
 import sqlite3
-import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -12,15 +10,17 @@ import anyio
 import numpy as np
 import pytest
 from anyio import to_thread
+from typer.testing import CliRunner
 
 import lorry
 from lorry.backup import back_up, restore
+from lorry.cli import app
 from lorry.doctor import examine
 from lorry.storage.checkpoints import place_of
 from lorry.storage.connection import FILE
 from lorry.wire.errors import InvalidRequestError
 from lorry.wire.types import Datum, ModelInput, TensorData
-from tests.conftest import LORRY, MODEL, Server, Start, start_server
+from tests.conftest import MODEL, Server, Start, start_server
 from tests.service.test_recovery import STEP, learn, run_row, wait_until_saved
 from tests.service.test_training import datum
 
@@ -125,13 +125,13 @@ def test_the_doctor_finds_what_is_damaged_and_says_what_to_do(
     data: tuple[Path, str], harm: str, tmp_path: Path
 ) -> None:
     folder, run = data
-    command = [*LORRY, "doctor", "--data", str(folder)]
-    environment = os.environ | {"COLUMNS": "300"}
-    assert "is what was written" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    command, terminal = ["doctor", "--data", str(folder)], CliRunner(env={"COLUMNS": "300"})
+    well = terminal.invoke(app, command)
+    assert well.exit_code == 0 and "is what was written" in well.output
     do, advice = HARMS[harm]
     do(folder, run)
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert ended.returncode == 1 and advice in ended.stdout
+    ended = terminal.invoke(app, command)
+    assert ended.exit_code == 1 and advice in ended.output
     assert [finding.advice[: len(advice)] for finding in back_up(folder, tmp_path / "copy")] == [advice]
     with pytest.raises(InvalidRequestError, match="which is damaged"):
         restore(tmp_path / "copy", tmp_path / "elsewhere")

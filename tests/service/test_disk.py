@@ -16,7 +16,8 @@ from anyio import to_thread
 
 import lorry
 from lorry.storage.connection import FILE
-from tests.conftest import BASE_MODEL, LORRY, MODEL, Server, Start, children_of
+from lorry.storage.store import Store
+from tests.conftest import BASE_MODEL, LORRY, MODEL, Server, children_of, start_server
 from tests.service.raw import Raw
 from tests.service.test_recovery import learn
 from tests.service.test_training import datum
@@ -43,32 +44,38 @@ def refused(raw: Raw) -> str:
     raise AssertionError
 
 
-async def test_a_full_disk_is_a_pause(start: Start) -> None:
-    server = start("--heartbeat-s", "2")
-    async with lorry.connect(server.address, api_key=server.new_key("alice")) as service:
+@pytest.fixture(scope="module")
+def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that tests may harm. What is held goes out again with a heartbeat."""
+    server = start_server(tmp_path_factory.mktemp("own"), "--http", "127.0.0.1:0", "--heartbeat-s", "2")
+    yield server
+    server.stop()
+
+
+async def test_a_full_disk_is_a_pause(own_server: Server) -> None:
+    async with lorry.connect(own_server.address, api_key=own_server.new_key("alice")) as service:
         undisturbed = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
         expected = await learn(undisturbed, 4)
         training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
         found = await learn(training, 1)
-        with full_disk(server), Raw.connected(server.address) as raw:
-            raw.hello(server.new_key("bob"))
+        with full_disk(own_server), Raw.connected(own_server.address) as raw:
+            raw.hello(own_server.new_key("bob"))
             future = training.forward_backward([datum()], "cross_entropy")
             assert "cannot write its journal" in await to_thread.run_sync(refused, raw)
             training.optim_step(lorry.AdamParams(learning_rate=1e-3))
             assert len((await service.get_server_capabilities_async()).supported_models) == 1
         found.append((await future).metrics["loss:sum"])
         assert found + await learn(training, 2) == expected
-    with closing(sqlite3.connect(server.data / FILE)) as database:
+    with closing(sqlite3.connect(own_server.data / FILE)) as database:
         assert database.execute("SELECT count(DISTINCT future), count(*) FROM usage").fetchone() == (8, 8)
 
 
-async def test_over_http_a_full_disk_is_said_and_asked_again(start: Start) -> None:
-    server = start("--http", "127.0.0.1:0", "--heartbeat-s", "2")
-    headers = {"X-API-Key": server.new_key("bob")}
-    async with httpx.AsyncClient(base_url=server.url, headers=headers) as http:
+async def test_over_http_a_full_disk_is_said_and_asked_again(own_server: Server) -> None:
+    headers = {"X-API-Key": own_server.new_key("carol")}
+    async with httpx.AsyncClient(base_url=own_server.url, headers=headers) as http:
         body = {"tags": [], "user_metadata": None, "sdk_version": "0", "type": "create_session"}
-        with full_disk(server), Raw.connected(server.address) as raw:
-            raw.hello(server.new_key("alice"))
+        with full_disk(own_server), Raw.connected(own_server.address) as raw:
+            raw.hello(own_server.new_key("dave"))
             await to_thread.run_sync(refused, raw)
             answer = await http.post("/api/v1/create_session", json=body)
             assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
@@ -133,13 +140,12 @@ def test_a_service_ends_with_the_reason_where_its_database_is_damaged(tmp_path: 
 
 
 @pytest.mark.parametrize("harm", ["it is cut", "it is no database"])
-def test_a_database_that_is_damaged_is_said(start: Start, harm: str) -> None:
-    server = start()
-    server.stop()
-    file = server.data / FILE
+def test_a_database_that_is_damaged_is_said(tmp_path: Path, harm: str) -> None:
+    Store(tmp_path).close()
+    file = tmp_path / FILE
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2] if harm == "it is cut" else b"x" * len(content))
-    command = [*LORRY, "broker", "--model", MODEL, "--bind", "tcp://127.0.0.1:*", "--data", str(server.data)]
+    command = [*LORRY, "broker", "--model", MODEL, "--bind", "tcp://127.0.0.1:*", "--data", str(tmp_path)]
     environment = os.environ | {"LORRY_ACTOR_TOKEN": "t", "COLUMNS": "200"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 1

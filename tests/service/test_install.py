@@ -63,10 +63,10 @@ def _pip(*arguments: str) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
-@pytest.fixture
-def fresh(wheel: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def fresh(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment that knows no other Lorry, and has its dependencies from the one of the tests."""
-    folder = tmp_path / "fresh"
+    folder = tmp_path_factory.mktemp("environment") / "fresh"
     venv.create(folder, symlinks=True)
     _pip("--python", str(folder / "bin/python"), "install", "--no-deps", "--no-index", str(wheel))
     dependencies = _packages(folder) / "dependencies.pth"

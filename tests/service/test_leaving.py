@@ -35,7 +35,7 @@ async def test_a_service_that_is_told_to_stop_saves_every_run_first(start: Start
         with server.process:
             assert server.process.wait() == 0
         assert behind(server) == [(15, 15, 0.0), (7, 7, 0.0), (0, 0, 0.0)]
-        server = start("--bind", server.address, "--heartbeat-s", "2")
+        server = start("--bind", server.address)
         assert found + await learn(training, 4) == expected
         assert (await other.optim_step(lorry.AdamParams())).metrics["grad_norm"] > 0
 
@@ -58,7 +58,7 @@ async def test_an_actor_that_is_told_to_stop_ends_what_it_holds(start: Start) ->
 
 
 async def test_a_second_signal_ends_at_once_and_loses_nothing(start: Start) -> None:
-    server = start("--grace-s", "10000", "--heartbeat-s", "2")
+    server = start("--grace-s", "10000")
     async with lorry.connect(server.address, api_key=server.new_key("alice"), timeout_s=60) as service:
         training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
         found = await learn(training, 2)
@@ -71,7 +71,7 @@ async def test_a_second_signal_ends_at_once_and_loses_nothing(start: Start) -> N
         with server.process:
             while server.process.poll() is None:
                 server.process.send_signal(signal.SIGTERM)
-        server = start("--bind", server.address, "--heartbeat-s", "2")
+        server = start("--bind", server.address)
         assert (await backward).metrics["loss:sum"] > 0
         assert len(found + await learn(training, 1)) == 3
         await samples.cancel()

@@ -24,7 +24,7 @@ MAX_RESIDENT_BYTES = 700e6
 @pytest.fixture(scope="module")
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that tests may harm."""
-    server = start_server(tmp_path_factory.mktemp("own"), "--heartbeat-s", "2")
+    server = start_server(tmp_path_factory.mktemp("own"))
     yield server
     server.stop()
 

@@ -4,6 +4,7 @@ import os
 import signal
 import sqlite3
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ import pytest
 
 import lorry
 from lorry.storage.connection import FILE
-from tests.conftest import MODEL, Server, Start, children_of
+from tests.conftest import MODEL, Server, Start, children_of, start_server
 from tests.service.test_training import datum
 
 STEP = lorry.AdamParams(learning_rate=1e-3)
 
 
-@pytest.fixture
-def eager(start: Start) -> Server:
-    """A server that saves runs' states all the time."""
-    return start("--recovery-s", "0.02", "--idle-save-s", "0", "--heartbeat-s", "2")
+@pytest.fixture(scope="module")
+def eager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that saves runs' states all the time, and that tests may harm: each has a tenant of its own."""
+    server = start_server(tmp_path_factory.mktemp("eager"), "--recovery-s", "0.02", "--idle-save-s", "0")
+    yield server
+    server.stop()
 
 
 def run_row(server: Server, run: str) -> dict[str, Any]:
@@ -51,16 +54,17 @@ async def learn(training: lorry.TrainingClient, steps: int) -> list[float]:
 
 @pytest.mark.parametrize("victim", ["actor", "broker"])
 async def test_a_run_goes_on_from_a_snapshot_bit_for_bit(eager: Server, victim: str) -> None:
-    async with lorry.connect(eager.address, api_key=eager.new_key("alice")) as service:
+    async with lorry.connect(eager.address, api_key=eager.new_key(f"hurt by its {victim}")) as service:
         undisturbed = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
         expected = await learn(undisturbed, 15)
         training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
         found: list[float] = []
-        for _ in range(3):
+        for is_killed in (True, True, False):
             found += await learn(training, 5)
             row = wait_until_saved(eager, training.model_id, 2 * len(found) - 1)
             assert row["replay_s"] == 0
-            kill(eager, victim)
+            if is_killed:
+                kill(eager, victim)
         assert found == expected
         with closing(sqlite3.connect(eager.data / FILE)) as database:
             kept = "SELECT count(*) FROM commands WHERE lane = ? AND payload IS NOT NULL AND seq <= ?"
@@ -70,7 +74,7 @@ async def test_a_run_goes_on_from_a_snapshot_bit_for_bit(eager: Server, victim: 
 
 
 async def test_a_snapshot_holds_the_gradient_that_is_pending(eager: Server) -> None:
-    async with lorry.connect(eager.address, api_key=eager.new_key("alice")) as service:
+    async with lorry.connect(eager.address, api_key=eager.new_key("pending")) as service:
         losses = []
         for is_killed in (False, True):
             training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
@@ -85,7 +89,7 @@ async def test_a_snapshot_holds_the_gradient_that_is_pending(eager: Server) -> N
 
 
 async def test_a_snapshot_that_cannot_be_read_costs_time_alone(eager: Server) -> None:
-    async with lorry.connect(eager.address, api_key=eager.new_key("alice")) as service:
+    async with lorry.connect(eager.address, api_key=eager.new_key("unread")) as service:
         expected = await learn(await service.create_lora_training_client_async(MODEL, rank=4, seed=1), 12)
         training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
         found = await learn(training, 4)
@@ -103,7 +107,7 @@ async def test_a_snapshot_that_cannot_be_read_costs_time_alone(eager: Server) ->
 
 
 async def test_a_run_that_nothing_gives_back_says_so_and_disturbs_nobody(eager: Server) -> None:
-    async with lorry.connect(eager.address, api_key=eager.new_key("alice")) as service:
+    async with lorry.connect(eager.address, api_key=eager.new_key("lost")) as service:
         training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
         other = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
         for done in (2, 4):

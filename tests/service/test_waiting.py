@@ -13,12 +13,15 @@ import httpx
 import pytest
 
 import lorry
+from lorry.actors import actor
+from lorry.actors.config import ActorConfig
 from lorry.gateway import app
 from lorry.gateway.config import GatewayConfig
 from lorry.scheduler import broker
 from lorry.scheduler.config import BrokerConfig
 from lorry.storage.store import Store
-from lorry.wire.ids import TenantId
+from lorry.wire.ids import ActorId, TenantId
+from lorry.wire.tasks import background_tasks
 from tests.conftest import BASE_MODEL, MODEL
 from tests.service.test_training import datum
 
@@ -35,8 +38,16 @@ class Early:
     key: str
     http: httpx.AsyncClient
 
+    @asynccontextmanager
+    async def actor(self) -> AsyncGenerator[None]:
+        """In this process, which has imported torch already: a process of its own would do so for seconds."""
+        config = ActorConfig(ActorId("actor"), MODEL, str(BASE_MODEL), self.actors, TOKEN)
+        async with background_tasks() as tasks:
+            tasks.start_soon(actor.serve, config, lambda: None, anyio.Event())
+            yield
+
     @contextmanager
-    def actor(self, model: str = f"{MODEL}={BASE_MODEL}") -> Generator["subprocess.Popen[str]"]:
+    def actor_process(self, model: str = f"{MODEL}={BASE_MODEL}") -> Generator["subprocess.Popen[str]"]:
         command = [sys.executable, "-m", "lorry", "--log-level", "error", "actor", "--model", model]
         process = subprocess.Popen(
             [*command, "--connect", self.actors],
@@ -97,12 +108,11 @@ async def test_a_script_that_starts_before_the_model_is_loaded_waits_and_is_told
                 training = await service.create_lora_training_client_async(MODEL, rank=4)
                 assert (await training.forward([datum()], "cross_entropy")).metrics["loss:sum"] > 0
 
-            with there.actor():
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(train)
-                    assert len((await sample).sequences[0].tokens) == 2
-                    while (await there.post("retrieve_future", request_id=request)).get("type") == "try_again":
-                        pass
+            async with there.actor(), anyio.create_task_group() as tasks:
+                tasks.start_soon(train)
+                assert len((await sample).sequences[0].tokens) == 2
+                while (await there.post("retrieve_future", request_id=request)).get("type") == "try_again":
+                    pass
 
 
 async def test_what_no_actor_could_make_is_refused_as_soon_as_that_is_known(tmp_path: Path) -> None:
@@ -111,8 +121,9 @@ async def test_what_no_actor_could_make_is_refused_as_soon_as_that_is_known(tmp_
         async with lorry.connect(there.clients, api_key=there.key) as service:
             with pytest.raises(lorry.InvalidRequestError, match="rank"):
                 await service.create_lora_training_client_async(MODEL, rank=2**63)
-            with there.actor(), pytest.raises(lorry.InvalidRequestError, match="from 1 to 256"):
-                await service.create_lora_training_client_async(MODEL, rank=1000)
+            async with there.actor():
+                with pytest.raises(lorry.InvalidRequestError, match="from 1 to 256"):
+                    await service.create_lora_training_client_async(MODEL, rank=1000)
         while (answer := await there.post("retrieve_future", request_id=request)).get("type") == "try_again":
             pass
         assert "from 1 to 256" in str(answer["error"]) and answer["category"] == "user"
@@ -125,7 +136,7 @@ async def test_a_model_that_cannot_be_loaded_is_an_error_with_its_reason(tmp_pat
     (tmp_path / "empty").mkdir()
     async with early(tmp_path / "data") as there:
         async with lorry.connect(there.clients, api_key=there.key) as service:
-            with there.actor(f"broken={tmp_path / 'empty'}") as process:
+            with there.actor_process(f"broken={tmp_path / 'empty'}") as process:
                 with pytest.raises(lorry.UnsupportedModelError, match="cannot load a base model"):
                     await service.create_lora_training_client_async("broken", rank=4)
                 await anyio.to_thread.run_sync(process.wait)
@@ -137,7 +148,7 @@ async def test_a_model_that_cannot_be_loaded_is_an_error_with_its_reason(tmp_pat
 
 async def test_while_the_only_actor_is_replaced_work_waits(tmp_path: Path) -> None:
     async with early(tmp_path, heartbeat_s=0.2) as there, lorry.connect(there.clients, api_key=there.key) as service:
-        with there.actor() as process:
+        with there.actor_process() as process:
             training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
             before = (await training.forward([datum()], "cross_entropy")).metrics["loss:sum"]
             process.kill()
@@ -149,7 +160,7 @@ async def test_while_the_only_actor_is_replaced_work_waits(tmp_path: Path) -> No
         while answer | paused != answer:  # until the broker has noticed
             answer = await there.post("retrieve_future", request_id=f"pass@{waiting[0].id}")
         assert (await there.http.get("readyz")).status_code == 503
-        with there.actor():
+        with there.actor_process():
             assert [(await w).metrics["loss:sum"] for w in waiting] == pytest.approx([before, before], rel=1e-5)
             assert "model_id" in await there.post("retrieve_future", request_id=request)
 
@@ -163,7 +174,7 @@ async def test_more_commands_than_may_wait_wait_where_they_come_from(tmp_path: P
         ]
         assert [answer.status_code for answer in steps] == [200, 200, 200, 429]
         assert "is over" in steps[-1].json()["detail"] and steps[-1].headers["retry-after"] == "1"
-        with there.actor():
+        async with there.actor():
             training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
             futures = [training.forward_backward([datum()], "cross_entropy") for _ in range(20)]
             losses = [(await future).metrics["loss:sum"] for future in futures]

@@ -87,7 +87,7 @@ def _substituted(world: World) -> Generator[None]:
         mock.patch.object(broker, "time", Clock(world.loop)),
         mock.patch.object(sockets, "bind", world.network.bind),
         mock.patch.object(to_thread, "run_sync", world.in_thread),
-        mock.patch.object(journal, "LARGE", 20 if world.flavour.files else journal.LARGE),
+        mock.patch.object(journal, "LARGE", 4 if world.flavour.files else journal.LARGE),
         mock.patch.multiple(finishing, NEWEST_KEPT=NEWEST_KEPT, ASKED_WITHIN_S=20.0),
         mock.patch.object(sqlite3, "connect", connect),
         mock.patch.multiple(secrets, token_hex=token_hex, token_bytes=chance.randbytes, randbits=chance.getrandbits),
