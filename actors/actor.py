@@ -107,7 +107,7 @@ async def _work(worker: "Worker", left: anyio.Event) -> None:
 async def _write(to_write: "MemoryObjectReceiveStream[Job]", worker: "Worker") -> None:
     """One after the other, beside the compute thread, which is told how each went."""
     async for job in to_write:
-        worker.orders.put(await to_thread.run_sync(job))
+        worker.orders.put(await to_thread.run_sync(job, abandon_on_cancel=True))
 
 
 def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") -> "tuple[Worker, ModelFacts]":
@@ -121,6 +121,7 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
         from .adapters.slots import AdapterPool
         from .model.base_model import load_base_model
         from .model.lora import attach_lora
+        from .outbox import Outbox, Written
         from .progress import Progress
         from .sampling.compiled import CompiledModel
         from .sampling.decoder import Decoder
@@ -144,9 +145,17 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
     decoder = Decoder(base, tokenizer, settings.sample_rows, settings.prefill_chunk, memory, compiled)
     host_bytes = settings.host_memory or _host_bytes() // 4
     policy = SnapshotPolicy(settings.recovery_s, settings.idle_save_s)
-    residents = Residents(targets, pool, host_bytes, policy, post)
+    outbox = Outbox()
+
+    def tell(message: Written) -> None:
+        if not outbox.keeps(message.run, message):
+            post(message)
+
+    residents = Residents(targets, pool, host_bytes, policy, tell)
     trainer = Trainer(engine, residents, targets, config.base_model)
-    worker = Worker(engine, decoder, residents, trainer, settings.sample_share, post, write, Progress(settings.hang_s))
+    progress, saving = Progress(settings.hang_s), Progress(settings.hang_s)
+    share = settings.sample_share
+    worker = Worker(engine, decoder, residents, trainer, share, post, write, progress, saving, outbox)
     facts = ModelFacts(
         vocab_size=base.vocab_size,
         max_context=base.max_context,
@@ -283,9 +292,10 @@ class _Actor:
             worker = self._worker
             self._greet()
             await anyio.sleep(self._heartbeat_s)
-            if (hangs_s := worker.progress.hangs_s()) is not None:
-                log.error("the compute thread hangs; another process takes over", without_progress_s=round(hangs_s, 1))
-                os._exit(1)  # a thread that hangs is waited for by every gentler way
+            for what, progress in (("compute thread", worker.progress), ("disk, or who writes to it,", worker.saving)):
+                if (hangs_s := progress.hangs_s()) is not None:
+                    log.error(f"the {what} hangs; another process takes over", without_progress_s=round(hangs_s, 1))
+                    os._exit(1)  # a thread that hangs is waited for by every gentler way
             silent_s = anyio.current_time() - self._heard
             if silent_s > 3 * self._heartbeat_s:
                 raise ConnectionLostError("the broker was silent for three heartbeats")

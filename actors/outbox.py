@@ -1,41 +1,62 @@
-"""How commands ended, in the order of their run: what comes behind a save that is being written waits for that. Pure.
+"""What the broker is told of each run, in the order in which it happened. Pure.
 
-The broker takes a result for the sign that all before it are over: a run that is rebuilt repeats what was, and executes
-then what was not.
+What comes behind a save that is being written waits for its end, for the broker takes a result, and a snapshot, for the
+sign that all before it are over: a run that is rebuilt repeats what was, and executes then what was not.
 """
 
 from collections import deque
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from ..wire.actor_messages import Outcome
+from ..wire.actor_messages import Outcome, SnapshotFailed, SnapshotTaken
 from ..wire.ids import BatchId, FutureId
+
+Written: TypeAlias = SnapshotTaken | SnapshotFailed
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a command of a batch ended, with its result."""
+
+    batch: BatchId
+    outcome: Outcome
+    payload: bytes
 
 
 @dataclass(slots=True)
 class _Kept:
-    batch: BatchId
-    future: FutureId
-    end: tuple[Outcome, bytes] | None
+    """`told` is None of a command that has not ended: `future`, of `batch`."""
+
+    told: End | Written | None
+    batch: BatchId | None = None
+    future: FutureId | None = None
 
 
 class Outbox:
     def __init__(self) -> None:
         self._kept: dict[str, deque[_Kept]] = {}
 
-    def keeps(self, run: str, batch: BatchId, future: FutureId, end: tuple[Outcome, bytes] | None) -> bool:
-        """Whether it must wait: for its own end, where that is None, or for another's of its run."""
-        if end is not None and run not in self._kept:
+    def keeps(self, run: str, told: End | Written) -> bool:
+        """Whether it must wait for a command of its run."""
+        if run not in self._kept:
             return False
-        self._kept.setdefault(run, deque()).append(_Kept(batch, future, end))
+        self._kept[run].append(_Kept(told))
         return True
 
-    def ended(self, run: str, outcome: Outcome) -> list[tuple[BatchId, Outcome, bytes]]:
-        """What waited for its end has it: what may go now, in order."""
+    def wait_for(self, run: str, batch: BatchId, future: FutureId) -> None:
+        """This command has its place in the order, and will end later."""
+        self._kept.setdefault(run, deque()).append(_Kept(None, batch, future))
+
+    def ended(self, run: str, outcome: Outcome) -> list[End | Written]:
+        """What was waited for has ended: what may be told now, in order."""
         kept = self._kept[run]
-        next(one for one in kept if one.future == outcome.future).end = outcome, b""
-        due: list[tuple[BatchId, Outcome, bytes]] = []
-        while kept and (end := kept[0].end) is not None:
-            due.append((kept.popleft().batch, *end))
+        own = next(one for one in kept if one.future == outcome.future)
+        assert own.batch is not None
+        own.told = End(own.batch, outcome, b"")
+        due: list[End | Written] = []
+        while kept and (told := kept[0].told) is not None:
+            due.append(told)
+            kept.popleft()
         if not kept:
             del self._kept[run]
         return due

@@ -39,7 +39,7 @@ from .adapters.samplers import SamplerSave, SamplerSaved
 from .adapters.snapshots import write_snapshot
 from .model.memory import memory_ran_out
 from .orders import Leave, Order, Sample, Stop, Train, changed_by, runs_of, take_together
-from .outbox import Outbox
+from .outbox import End, Outbox
 from .progress import Progress
 from .sampling.decoder import Decoder, Finished
 from .sampling.sequences import Usage
@@ -51,8 +51,6 @@ log = structlog.get_logger("lorry.actor")
 
 
 LINGER_SHARE = 0.1
-SAVES_AT_ONCE = 2
-"""Copies of weights that wait to be written. With so many, the next one is written before training goes on."""
 Job: TypeAlias = Callable[[], Order]
 """What is to be done beside the compute thread, which gets what comes of it."""
 
@@ -74,8 +72,12 @@ class Worker:
         post: Post,
         write: Callable[[Job], None],
         progress: Progress,
+        saving: Progress,
+        outbox: Outbox,
     ) -> None:
-        self.progress = progress
+        """`progress` is of the compute thread, `saving` of copies of weights on their way to the disk. `outbox` is what
+        the residents tell of snapshots by, too."""
+        self.progress, self.saving = progress, saving
         self.orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self.train_s = 0.0
         self.sample_s = 0.0
@@ -91,7 +93,7 @@ class Worker:
         self._last_runs = 0
         self._last_pass_s = 0.0
         self._is_short = False
-        self._outbox, self._saves = Outbox(), 0
+        self._outbox = outbox
         self._leaving = self._stopped = False
 
     def run(self) -> None:
@@ -104,6 +106,7 @@ class Worker:
                 self._run_micro_batches()
             elif self._decoder.active:
                 self._decode(contended=bool(self._train))
+            self._residents.make_room()
             if snapshot := self._residents.due_snapshot():
                 self._write(partial(write_snapshot, snapshot))
         if not self._stopped:
@@ -114,7 +117,7 @@ class Worker:
         for key in self._residents.unsaved():
             self.progress.got_on()
             self._residents.save(key)
-        return self._residents.all_saved
+        return self._residents.all_saved and self._trainer.copies == 0
 
     @property
     def _is_idle(self) -> bool:
@@ -164,8 +167,8 @@ class Worker:
                 self._cancel(future)
             case SnapshotTaken() | SnapshotFailed():
                 self._residents.written(order)
-            case SamplerSaved(run, outcome):
-                self._sampler_saved(run, outcome)
+            case SamplerSaved():
+                self._sampler_saved(order)
             case SnapshotRecorded(run, next_folder):
                 self._residents.recorded(run, next_folder)
             case Leave():
@@ -316,34 +319,29 @@ class Worker:
             replay_s = {run: round(self._residents.replay_s(run), 3) for run in changed_by([train])}
             completion = Completion(train.batch.batch, [o for o, _ in ends], done=True, replay_s=replay_s)
             self._post(completion, [p for _, p in ends])
-        for save in ended.values():
-            if isinstance(save, SamplerSave):
-                self._save_sampler(save)
 
     def _ends_of(self, train: Train, ended: Mapping[FutureId, Ended | SamplerSave]) -> list[Ended]:
         """Those that may be told now; the outbox keeps the others."""
         told: list[Ended] = []
         for item in train.batch.items:
             assert item.adapter is not None
-            found = ended[item.future]
-            end = None if isinstance(found, SamplerSave) else found
-            if not self._outbox.keeps(item.adapter.key, train.batch.batch, item.future, end) and end is not None:
+            run, batch, end = item.adapter.key, train.batch.batch, ended[item.future]
+            if isinstance(end, SamplerSave):
+                self._outbox.wait_for(run, batch, item.future)
+                self.saving.got_on()
+                self._write(partial(self._trainer.write, end))
+            elif not self._outbox.keeps(run, End(batch, *end)):
                 told.append(end)
         return told
 
-    def _save_sampler(self, save: SamplerSave) -> None:
-        self._saves += 1
-        job = partial(self._trainer.write, save)
-        if self._saves > SAVES_AT_ONCE:
-            self._sort(job())
-        else:
-            self._write(job)
-
-    def _sampler_saved(self, run: str, outcome: Outcome) -> None:
-        self._saves -= 1
-        self._residents.was_copied(run)
-        for batch, end, payload in self._outbox.ended(run, outcome):
-            self._post(Completion(batch, [end], done=False), [payload])
+    def _sampler_saved(self, saved: SamplerSaved) -> None:
+        self._trainer.written(saved)
+        self.saving.got_on() if self._trainer.copies else self.saving.rests()
+        for told in self._outbox.ended(saved.run, saved.outcome):
+            if isinstance(told, End):
+                self._post(Completion(told.batch, [told.outcome], done=False), [told.payload])
+            else:
+                self._post(told)
 
     def _pause(self) -> None:
         """Requests join and leave, and sequences get their tokens, while the rest of a pass waits."""

@@ -31,6 +31,7 @@ from lorry.actors.adapters.slots import AdapterPool
 from lorry.actors.model.base_model import BaseModel, wrap_model
 from lorry.actors.model.lora import LoraTargets, attach_lora
 from lorry.actors.orders import Sample, Stop, Train
+from lorry.actors.outbox import Outbox
 from lorry.actors.progress import Progress
 from lorry.actors.sampling.decoder import Decoder, Finished
 from lorry.actors.training.engine import Engine
@@ -77,8 +78,20 @@ class Actor:
         self.decoder = TimedDecoder(base, Letters(), 64, CHUNK, 2**30)
         self.decoder.moments, self.decoder.sequences = [], sequences
         residents = Residents(targets, engine.pool, 2**40, SnapshotPolicy(inf, inf), lambda _: None)
+        outbox = Outbox()
         trainer = Trainer(engine, residents, targets, "bench")
-        self.worker = Worker(engine, self.decoder, residents, trainer, share, self._post, lambda _: None, Progress(inf))
+        self.worker = Worker(
+            engine,
+            self.decoder,
+            residents,
+            trainer,
+            share,
+            self._post,
+            lambda _: None,
+            Progress(inf),
+            Progress(inf),
+            outbox,
+        )
         self.training = False
         self.trained_tokens = 0
         self._ended: Ends = queue.SimpleQueue()

@@ -258,6 +258,7 @@ class Connection:
         if number is None:
             self._refused = error
             self._welcomed.set()
+            self._cancelled.clear()
             for number in list(self._requests):
                 self._failed(number, error)
             for future in list(self._futures.values()):
@@ -271,6 +272,8 @@ class Connection:
             self._held.setdefault(self._requests[number].lane, []).append(number)
             self._give_up(number)
         elif request := self._requests.pop(number, None):
+            if command := request.command:
+                self._cancelled.discard(future_id(command.lane, command.seq))
             request.error = error
             request.answered.set()
             if request.on_error:

@@ -77,7 +77,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Completion(msgspec.Struct, frozen=True, tag="completion", omit_defaults=True):
-    """Some commands of a micro-batch ended; `done` gives its credit back. `replay_s` is what it would cost now to
+    """Some commands of a micro-batch ended; `done` gives its credit back, and those that are still being written end
+    later. `replay_s` is what it would cost now to
     repeat the commands behind the saved states of its runs, in seconds of the device."""
 
     batch: BatchId

@@ -84,7 +84,6 @@ class Link:
         self._held_bytes = 0
         self._asked_after = -1
         self._turned_away = False
-        self._confirmed = 0
         self._asked_in_vain = 0
 
     def is_of(self, stamp: Stamp) -> bool:

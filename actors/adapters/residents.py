@@ -16,7 +16,7 @@ import structlog
 
 from ...wire.actor_messages import AdapterState, Item, SnapshotFailed, SnapshotTaken
 from ...wire.commands import REPLAYED_KINDS
-from ...wire.errors import LorryError
+from ...wire.errors import CheckpointError, LorryError
 from ...wire.types import LoraConfig
 from ..model.adapter import Adapter, AdapterSpec
 from ..model.lora import LoraTargets
@@ -49,8 +49,8 @@ class _Run:
 
 
 class Residents:
-    """`host_bytes` bound what adapters take of host memory, but for those in use. `tell` is told of each snapshot,
-    after the commands that it covers."""
+    """`host_bytes` bound what adapters take of host memory, but for those in use. `tell` is told of each snapshot. Who
+    calls `make_room`, which may save runs, has told the broker before of what they did."""
 
     def __init__(
         self,
@@ -67,7 +67,6 @@ class Residents:
         self._runs: dict[str, _Run] = {}
         self._behind: dict[str, Behind] = {}
         self._writing: dict[str, Behind] = {}
-        self._copied: Counter[str] = Counter()
         self._not_before = 0.0
         self._freed_bytes = 0
 
@@ -102,7 +101,6 @@ class Residents:
         for key in keys:
             self._held[key] -= 1
         self._held = +self._held  # those of nobody are not counted
-        self.make_room()
 
     def get(self, key: str) -> Adapter:
         return self.pool.get(key)
@@ -130,10 +128,18 @@ class Residents:
         if state.key not in self.pool:
             adapter = self._targets.new_adapter(_spec(run.lora), self.pool.host)
             if run.folder is not None:
-                restore_state(adapter, Path(run.folder))
+                self._restore(state.key, adapter, run.folder)
             self._add(state.key, adapter)
         self._runs[state.key] = run
         self._used.move_to_end(state.key)
+
+    def _restore(self, key: str, adapter: Adapter, folder: str) -> None:
+        """Where it does not come back from there, the broker decides what it is to come from, and what follows."""
+        try:
+            restore_state(adapter, Path(folder))
+        except CheckpointError:
+            self._runs.pop(key, None)
+            raise
 
     def _add(self, key: str, adapter: Adapter) -> None:
         self.pool.add(key, adapter)
@@ -167,20 +173,19 @@ class Residents:
         self._behind.pop(item.adapter.key, None)
 
     def copy_for_sampling(self, item: Item) -> SamplerSave:
-        """The run's weights as they are, which stay here under their folder's name. `was_copied` is to be told when
-        they are written; until then a snapshot of the run would cover commands that have not ended for the broker."""
+        """The run's weights as they are, which stay here under their folder's name: who asks for them, once they are
+        written, finds them."""
         assert item.adapter is not None and item.folder is not None
         save = sampler_save(item.adapter.key, item.future, item.folder, self.pool.get(item.adapter.key))
-        if item.folder in self.pool:  # of the same command, which did not come to its end
-            self.pool.remove(item.folder)
-            del self._used[item.folder]
+        self.forget_copy(item.folder)  # of the same command, should it have failed here before
         self._add(item.folder, save.adapter(self._targets.dtype))
-        self._copied[save.run] += 1
         return save
 
-    def was_copied(self, run: str) -> None:
-        self._copied[run] -= 1
-        self._copied = +self._copied
+    def forget_copy(self, folder: str) -> None:
+        """Its weights were not saved, and nobody will ask for them."""
+        if folder in self.pool:
+            self.pool.remove(folder)
+            del self._used[folder]
 
     def charge(self, keys: Iterable[str], spent_s: float) -> None:
         """They were changed together, in `spent_s` of the device: to repeat it costs each of them that at the most."""
@@ -202,7 +207,7 @@ class Residents:
 
     def due_in_s(self) -> float | None:
         """How long until there is one, should nothing else happen; None for ever."""
-        waiting = [behind for key, behind in self._behind.items() if self._may_begin(key)]
+        waiting = [behind for key, behind in self._behind.items() if self._runs[key].next_folder is not None]
         if self._writing or not waiting:
             return None
         soonest = max(self._not_before, min(self._policy.due_at(behind) for behind in waiting))
@@ -218,7 +223,7 @@ class Residents:
     @property
     def all_saved(self) -> bool:
         """Or the disk refuses what is not."""
-        return not self._writing and not self._copied and (not self._behind or time.monotonic() < self._not_before)
+        return not self._writing and (not self._behind or time.monotonic() < self._not_before)
 
     def written(self, message: Written) -> None:
         key = message.run
@@ -235,14 +240,12 @@ class Residents:
 
     def recorded(self, key: str, next_folder: str) -> None:
         """The broker knows the run's newest snapshot, and has named the next one's folder."""
-        self._runs[key].next_folder = next_folder
+        if run := self._runs.get(key):
+            run.next_folder = next_folder
 
     def _may_write(self, key: str) -> bool:
         """Not while it is being written, nor soon after the disk refused one."""
-        return self._may_begin(key) and time.monotonic() >= self._not_before
-
-    def _may_begin(self, key: str) -> bool:
-        return self._runs[key].next_folder is not None and key not in self._copied
+        return self._runs[key].next_folder is not None and time.monotonic() >= self._not_before
 
     def _begin(self, key: str, *, copied: bool) -> Snapshot:
         run = self._runs[key]

@@ -1,4 +1,4 @@
-"""Weights to sample from: a copy in memory, from which sampling begins at once, and which is written meanwhile."""
+"""Weights to sample from: a copy in memory, which is written while training goes on, and then sampled from as it is."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ class SamplerSave:
 @dataclass(frozen=True, slots=True)
 class SamplerSaved:
     run: str
+    folder: str
     outcome: Outcome
 
 
@@ -48,5 +49,5 @@ def write_sampler_weights(save: SamplerSave, targets: LoraTargets, base_model: s
         facts = save_sampler_weights(save.adapter(), targets, Path(save.folder), base_model)
     except OSError as error:
         problem = StorageError(f"save_weights_for_sampler in {save.folder}: {error}")
-        return SamplerSaved(save.run, Outcome(save.future, problem.info))
-    return SamplerSaved(save.run, Outcome(save.future, size_bytes=facts.size_bytes, checksum=facts.sha256))
+        return SamplerSaved(save.run, save.folder, Outcome(save.future, problem.info))
+    return SamplerSaved(save.run, save.folder, Outcome(save.future, size_bytes=facts.size_bytes, checksum=facts.sha256))

@@ -16,7 +16,7 @@ from ...wire.commands import PHASES, ForwardBackwardInput, OptimStepInput
 from ...wire.errors import CheckpointError, InternalError, LorryError, NonFiniteError, StorageError
 from ...wire.ids import FutureId
 from ...wire.types import AdamParams
-from ..adapters.checkpoints import load_state, save_state
+from ..adapters.checkpoints import load_state, save_sampler_weights, save_state
 from ..adapters.residents import Residents
 from ..adapters.samplers import SamplerSave, SamplerSaved, write_sampler_weights
 from ..model.lora import LoraTargets
@@ -25,15 +25,18 @@ from .engine import Engine, ForwardBackwardJob
 log = structlog.get_logger("lorry.actor")
 
 Work: TypeAlias = Sequence[tuple[Item, bytes]]
+COPIES_AT_ONCE = 2
+"""Of weights to sample from, which are written while training goes on; further ones are written before it does."""
 Ended: TypeAlias = tuple[Outcome, bytes]
 """How a command ended, with its result."""
 
 
 class Trainer:
-    """`base_model` is the public name that checkpoints are to carry."""
+    """`base_model` is the public name that checkpoints are to carry. `copies` are under way to the disk."""
 
     def __init__(self, engine: Engine, residents: Residents, targets: LoraTargets, base_model: str) -> None:
         self._engine, self._residents, self._targets, self._base_model = engine, residents, targets, base_model
+        self.copies = 0
 
     def run(self, work: Work) -> dict[FutureId, Ended | SamplerSave]:
         """How each command ended: all of a phase together, phase after phase. Or what of it is still to be written."""
@@ -57,8 +60,13 @@ class Trainer:
             self._residents.release(runs)
 
     def write(self, save: SamplerSave) -> SamplerSaved:
-        """From any thread."""
+        """From any thread; `written` is to be told of it."""
         return write_sampler_weights(save, self._targets, self._base_model)
+
+    def written(self, saved: SamplerSaved) -> None:
+        self.copies -= 1
+        if saved.outcome.error is not None:
+            self._residents.forget_copy(saved.folder)
 
     def _phase(self, chosen: Work) -> Sequence[Ended | SamplerSave]:
         kind = chosen[0][0].kind
@@ -132,7 +140,8 @@ class Trainer:
 
     def _save_or_load(self, item: Item) -> Ended | SamplerSave:
         assert item.folder is not None
-        if item.kind == "save_weights_for_sampler":
+        if item.kind == "save_weights_for_sampler" and self.copies < COPIES_AT_ONCE:
+            self.copies += 1
             return self._residents.copy_for_sampling(item)
         folder = Path(item.folder)
         try:
@@ -140,7 +149,8 @@ class Trainer:
             if item.kind == "load_state":
                 load_state(adapter, folder, optimizer=item.optimizer)
                 return Outcome(item.future), b""
-            facts = save_state(adapter, self._targets, folder, self._base_model)
+            save = save_state if item.kind == "save_state" else save_sampler_weights
+            facts = save(adapter, self._targets, folder, self._base_model)
             return Outcome(item.future, size_bytes=facts.size_bytes, checksum=facts.sha256), b""
         except LorryError as error:
             return _failed(item, error)

@@ -68,10 +68,12 @@ async def _retrieve(broker: Broker, request: Request, wanted: RequestId) -> Resp
     except (ConnectionLostError, AuthenticationError):  # the request's own failures, not the command's
         raise
     except LorryError as error:
+        answer = failed(error)
+    else:
+        answer = _render(wanted.kind, payload, _PROTOBUF in request.headers.get("accept", ""))
+    if not await request.is_disconnected():
         broker.was_read(wanted.future)
-        return failed(error)
-    broker.was_read(wanted.future)
-    return _render(wanted.kind, payload, _PROTOBUF in request.headers.get("accept", ""))
+    return answer
 
 
 async def _run_is_there(broker: Broker, wanted: RequestId, within_s: float) -> Response:

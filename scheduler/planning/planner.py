@@ -209,8 +209,12 @@ class Planner:
             if any(holder is actor and self._is_last_chance(c) for c, holder, _ in self._in_flight.values()):
                 return None
             if command := self._last_chance(actor):
-                return None if actor.train_batches or actor.sample_rows else self._alone(actor, command)
+                return None if self._holds_anything(actor) else self._alone(actor, command)
         return self._next_train(actor) or self._next_samples(actor)
+
+    def _holds_anything(self, actor: _Actor) -> bool:
+        """A batch may have given its credit back, and one of its saves is being written still."""
+        return any(holder is actor for _, holder, _ in self._in_flight.values())
 
     def _is_last_chance(self, command: Command) -> bool:
         return self._attempts.get(command.future, 0) == MAX_ATTEMPTS - 1

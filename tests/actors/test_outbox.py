@@ -1,36 +1,47 @@
-"""What ended is told in its run's order, once, and as soon as what is before it has ended."""
+"""What is told of a run goes in order, once, and as soon as what is before it has ended."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorry.actors.outbox import Outbox
-from lorry.wire.actor_messages import Outcome
+from lorry.actors.outbox import End, Outbox, Written
+from lorry.wire.actor_messages import Outcome, SnapshotTaken
 from lorry.wire.ids import BatchId, FutureId
 
-deeds = st.lists(st.tuples(st.sampled_from(["ends", "is written", "written"]), st.integers(0, 2)), max_size=60)
+deeds = st.lists(
+    st.tuples(st.sampled_from(["ends", "snapshot", "is written", "written"]), st.integers(0, 2)), max_size=60
+)
+
+
+def name_of(told: End | Written) -> str:
+    if isinstance(told, End):
+        return told.outcome.future
+    assert isinstance(told, SnapshotTaken)
+    return told.folder
 
 
 @given(deeds)
-def test_a_runs_commands_are_told_in_order_and_none_waits_without_a_reason(deeds: list[tuple[str, int]]) -> None:
+def test_a_run_is_told_of_in_order_and_nothing_waits_without_a_reason(deeds: list[tuple[str, int]]) -> None:
     outbox = Outbox()
     came: dict[str, list[str]] = {}
     told: dict[str, list[str]] = {}
     unwritten: dict[str, list[str]] = {}
     for deed, number in deeds:
         run = f"run {number}"
+        order, seen, waiting = (book.setdefault(run, []) for book in (came, told, unwritten))
+        name = f"{run}:{len(order)}"
         if deed == "written":
-            if waiting := unwritten.get(run):
-                name = waiting.pop(len(waiting) // 2)
-                due = outbox.ended(run, Outcome(FutureId(name)))
-                told.setdefault(run, []).extend(outcome.future for _, outcome, _ in due)
+            if waiting:
+                due = outbox.ended(run, Outcome(FutureId(waiting.pop(len(waiting) // 2))))
+                seen.extend(map(name_of, due))
+        elif deed == "is written":
+            order.append(name)
+            waiting.append(name)
+            outbox.wait_for(run, BatchId(1), FutureId(name))
         else:
-            name = f"{run}:{len(came.setdefault(run, []))}"
-            came[run].append(name)
-            end = (Outcome(FutureId(name)), b"") if deed == "ends" else None
-            if end is None:
-                unwritten.setdefault(run, []).append(name)
-            if not outbox.keeps(run, BatchId(1), FutureId(name), end):
-                told.setdefault(run, []).append(name)
-        first = came.get(run, [])
-        waits = [first.index(name) for name in unwritten.get(run, [])]
-        assert told.get(run, []) == first[: min(waits, default=len(first))]
+            order.append(name)
+            is_end = deed == "ends"
+            one = End(BatchId(1), Outcome(FutureId(name)), b"") if is_end else SnapshotTaken(run, name, 1, 0.0)
+            if not outbox.keeps(run, one):
+                seen.append(name)
+        first = min((order.index(name) for name in waiting), default=len(order))
+        assert seen == order[:first]

@@ -51,6 +51,7 @@ class Desk:
     def do(self, *work: tuple[Item, bytes]) -> list[tuple[Outcome, bytes]]:
         ended = self.trainer.run(work)
         self.residents.charge({item.adapter.key for item, _ in work if item.adapter}, 1.0)
+        self.residents.make_room()
         return [ended[item.future] for item, _ in work]
 
     def learn(self, *runs: str) -> list[float]:
@@ -261,3 +262,26 @@ def test_a_load_that_fails_is_not_a_run_that_cannot_be_restored(tmp_path: Path) 
     ((outcome, _),) = desk.do((desk.item("a", "load_state", str(tmp_path / "nowhere")), b""))
     assert outcome.error is not None and outcome.error.code == "CheckpointError"
     assert not outcome.unrestored
+
+
+def test_a_cold_run_whose_newest_state_is_damaged_comes_back_from_the_one_before_on_the_same_actor(
+    tmp_path: Path,
+) -> None:
+    desk, undisturbed = Desk(tmp_path / "desk", host_bytes=1), Desk(tmp_path / "undisturbed")
+    for one in (desk, undisturbed):
+        one.learn("a")
+        one.learn("a")
+    older, newest = (told.folder for told in desk.told)
+    [file] = Path(newest).glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    [(outcome, _)] = desk.do((desk.item("a", "forward_backward", restore=newest), encode(request(1))))
+    assert outcome.unrestored
+    desk.seqs["a"] = 1
+    work = [(desk.item("a", kind, restore=older), payload) for kind, payload in REPLAY]
+    assert [outcome.error for outcome, _ in desk.do(*work)] == [None, None]
+    assert desk.learn("a") == undisturbed.learn("a")
+
+
+REPLAY: list[tuple[CommandKind, bytes]] = [("forward_backward", encode(request(1))), ("optim_step", STEP)]

@@ -2,6 +2,7 @@
 
 import queue
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -17,10 +18,11 @@ from lorry.actors.model.adapter import Adapter, AdapterSpec
 from lorry.actors.model.base_model import BaseModel
 from lorry.actors.model.survey import survey
 from lorry.actors.orders import Leave, Sample, Stop, Train
+from lorry.actors.outbox import Outbox
 from lorry.actors.progress import Progress
 from lorry.actors.sampling.decoder import BLOCK_TOKENS, Decoder
-from lorry.actors.training.trainer import Trainer
-from lorry.actors.worker import SAVES_AT_ONCE, Job, Worker
+from lorry.actors.training.trainer import COPIES_AT_ONCE, Trainer
+from lorry.actors.worker import Job, Worker
 from lorry.wire.actor_messages import (
     ActorLeft,
     AdapterState,
@@ -30,6 +32,7 @@ from lorry.wire.actor_messages import (
     Item,
     MicroBatch,
     Outcome,
+    SnapshotTaken,
 )
 from lorry.wire.codec import encode
 from lorry.wire.commands import SampleInput
@@ -47,7 +50,9 @@ MARK = 95
 class Desk:
     """A worker at work, and what it posted."""
 
-    def __init__(self, folder: Path, slots: int = 8) -> None:
+    def __init__(
+        self, folder: Path, slots: int = 8, host_bytes: int = 2**40, policy: SnapshotPolicy | None = None
+    ) -> None:
         workshop = Workshop(tiny_qwen3(), slots)
         self.pool, self.in_flight = workshop.pool, workshop.base.in_flight
         base, targets = workshop.base, workshop.targets
@@ -60,17 +65,34 @@ class Desk:
         self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self.has_left = False
         self.decoder = Decoder(base, Letters(), 4, 32, 12 * BLOCK_TOKENS * survey(base).token_bytes)
-        residents = Residents(targets, workshop.pool, 2**40, SnapshotPolicy(inf, inf), lambda _: None)
+        self.told: list[str] = []
+        self.seqs: dict[str, int] = {}
+        outbox, policy = Outbox(), SnapshotPolicy(inf, inf) if policy is None else policy
+        residents = Residents(
+            targets, workshop.pool, host_bytes, policy, lambda m: outbox.keeps(m.run, m) or self.post(m)
+        )
         trainer = Trainer(workshop.engine, residents, targets, "tiny")
         self.worker = Worker(
-            workshop.engine, self.decoder, residents, trainer, 0.5, self.post, self.jobs.put, Progress(60)
+            workshop.engine,
+            self.decoder,
+            residents,
+            trainer,
+            0.5,
+            self.post,
+            self.jobs.put,
+            Progress(60),
+            Progress(0),
+            outbox,
         )
         self.thread = Thread(target=self.worker.run)
         self.thread.start()
 
     def post(self, message: FromActor, payloads: Sequence[bytes] = ()) -> None:
         if isinstance(message, Completion):
+            self.told += [outcome.future for outcome in message.outcomes]
             self.posted.put(message)
+        elif isinstance(message, SnapshotTaken):
+            self.told.append(f"{message.run} up to {message.seq}")
         self.has_left = self.has_left or isinstance(message, ActorLeft)
 
     def sample(
@@ -89,16 +111,22 @@ class Desk:
         payload = encode(SampleInput(ModelInput.from_ints(prompt), 1, SamplingParams(max_tokens=new, stop=[])))
         self.worker.orders.put(Sample(BatchId(1), Item(FutureId(future), "sample", state, scope=scope), payload))
 
+    def state(self, run: str) -> AdapterState:
+        return AdapterState(run, LoraConfig(rank=4, seed=1), snapshot=str(self.folder / f"snapshot of {run}"))
+
+    def next_seq(self, run: str) -> int:
+        self.seqs[run] = self.seqs.get(run, -1) + 1
+        return self.seqs[run]
+
     def train(self, future: str, rows: int, run: str = "run") -> None:
         """One forward_backward of rows of 100 tokens, 81 of which fill a pass where nobody decodes."""
-        state = AdapterState(run, LoraConfig(rank=4, seed=1))
-        item = Item(FutureId(future), "forward_backward", state)
+        item = Item(FutureId(future), "forward_backward", self.state(run), seq=self.next_seq(run))
         payload = encode(request(7, lengths=[100] * rows))
         self.worker.orders.put(Train(MicroBatch(BatchId(2), "train", [item], 100 * rows), [payload]))
 
     def save(self, future: str, name: str, run: str = "run") -> None:
-        state = AdapterState(run, LoraConfig(rank=4, seed=1))
-        item = Item(FutureId(future), "save_weights_for_sampler", state, str(self.folder / name))
+        folder, seq = str(self.folder / name), self.next_seq(run)
+        item = Item(FutureId(future), "save_weights_for_sampler", self.state(run), folder, seq=seq)
         self.worker.orders.put(Train(MicroBatch(BatchId(3), "train", [item], 1), [b""]))
 
     def write(self) -> None:
@@ -135,12 +163,19 @@ class Desk:
         self.in_flight.pause = give_and_pause
 
 
+@contextmanager
+def started(desk: Desk) -> Iterator[Desk]:
+    try:
+        yield desk
+    finally:
+        desk.worker.orders.put(Stop())
+        desk.thread.join()
+
+
 @pytest.fixture
 def desk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Desk]:
-    desk = Desk(tmp_path, getattr(request, "param", 8))
-    yield desk
-    desk.worker.orders.put(Stop())
-    desk.thread.join()
+    with started(Desk(tmp_path, getattr(request, "param", 8))) as desk:
+        yield desk
 
 
 def test_a_prefix_is_found_by_the_same_sampler_weights_and_by_no_others(desk: Desk) -> None:
@@ -282,7 +317,7 @@ def test_sampling_from_the_copy_in_memory_and_from_the_folder_is_the_same(desk: 
 
 
 def test_training_waits_for_the_disk_only_where_many_copies_wait_already(desk: Desk) -> None:
-    for number in range(SAVES_AT_ONCE + 1):
+    for number in range(COPIES_AT_ONCE + 1):
         desk.save(f"save {number}", f"new {number}")
     desk.until_idle()
     assert [(desk.folder / f"new {number}").exists() for number in range(3)] == [False, False, True]
@@ -311,3 +346,35 @@ def test_weights_that_the_disk_refuses_fail_alone(desk: Desk) -> None:
     outcomes = [desk.next_outcome() for _ in range(2)]
     assert outcomes[0].error is not None and outcomes[0].error.code == "StorageError"
     assert outcomes[1].error is None
+
+
+def test_a_run_that_leaves_memory_after_a_pass_is_told_to_be_saved_after_what_the_pass_did(tmp_path: Path) -> None:
+    with started(Desk(tmp_path, host_bytes=1)) as desk:
+        desk.train("a", rows=1, run="a")
+        desk.train("b", rows=1, run="b")
+        desk.until_idle()
+    assert desk.told.index("a") < desk.told.index("a up to 0")
+    assert desk.told.index("b") < desk.told.index("b up to 0")
+
+
+def test_a_run_is_saved_while_its_weights_are_written_and_that_is_told_after_them(tmp_path: Path) -> None:
+    with started(Desk(tmp_path, policy=SnapshotPolicy(recovery_s=0, idle_s=inf))) as desk:
+        desk.save("save", "new")
+        desk.train("behind it", rows=1)
+        save, snapshot = desk.jobs.get(), desk.jobs.get()
+        desk.worker.orders.put(snapshot())
+        desk.train("last", rows=1)
+        desk.until_idle()
+        assert "run up to 1" not in desk.told
+        desk.worker.orders.put(save())
+        desk.until("last")
+    assert [told for told in desk.told if "idle" not in told] == ["save", "behind it", "run up to 1", "last"]
+
+
+def test_a_disk_that_never_ends_a_save_is_noticed(desk: Desk) -> None:
+    desk.save("save", "new")
+    desk.until_idle()
+    assert desk.worker.saving.hangs_s() is not None
+    desk.write()
+    desk.until("save")
+    assert desk.worker.saving.hangs_s() is None

@@ -287,3 +287,28 @@ def test_nobody_is_blamed_for_what_ran_beside_it() -> None:
         for lane in lost.lanes:
             planner.restore(lane, [])
     assert failed == ["poison:0"]
+
+
+def test_nobody_is_blamed_for_weights_that_were_still_being_written() -> None:
+    """A save's batch gives its credit back when its weights are copied; it is in flight until they are on disk."""
+    planner, suspect, saving = Planner(), LaneId("suspect"), LaneId("saving")
+    for lane in (suspect, saving):
+        planner.add_lane(Lane(lane, TenantId(lane), MODEL))
+    planner.submit(Command(future_id(suspect, 0), suspect, 0, "forward_backward", TENANTS[0], MODEL, 10, 0))
+    for life in range(MAX_ATTEMPTS - 1):
+        planner.add_actor(ActorId(f"a{life}"), MODEL, CAPACITY)
+        assert planner.next_micro_batch(ActorId(f"a{life}")) is not None
+        planner.actor_lost(ActorId(f"a{life}"))
+        if life < MAX_ATTEMPTS - 2:
+            planner.restore(suspect, [])
+    actor = ActorId("last")
+    planner.add_actor(actor, MODEL, CAPACITY)
+    planner.submit(Command(future_id(saving, 0), saving, 0, "save_weights_for_sampler", TENANTS[1], MODEL, 1, 0))
+    save = planner.next_micro_batch(actor)
+    assert save is not None
+    planner.batch_done(actor, save.batch)
+    planner.restore(suspect, [])
+    assert planner.next_micro_batch(actor) is None
+    planner.complete(save.commands[0].future, save.batch, 1)
+    alone = planner.next_micro_batch(actor)
+    assert alone is not None and [command.lane for command in alone.commands] == [suspect]

@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 from anyio.abc import TaskGroup
 
-from lorry.actors.outbox import Outbox
+from lorry.actors.outbox import End, Outbox, Written
 from lorry.wire.actor_messages import (
     VERSION,
     ActorHello,
@@ -163,12 +163,11 @@ class Actor:
             if payload.endswith(b"|poison"):
                 self.die(f"poisoned by {item.future}")
                 await anyio.sleep_forever()
-            end: tuple[Outcome, bytes] | None = self._ended(item, payload)
+            end = self._ended(item, payload)
             if item.kind == "save_weights_for_sampler" and end[0].error is None:
+                self._outbox.wait_for(_run_of(item), batch.batch, item.future)
                 tasks.start_soon(self._write_copy, item, self._runs[_run_of(item)])
-                end = None
-            if item.kind == "sample" or not self._outbox.keeps(_run_of(item), batch.batch, item.future, end):
-                assert end is not None
+            elif item.kind == "sample" or not self._outbox.keeps(_run_of(item), End(batch.batch, *end)):
                 done.append(end)
             if self._world.chance.random() < 0.3:
                 self._complete(batch, done, is_last=False)
@@ -182,8 +181,11 @@ class Actor:
         assert item.folder is not None
         state.written(Path(item.folder))
         self._copied -= Counter([run])
-        for batch, outcome, result in self._outbox.ended(run, Outcome(item.future, size_bytes=1)):
-            self._say(Completion(batch, [outcome], False), [result])
+        for told in self._outbox.ended(run, Outcome(item.future, size_bytes=1)):
+            if isinstance(told, End):
+                self._say(Completion(told.batch, [told.outcome], False), [told.payload])
+            else:
+                self._say(told)
         self._wake.set()
 
     def _complete(self, batch: MicroBatch, done: list[tuple[Outcome, bytes]], *, is_last: bool) -> None:
@@ -266,18 +268,23 @@ class Actor:
     async def _snapshot(self, run: str) -> None:
         """As it is now; written later, and told later still."""
         state, folder = self._runs[run], self._next_folder.get(run)
-        if folder is None or run in self._writing or run in self._copied:
+        if folder is None or run in self._writing:
             return
         self._writing.add(run)
         await self._world.pause(1.0)
         if self._world.chance.random() < 0.1:
             self._writing.discard(run)
-            self._say(SnapshotFailed(run, folder, "the disk is full"))
+            self._tell(SnapshotFailed(run, folder, "the disk is full"))
             return
         state.written(Path(folder))
         await self._world.pause(0.2)
         self._world.note("snapshot", actor=self._name, run=run, seq=state.seq, folder=folder[-6:])
-        self._say(SnapshotTaken(run, folder, state.seq, 0.0))
+        self._tell(SnapshotTaken(run, folder, state.seq, 0.0))
+
+    def _tell(self, message: Written) -> None:
+        """After the commands that it covers."""
+        if not self._outbox.keeps(message.run, message):
+            self._say(message)
 
 
 def _run_of(item: Item) -> str:

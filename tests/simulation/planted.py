@@ -156,8 +156,16 @@ FAULTS = (
     Fault(
         "what comes behind a save that is being written is told before it",
         OUTBOX,
-        "if end is not None and run not in self._kept:",
-        "if end is not None:",
+        "        if run not in self._kept:\n            return False\n        self._kept[run].append(_Kept(told))\n",
+        "        if run not in self._kept or isinstance(told, End):\n            return False\n"
+        "        self._kept[run].append(_Kept(told))\n",
+    ),
+    Fault(
+        "a snapshot is told before what it covers",
+        OUTBOX,
+        "        if run not in self._kept:\n            return False\n        self._kept[run].append(_Kept(told))\n",
+        "        if run not in self._kept or not isinstance(told, End):\n            return False\n"
+        "        self._kept[run].append(_Kept(told))\n",
     ),
     Fault(
         "a run that was taken back meanwhile is handed out",
