@@ -15,6 +15,8 @@ import typer
 
 Api = Literal["lorry", "tinker"]
 Kind = Literal["supervised", "reinforcement"]
+_PATIENCE_S = 600.0
+"""A loop that starts while all is being killed waits for its first answer longer than a user at a keyboard would."""
 
 
 class Loop:
@@ -100,7 +102,8 @@ def main(
 
     async def run() -> None:
         if api == "lorry":
-            async with module.connect(os.environ["LORRY_ADDRESS"], api_key=os.environ["LORRY_API_KEY"]) as service:
+            address, key = os.environ["LORRY_ADDRESS"], os.environ["LORRY_API_KEY"]
+            async with module.connect(address, api_key=key, timeout_s=_PATIENCE_S) as service:
                 await Loop(module, service, model, seed).run(kind, steps)
         else:
             await Loop(module, module.ServiceClient(), model, seed).run(kind, steps)
