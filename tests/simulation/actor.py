@@ -33,7 +33,7 @@ from lorry.wire.actor_messages import (
 )
 from lorry.wire.codec import decode, encode
 from lorry.wire.errors import CheckpointError, CommandCancelledError, ErrorInfo, InvalidRequestError, NonFiniteError
-from lorry.wire.ids import ActorId, FutureId
+from lorry.wire.ids import ActorId, BatchId, FutureId
 from lorry.wire.sequenced import Link
 
 from .numbers import Payload, mixed
@@ -53,6 +53,8 @@ class Actor:
         self._writing: set[str] = set()
         self._outbox = Outbox()
         self._copied: Counter[str] = Counter()
+        self._batch = BatchId(0)
+        self._done: list[tuple[Outcome, bytes]] = []
         self._batches: deque[tuple[MicroBatch, list[bytes]]] = deque()
         self._cancelled: set[FutureId] = set()
         self._wake = anyio.Event()
@@ -157,7 +159,7 @@ class Actor:
     async def _execute(self, batch: MicroBatch, payloads: list[bytes], tasks: TaskGroup) -> None:
         """All in order; what is done is told now and then, and the rest at the end. Weights to sample from are written
         meanwhile, and what their run does is told after them."""
-        done: list[tuple[Outcome, bytes]] = []
+        self._batch = batch.batch
         for item, payload in zip(batch.items, payloads, strict=True):
             await self._world.pause(0.3)
             if payload.endswith(b"|poison"):
@@ -168,11 +170,10 @@ class Actor:
                 self._outbox.wait_for(_run_of(item), batch.batch, item.future)
                 tasks.start_soon(self._write_copy, item, self._runs[_run_of(item)])
             elif item.kind == "sample" or not self._outbox.keeps(_run_of(item), End(batch.batch, *end)):
-                done.append(end)
+                self._done.append(end)
             if self._world.chance.random() < 0.3:
-                self._complete(batch, done, is_last=False)
-                done = []
-        self._complete(batch, done, is_last=True)
+                self._tell_what_is_done(is_last=False)
+        self._tell_what_is_done(is_last=True)
 
     async def _write_copy(self, item: Item, state: State) -> None:
         run = _run_of(item)
@@ -181,6 +182,8 @@ class Actor:
         assert item.folder is not None
         state.written(Path(item.folder))
         self._copied -= Counter([run])
+        if self._done:
+            self._tell_what_is_done(is_last=False)
         for told in self._outbox.ended(run, Outcome(item.future, size_bytes=1)):
             if isinstance(told, End):
                 self._say(Completion(told.batch, [told.outcome], False), [told.payload])
@@ -188,8 +191,9 @@ class Actor:
                 self._say(told)
         self._wake.set()
 
-    def _complete(self, batch: MicroBatch, done: list[tuple[Outcome, bytes]], *, is_last: bool) -> None:
-        self._say(Completion(batch.batch, [outcome for outcome, _ in done], is_last), [result for _, result in done])
+    def _tell_what_is_done(self, *, is_last: bool) -> None:
+        done, self._done = self._done, []
+        self._say(Completion(self._batch, [outcome for outcome, _ in done], is_last), [result for _, result in done])
 
     def _ended(self, item: Item, content: bytes) -> tuple[Outcome, bytes]:
         payload = Payload.unpacked(content) if content else None
