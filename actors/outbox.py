@@ -50,7 +50,7 @@ class Outbox:
     def ended(self, run: str, outcome: Outcome) -> list[End | Written]:
         """What was waited for has ended: what may be told now, in order."""
         kept = self._kept[run]
-        own = next(one for one in kept if one.future == outcome.future)
+        own = next(one for one in kept if one.future == outcome.future and one.told is None)
         assert own.batch is not None
         own.told = End(own.batch, outcome, b"")
         due: list[End | Written] = []

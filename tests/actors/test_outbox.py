@@ -45,3 +45,13 @@ def test_a_run_is_told_of_in_order_and_nothing_waits_without_a_reason(deeds: lis
                 seen.append(name)
         first = min((order.index(name) for name in waiting), default=len(order))
         assert seen == order[:first]
+
+
+def test_a_command_that_was_given_again_while_its_save_was_written_ends_twice() -> None:
+    """The broker tells by the batch which of them counts."""
+    outbox, outcome = Outbox(), Outcome(FutureId("save"))
+    outbox.wait_for("run", BatchId(1), outcome.future)
+    outbox.wait_for("run", BatchId(2), outcome.future)
+    assert outbox.keeps("run", End(BatchId(2), Outcome(FutureId("behind it")), b""))
+    assert [end.batch for end in outbox.ended("run", outcome) if isinstance(end, End)] == [1]
+    assert [end.batch for end in outbox.ended("run", outcome) if isinstance(end, End)] == [2, 2]
