@@ -31,8 +31,11 @@ log = structlog.get_logger("lorry.actor")
 
 _AT_MOST_S = 24 * 3600.0
 """A queue cannot be waited at for any time that a setting may name."""
-_KEPT_BY_ALLOCATOR = 32 << 20
-"""Bytes: of adapters that have left, before the allocator is asked to keep nothing of them."""
+_KEPT_BY_ALLOCATOR = 8 << 20
+"""Bytes: of adapters that have left, and of copies, before the allocator is asked to keep nothing of them. Less in a
+small budget, since they count in it."""
+_NOT_COUNTED = 16
+"""One part in so many is for what adapters take beside their vectors: objects, names, queues, and holes in the heap."""
 Written: TypeAlias = SnapshotTaken | SnapshotFailed
 
 
@@ -60,7 +63,8 @@ class Residents:
         policy: SnapshotPolicy,
         tell: Callable[[Written], None],
     ) -> None:
-        self._targets, self.pool, self._host_bytes = targets, pool, host_bytes
+        self._targets, self.pool = targets, pool
+        self._host_bytes = host_bytes - host_bytes // _NOT_COUNTED
         self._policy, self._tell = policy, tell
         self._used: OrderedDict[str, None] = OrderedDict()  # all in the pool, least recently used first
         self._held: Counter[str] = Counter()
@@ -68,7 +72,7 @@ class Residents:
         self._behind: dict[str, Behind] = {}
         self._writing: dict[str, Behind] = {}
         self._not_before = 0.0
-        self._freed_bytes = 0
+        self._freed_bytes, self._kept_bytes = 0, min(_KEPT_BY_ALLOCATOR, host_bytes // 16)
 
     # In and out ------------------------------------------------------------------------------------------------------
 
@@ -107,7 +111,7 @@ class Residents:
 
     def make_room(self) -> None:
         """Whoever nobody uses leaves host memory, the least recently used first, until the rest is within bounds."""
-        excess = self.pool.host_bytes - self._host_bytes
+        excess = self.pool.host_bytes + self._freed_bytes - self._host_bytes
         for key in list(self._used) if excess > 0 else ():
             if excess <= 0:
                 break
@@ -117,7 +121,7 @@ class Residents:
                 self._freed_bytes += adapter.nbytes
                 self.pool.remove(key)
                 del self._used[key]
-        if self._freed_bytes > _KEPT_BY_ALLOCATOR:
+        if self._freed_bytes > self._kept_bytes:
             self._freed_bytes = 0
             give_back_freed()
 
@@ -137,6 +141,7 @@ class Residents:
         """Where it does not come back from there, the broker decides what it is to come from, and what follows."""
         try:
             restore_state(adapter, Path(folder))
+            self._freed_bytes += adapter.nbytes  # what was read
         except CheckpointError:
             self._runs.pop(key, None)
             raise
@@ -203,7 +208,10 @@ class Residents:
             return None
         waiting = {key: self._behind[key] for key in self.unsaved()}
         key = self._policy.most_due(waiting, time.monotonic())
-        return None if key is None else self._begin(key, copied=True)
+        if key is None:
+            return None
+        self._freed_bytes += self.pool.get(key).nbytes  # soon: one copy at a time
+        return self._begin(key, copied=True)
 
     def due_in_s(self) -> float | None:
         """How long until there is one, should nothing else happen; None for ever."""

@@ -103,7 +103,7 @@ class Adapter:
         self.weights = _initial_weights(spec, self.targets) if weights is None else weights  # [P]
         moments = [torch.zeros_like(self.weights) if trainable else torch.empty(0) for _ in range(3)]
         self.grad, self.exp_avg, self.exp_avg_sq = moments  # [P] each
-        self.parts: list[Part | None] = []
+        self._parts: list[Part | None] | None = None
         self.compute = self.weights
         self.to(device)
         copy = self.compute.nbytes if self.compute is not self.weights else 0
@@ -128,11 +128,13 @@ class Adapter:
         self.compute = weights.to(self.dtype)
         self.weights, self.grad, self.exp_avg, self.exp_avg_sq = weights, grad, exp_avg, exp_avg_sq
         self._marked = marked
-        self._rebuild_parts()
+        self._parts = None
 
     def part(self, index: int) -> Part | None:
         """What it adds to the target of that index; None where it leaves the module alone."""
-        return self.parts[index] if index < len(self.parts) else None
+        if self._parts is None:  # of many adapters few are in use, and views of every module take memory, too
+            self._parts = self._views_of_modules()
+        return self._parts[index] if index < len(self._parts) else None
 
     def refresh(self) -> None:
         """Brings `compute` up to date after `weights` changed in place."""
@@ -193,11 +195,12 @@ class Adapter:
         pieces = [piece.view(rank, -1) for piece in flat.split(sizes)]
         return list(zip(pieces[::2], pieces[1::2], strict=True))
 
-    def _rebuild_parts(self) -> None:
+    def _views_of_modules(self) -> list[Part | None]:
         grads = self.views(self.grad) if self.trainable else [(None, None)] * len(self.targets)
-        self.parts = [None] * (1 + max(target.index for target in self.targets))
+        parts: list[Part | None] = [None] * (1 + max(target.index for target in self.targets))
         for target, (a, b), (grad_a, grad_b) in zip(self.targets, self.views(self.compute), grads, strict=True):
-            self.parts[target.index] = Part(self.spec.scale, a, b, a.T, b.T, grad_a, grad_b)
+            parts[target.index] = Part(self.spec.scale, a, b, a.T, b.T, grad_a, grad_b)
+        return parts
 
 
 def _initial_weights(spec: AdapterSpec, targets: Sequence[Target]) -> Tensor:
