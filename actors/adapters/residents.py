@@ -182,7 +182,7 @@ class Residents:
         written, finds them."""
         assert item.adapter is not None and item.folder is not None
         save = sampler_save(item.adapter.key, item.future, item.folder, self.pool.get(item.adapter.key))
-        self.forget_copy(item.folder)  # of the same command, should it have failed here before
+        self.forget_copy(item.folder)  # of the same command, which the broker took back and gave again
         self._add(item.folder, save.adapter(self._targets.dtype))
         return save
 
