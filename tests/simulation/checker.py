@@ -142,27 +142,30 @@ class Checker:
         if command["kind"] not in TRAINING and code == "InvalidRequestError":
             return None
         if command["kind"] not in TRAINING and code == "NotFoundError":
-            return self._outlived(command["lane"])
+            return self._outlived(command["lane"], future)
         if command["name"] in NAMES_AT_FAULT:
             expected = "InvalidRequestError"
         if command["kind"] == "load_state":
             return self._load_failed(command, code)
         return None if code == expected else f", expected {expected or 'success'}"
 
-    def _outlived(self, sampler: str) -> str | None:
-        """Weights without a name may be gone once their run has saved enough that are newer."""
+    def _outlived(self, sampler: str, future: str) -> str | None:
+        """Weights without a name may be gone once their run has saved enough that are newer; by then, not later."""
         path = next(event.facts["path"] for event in self._of("sampler") if event.facts["lane"] == sampler)
         run, _, name = (path or "").removeprefix("tinker://").rpartition("/sampler_weights/")
         if not name.startswith("_"):
             return f", though {path} has a name"
-        newer = [
-            seq
-            for seq, some in self._accepted[run].items()
-            if seq > int(name[1:])
-            and some[0]["kind"] == "save_weights_for_sampler"
-            and some[0]["name"] is None
-            and self._outcomes.get(f"{run}:{seq}", ("",))[0] is None
-        ]
+        told = next(event.at for event in self._of("resolved") if event.facts["future"] == future)
+        newer = {
+            event.facts["seq"]
+            for event in self._of("executed")
+            if event.facts["run"] == run
+            and event.facts["seq"] > int(name[1:])
+            and event.at <= told
+            and event.facts["kind"] == "save_weights_for_sampler"
+            and self._accepted[run][event.facts["seq"]][0]["name"] is None
+            and self._outcomes.get(f"{run}:{event.facts['seq']}", ("",))[0] is None
+        }
         return None if len(newer) >= NEWEST_KEPT else f", though {len(newer)} are newer than {path}"
 
     def _load_failed(self, command: Facts, code: str) -> str | None:

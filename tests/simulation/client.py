@@ -53,6 +53,7 @@ class Client:
         self.world, self.tenant, self._key, self.identity = world, tenant, key, identity
         self.waiting: dict[int, Request] = {}
         self.open_futures: dict[FutureId, None] = {}
+        self._codes: dict[FutureId, str | None] = {}
         self._link = Link(self._carry)
         self._changed = anyio.Event()
         self.is_silent = False
@@ -96,7 +97,15 @@ class Client:
     async def all_resolved(self) -> None:
         while self.waiting or self.open_futures:
             await self._changed.wait()
-            self._changed = anyio.Event()
+
+    async def succeeded(self, request: Request) -> bool:
+        """Whether it did, as soon as this is known."""
+        assert isinstance(request.message, Submit | Refuse)
+        await request.answered.wait()
+        future = future_id(request.message.lane, request.message.seq)
+        while request.code is None and future not in self._codes:
+            await self._changed.wait()
+        return request.code is None and self._codes[future] is None
 
     @property
     def _is_welcome(self) -> bool:
@@ -148,7 +157,8 @@ class Client:
                 self._resolved(message, payload)
             case _:
                 pass
-        self._changed.set()
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
 
     def _answered(self, number: int, payload: bytes, code: str | None) -> None:
         if (request := self.waiting.pop(number, None)) is None:
@@ -170,6 +180,7 @@ class Client:
             result=payload.decode("latin-1"),
         )
         self.open_futures.pop(message.future, None)
+        self._codes[message.future] = code
 
     # Ask and wait ----------------------------------------------------------------------------------------------------
 

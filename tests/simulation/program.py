@@ -25,6 +25,14 @@ _KINDS: dict[CommandKind, int] = {
     "save_weights_for_sampler": 3,
 }
 """How often each is drawn."""
+_REINFORCED: tuple[CommandKind, ...] = ("forward_backward", "optim_step", "save_weights_for_sampler")
+_SHED: tuple[tuple[CommandKind, str], ...] = (
+    ("save_state", "a"),
+    ("save_state", "b"),
+    ("save_state", "b"),
+    ("load_state", "a"),
+)
+"""What was loaded is needed for a replay, and nothing but the load leads to it once its name is deleted."""
 
 
 @dataclass(slots=True)
@@ -54,11 +62,39 @@ class Program:
         )
         self._tenant.lanes.append(run)
         self._world.note("run", tenant=self._tenant.name, lane=run, seed=seed)
-        await self._send_all([self._command(run, first + i) for i in range(self._world.flavour.length)])
+        flavour = self._world.flavour
+        if flavour.reinforces:
+            await self._reinforce([self._command(run, first + i, _REINFORCED[i % 3]) for i in range(flavour.length)])
+            return
+        commands = [self._command(run, first + i) for i in range(flavour.length)]
+        if flavour.sheds and self._chance.random() < 0.5:
+            commands[: len(_SHED)] = [self._command(run, first + i, *drawn) for i, drawn in enumerate(_SHED)]
+        await self._send_all(commands)
+
+    async def _reinforce(self, commands: list[Request]) -> None:
+        """Weights without a name after each step, sampled from at once, and now and then older ones once more."""
+        self._tenant.planned.extend(commands)
+        samplers: list[tuple[str, itertools.count[int]]] = []
+        for command in commands:
+            self.send(command)
+            assert isinstance(command.message, Submit | Refuse)
+            if not await self._client.succeeded(command) or command.message.kind != "save_weights_for_sampler":
+                continue
+            path = f"tinker://{command.message.lane}/sampler_weights/_{command.message.seq}"
+            if (sampler := await self._made_sampler(path)) is not None:
+                samplers.append((sampler, itertools.count()))
+            if samplers and self._chance.random() < 0.7:
+                self._ask(*samplers[-1])
+            await self._world.pause(80.0)
+            if samplers and self._chance.random() < 0.7:
+                self._ask(*self._chance.choice(samplers[-3:]))
+
+    def _ask(self, sampler: str, seqs: "itertools.count[int]") -> None:
+        self.send(self._sample(sampler, next(seqs)))
 
     async def sample(self) -> None:
         """From the base model, or from whatever weights a run of the tenant has saved by now."""
-        number, path = next(self._numbers), None
+        path = None
         await self._world.pause(20.0)
         if self._tenant.unnamed and self._chance.random() < 0.5:
             path = self._chance.choice(self._tenant.unnamed)
@@ -66,16 +102,21 @@ class Program:
             path = (
                 f"tinker://{self._chance.choice(self._tenant.lanes)}/sampler_weights/{self._chance.choice(('w', 'v'))}"
             )
-        create = CreateSampler(number, f"nonce-{number}", None if path else MODEL, path)
-        self._world.note("asks sampler", tenant=self._tenant.name, request=number, path=path)
-        if (sampler := await self._client.made_sampler(create)) is None:
+        if (sampler := await self._made_sampler(path)) is None:
             return
-        self._world.note("sampler", tenant=self._tenant.name, request=number, lane=sampler, path=path)
-        self._tenant.lanes.append(sampler)
         await self._send_all([self._sample(sampler, seq) for seq in range(3)])
         if self._chance.random() < 0.5:  # once more, when its weights may be gone
             await self._world.pause(120.0)
             await self._send_all([self._sample(sampler, 3)])
+
+    async def _made_sampler(self, path: str | None) -> str | None:
+        number = next(self._numbers)
+        create = CreateSampler(number, f"nonce-{number}", None if path else MODEL, path)
+        self._world.note("asks sampler", tenant=self._tenant.name, request=number, path=path)
+        if (sampler := await self._client.made_sampler(create)) is not None:
+            self._world.note("sampler", tenant=self._tenant.name, request=number, lane=sampler, path=path)
+            self._tenant.lanes.append(sampler)
+        return sampler
 
     def _sample(self, sampler: str, seq: int) -> Request:
         submit = Submit(next(self._numbers), LaneId(sampler), seq, "sample", 5, 1)
@@ -97,22 +138,26 @@ class Program:
                 self._client.watch(future_id(lane, seq))
                 self._client.ask(Request(Submit(number, lane, seq, "optim_step"), Payload(f"u{number}", 1).packed()))
 
-    def _command(self, run: str, seq: int) -> Request:
+    def _command(self, run: str, seq: int, kind: CommandKind | None = None, saved: str | None = None) -> Request:
+        """`kind` and the name of what it saves or loads are drawn where they are not given."""
         chance = self._chance
-        kind = chance.choices(list(_KINDS), list(_KINDS.values()))[0]
+        if kind is None:
+            kind = chance.choices(list(_KINDS), list(_KINDS.values()))[0]
         number, lane = next(self._numbers), LaneId(run)
         if chance.random() < 0.04:
             return Request(Refuse(number, lane, seq, kind, ErrorInfo("OutOfMemoryError", "too large")))
         arguments, payload = CommandArguments(), b""
         if kind == "save_state":
-            arguments = CommandArguments(name=chance.choice(("a", "b", "a", "b", "../no")))
+            arguments = CommandArguments(name=saved or chance.choice(("a", "b", "a", "b", "../no")))
         elif kind == "save_weights_for_sampler":
-            name = chance.choice(("w", "v", None, None))
+            name = None if self._world.flavour.reinforces else chance.choice(("w", "v", None, None))
             arguments = CommandArguments(name=name, unnamed=name is None)
             if name is None:
                 self._tenant.unnamed.append(f"tinker://{run}/sampler_weights/_{seq}")
         elif kind == "load_state":
-            arguments = CommandArguments(path=f"tinker://{run}/weights/{chance.choice(('a', 'b'))}", optimizer=True)
+            arguments = CommandArguments(
+                path=f"tinker://{run}/weights/{saved or chance.choice(('a', 'b'))}", optimizer=True
+            )
         else:
             payload = self._payload(number, kind).packed()
         submit = Submit(number, lane, seq, kind, chance.choice((1, 5, 20)), 0, arguments)

@@ -28,7 +28,7 @@ class Flavour:
 
     `files`: nearly all that is journalled lies in files beside the database. `reads`: the broker holds no payload, and
     reads it again when its turn comes. `losses`: how often a message is lost, repeated or overtaken. `sheds`: what was
-    loaded is often deleted.
+    loaded is often deleted. `reinforces`: every third command saves weights without a name, which are sampled from.
     `deaths` few: fewer than it takes to blame a command. poison: nothing but a command that kills.
     """
 
@@ -47,6 +47,7 @@ class Flavour:
     reads: bool
     losses: float
     sheds: bool
+    reinforces: bool
 
     @classmethod
     def drawn(cls, chance: random.Random) -> "Flavour":
@@ -66,6 +67,7 @@ class Flavour:
             reads=chance.random() < 0.5,
             losses=chance.choice((0.0, 0.0, 0.02, 0.1)),
             sheds=chance.random() < 0.2,
+            reinforces=chance.random() < 0.2,
         )
 
 
