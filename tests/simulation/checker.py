@@ -155,7 +155,8 @@ class Checker:
         run, _, name = (path or "").removeprefix("tinker://").rpartition("/sampler_weights/")
         if not name.startswith("_"):
             return f", though {path} has a name"
-        told = next(event.at for event in self._of("resolved") if event.facts["future"] == future)
+        owner = self._owner[sampler]
+        told = next(e.at for e in self._of("resolved") if e.facts["future"] == future and e.facts["tenant"] == owner)
         newer = {
             event.facts["seq"]
             for event in self._of("executed")
