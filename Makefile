@@ -12,7 +12,7 @@ COOKBOOK := build/cookbook
 MINUTES ?= 10
 SEED ?= 1
 
-.PHONY: help install demo test simulation faults timings chaos cookbook check format types bench lock clean
+.PHONY: help install demo test test-long simulation faults timings chaos cookbook check format types bench lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ demo: $(INSTALLED)  ## two tenants train and sample one base model, all on this 
 
 test: $(INSTALLED) $(OLD_SDK)  ## run the tests
 	$(TESTS)
+
+test-long: $(INSTALLED) $(OLD_SDK)  ## run the tests that start several actors or a compiler, too
+	$(TESTS) -m 'not timed'
 
 simulation: $(INSTALLED)  ## play 20,000 histories of the broker in a simulated world, and check each
 	$(BIN)/python -m tests.simulation --histories 20000

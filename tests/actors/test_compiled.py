@@ -22,6 +22,8 @@ from .test_decoder import PROMPTS, Letters, request, run, tokens_of
 from .test_decoder_cache import logprobs_of_trainer
 from .test_demo_model import ASSETS
 
+LONG = pytest.mark.long
+
 
 def _with_adapters(model: PreTrainedModel) -> tuple[BaseModel, list[Adapter | None]]:
     base = wrap_model(model)
@@ -53,7 +55,10 @@ def _sample(base: BaseModel, adapters: list[Adapter | None], compiled: CompiledM
     return list(found.values())
 
 
-@pytest.mark.parametrize("family", [tiny_qwen3, tiny_gpt_oss, tiny_deepseek_v3])
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(tiny_qwen3, marks=LONG), tiny_gpt_oss, pytest.param(tiny_deepseek_v3, marks=LONG)],
+)
 def test_a_compiled_decoder_samples_what_the_model_does(family: Callable[[], PreTrainedModel]) -> None:
     base, adapters = _with_adapters(family())
     expected = _sample(base, adapters, None)
@@ -69,7 +74,7 @@ def test_a_compiled_decoder_samples_what_the_model_does(family: Callable[[], Pre
         assert ours.prompt_logprobs == pytest.approx(theirs.prompt_logprobs, abs=1e-4)
 
 
-@pytest.mark.parametrize("compile_it", [False, True], ids=["as it is", "compiled"])
+@pytest.mark.parametrize("compile_it", [False, pytest.param(True, marks=LONG)], ids=["as it is", "compiled"])
 def test_a_bfloat16_model_samples_with_the_logprobs_that_its_trainer_computes(compile_it: bool) -> None:
     """One product that is rounded the other way, once in some thousands, is all that may lie between the two; from
     there on a sequence's logprobs differ by hundredths. Where the two paths round in other places, all of them do."""

@@ -146,6 +146,7 @@ def test_a_tenant_sees_nothing_of_another(new_tenant: Callable[[], Tenant]) -> N
     assert seen == dict.fromkeys(("run", "checkpoints", "session", "delete", "load"), 404)
 
 
+@pytest.mark.long
 def test_a_restart_in_mid_run_is_a_pause(tmp_path: Path) -> None:
     """First the gateway dies, then the broker: the script notices neither."""
     server = start_server(tmp_path, "--http", "127.0.0.1:0", "--heartbeat-s", "2")

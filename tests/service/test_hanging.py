@@ -30,6 +30,7 @@ if "actor" in sys.orig_argv:
 """
 
 
+@pytest.mark.long
 async def test_a_command_that_hangs_three_actors_fails_alone(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 from contextlib import closing
 
+import pytest
 from anyio import to_thread
 
 import lorry
@@ -40,6 +41,7 @@ async def test_a_service_that_is_told_to_stop_saves_every_run_first(start: Start
         assert (await other.optim_step(lorry.AdamParams())).metrics["grad_norm"] > 0
 
 
+@pytest.mark.long
 async def test_an_actor_that_is_told_to_stop_ends_what_it_holds(start: Start) -> None:
     server = start()
     async with lorry.connect(server.address, api_key=server.new_key("alice")) as service:
@@ -57,6 +59,7 @@ async def test_an_actor_that_is_told_to_stop_ends_what_it_holds(start: Start) ->
     assert kinds == ["actor stopped"]
 
 
+@pytest.mark.long
 async def test_a_second_signal_ends_at_once_and_loses_nothing(start: Start) -> None:
     server = start("--grace-s", "10000")
     async with lorry.connect(server.address, api_key=server.new_key("alice"), timeout_s=60) as service:

@@ -36,7 +36,10 @@ def family(server: Server) -> list[psutil.Process]:
 
 @pytest.mark.parametrize(
     ("options", "count", "ending", "code"),
-    [((), 3, signal.SIGINT, 130), (("--http", "127.0.0.1:0"), 4, signal.SIGKILL, -signal.SIGKILL)],
+    [
+        pytest.param((), 3, signal.SIGINT, 130, marks=pytest.mark.long),
+        (("--http", "127.0.0.1:0"), 4, signal.SIGKILL, -signal.SIGKILL),
+    ],
     ids=["Ctrl-C", "killed, with HTTP"],
 )
 def test_all_processes_are_small_and_none_outlives_the_supervisor(
@@ -139,8 +142,8 @@ async def test_a_killed_broker_costs_its_clients_a_pause(own_server: Server) -> 
     ("model", "option", "words"),
     [
         ("empty", ("--slots", "2"), "cannot load a base model"),
-        (str(BASE_MODEL), ("--device", "warp:9"), "device is 'warp:9'"),
-        (str(BASE_MODEL), ("--dtype", "float99"), "dtype is 'float99'"),
+        pytest.param(str(BASE_MODEL), ("--device", "warp:9"), "device is 'warp:9'", marks=pytest.mark.long),
+        pytest.param(str(BASE_MODEL), ("--dtype", "float99"), "dtype is 'float99'", marks=pytest.mark.long),
         (str(BASE_MODEL), ("--prices", "nowhere.toml"), "prices is 'nowhere.toml'"),
     ],
 )

@@ -52,7 +52,7 @@ async def learn(training: lorry.TrainingClient, steps: int) -> list[float]:
     return [(await future).metrics["loss:sum"] for future in futures]
 
 
-@pytest.mark.parametrize("victim", ["actor", "broker"])
+@pytest.mark.parametrize("victim", ["actor", pytest.param("broker", marks=pytest.mark.long)])
 async def test_a_run_goes_on_from_a_snapshot_bit_for_bit(eager: Server, victim: str) -> None:
     async with lorry.connect(eager.address, api_key=eager.new_key(f"hurt by its {victim}")) as service:
         undisturbed = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
@@ -122,6 +122,7 @@ async def test_a_run_that_nothing_gives_back_says_so_and_disturbs_nobody(eager: 
         assert len(await learn(other, 2)) == 2
 
 
+@pytest.mark.long
 async def test_runs_that_do_not_fit_into_memory_train_as_if_they_did(start: Start) -> None:
     server = start("--host-memory", "1", "--slots", "2")
     async with lorry.connect(server.address, api_key=server.new_key("alice")) as service:

@@ -107,6 +107,7 @@ async def test_a_cancelled_sample_is_gone_and_others_go_on(server: Server, new_k
             await long
 
 
+@pytest.mark.long
 async def test_an_actor_whose_steps_are_compiled_samples_the_models_tokens(tmp_path: Path) -> None:
     """A model of two layers: compiling takes its time for each."""
     model, prompt = tiny_qwen3(), torch.tensor([PROMPT.to_ints()])

@@ -146,6 +146,7 @@ async def test_a_model_that_cannot_be_loaded_is_an_error_with_its_reason(tmp_pat
         assert health["models"] == {"ready": 0, "loading": 1, "failed": 1}
 
 
+@pytest.mark.long
 async def test_while_the_only_actor_is_replaced_work_waits(tmp_path: Path) -> None:
     async with early(tmp_path, heartbeat_s=0.2) as there, lorry.connect(there.clients, api_key=there.key) as service:
         with there.actor_process() as process:

@@ -15,7 +15,7 @@ def simulation(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_some_hundred_histories_keep_every_promise() -> None:
-    played = simulation("--histories", "150", "--workers", "1")
+    played = simulation("--histories", "100", "--workers", "1")
     assert played.returncode == 0, played.stdout[-20_000:] + played.stderr
 
 
@@ -28,7 +28,7 @@ def test_a_seed_is_always_the_same_history() -> None:
 def test_planted_faults_are_found() -> None:
     """Two of the list; `make faults` plants all of it, and says after how many histories each is found."""
     names = ("--only", "a command is acknowledged before", "--only", "a refused seq is not passed over")
-    command = [sys.executable, "-m", "tests.simulation.faults", "--histories", "50", *names]
+    command = [sys.executable, "-m", "tests.simulation.faults", "--histories", "25", *names]
     planted = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert planted.returncode == 0, planted.stdout + planted.stderr
     assert "2 of 2 faults found" in planted.stdout
