@@ -12,17 +12,26 @@ import torch
 from torch import Tensor
 
 Group: TypeAlias = Literal["attn", "mlp", "unembed"]
+ExpertLora: TypeAlias = Literal["shared", "independent"]
+Factor: TypeAlias = Literal["a", "b"]
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A linear layer of the base model that adapters may train; `index` is its place in model order."""
+    """A linear layer of the base model that adapters may train, or one weight of a layer's routed experts; `index` is
+    its place in model order.
+
+    Of a weight of `experts`, `common` is the factor that an adapter whose expert LoRA is `shared` has once for them
+    all: A of what they read, which is one hidden state, and B of what they write, whose sum is one again.
+    """
 
     index: int
     name: str
     inputs: int
     outputs: int
     group: Group
+    experts: int | None = None
+    common: Factor = "a"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,7 @@ class AdapterSpec:
     train_attn: bool = True
     train_mlp: bool = True
     train_unembed: bool = True
+    experts: ExpertLora = "shared"
 
     @property
     def scale(self) -> float:
@@ -50,7 +60,8 @@ class AdapterSpec:
 class Part:
     """One module's views into the flat vectors. `a` and `b` are in the base's dtype, the gradients in float32.
 
-    B is kept transposed, so that every product of a segment reads it row by row. Samplers have no gradients.
+    B is kept transposed, so that every product of a segment reads it row by row. Samplers have no gradients. Of routed
+    experts each has one dimension more in front: as many as there are experts, or one for them all.
     """
 
     scale: float
@@ -60,6 +71,17 @@ class Part:
     b_t: Tensor  # [outputs, rank]
     grad_a: Tensor | None
     grad_b: Tensor | None
+
+
+def accumulate(grad: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
+    """grad [rank, n] += scale left.T right, of left [rows, rank] and right [rows, n].
+
+    Low-precision products sum in float32 inside, and are accumulated in float32.
+    """
+    if left.dtype == grad.dtype:
+        grad.addmm_(left.t(), right, alpha=scale)
+    else:
+        grad.add_(torch.mm(left.t(), right), alpha=scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +204,8 @@ class Adapter:
         self._marked = None
 
     def module_weights(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Each module's master weights, as views: A [rank, inputs] and B transposed [rank, outputs], float32."""
+        """Each module's master weights, as views: A [rank, inputs] and B transposed [rank, outputs], float32; of routed
+        experts with one dimension more in front, of `experts` or 1."""
         return {target.name: pair for target, pair in zip(self.targets, self.views(self.weights), strict=True)}
 
     def module_grads(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -190,23 +213,31 @@ class Adapter:
         return {target.name: pair for target, pair in zip(self.targets, self.views(self.grad), strict=True)}
 
     def views(self, flat: Tensor) -> list[tuple[Tensor, Tensor]]:
-        rank = self.spec.rank
-        sizes = [rank * n for target in self.targets for n in (target.inputs, target.outputs)]
-        pieces = [piece.view(rank, -1) for piece in flat.split(sizes)]
+        shapes = [shape for target in self.targets for shape in shapes_of(self.spec, target)]
+        pieces = [piece.view(shape) for piece, shape in zip(flat.split([*map(math.prod, shapes)]), shapes, strict=True)]
         return list(zip(pieces[::2], pieces[1::2], strict=True))
 
     def _views_of_modules(self) -> list[Part | None]:
         grads = self.views(self.grad) if self.trainable else [(None, None)] * len(self.targets)
         parts: list[Part | None] = [None] * (1 + max(target.index for target in self.targets))
         for target, (a, b), (grad_a, grad_b) in zip(self.targets, self.views(self.compute), grads, strict=True):
-            parts[target.index] = Part(self.spec.scale, a, b, a.T, b.T, grad_a, grad_b)
+            parts[target.index] = Part(self.spec.scale, a, b, a.mT, b.mT, grad_a, grad_b)
         return parts
+
+
+def shapes_of(spec: AdapterSpec, target: Target) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of A and of B transposed."""
+    a, b = (spec.rank, target.inputs), (spec.rank, target.outputs)
+    if target.experts is None:
+        return a, b
+    common = target.common if spec.experts == "shared" else None
+    return (1 if common == "a" else target.experts, *a), (1 if common == "b" else target.experts, *b)
 
 
 def _initial_weights(spec: AdapterSpec, targets: Sequence[Target]) -> Tensor:
     """A from U(-1/sqrt(inputs), 1/sqrt(inputs)), which is kaiming_uniform(a=sqrt(5)); B zero."""
     generator = torch.Generator().manual_seed(spec.seed)
-    sizes = [spec.rank * n for target in targets for n in (target.inputs, target.outputs)]
+    sizes = [math.prod(shape) for target in targets for shape in shapes_of(spec, target)]
     weights = torch.zeros(sum(sizes))
     for target, piece in zip(targets, weights.split(sizes)[::2], strict=True):
         bound = 1 / math.sqrt(target.inputs)

@@ -57,6 +57,13 @@ class Linears(Protocol):
         its leading axes -> [..., outputs]."""
         ...
 
+    def experts(
+        self, index: int, hidden: "torch.Tensor", chosen: "torch.Tensor", counted: "torch.Tensor"
+    ) -> "torch.Tensor":
+        """Of the routed experts whose first weight has that place in model order, adapters included: hidden [tokens,
+        hidden], chosen and counted [tokens, choices] -> [tokens, hidden]."""
+        ...
+
 
 def _nothing() -> None:
     pass
@@ -68,7 +75,7 @@ _numbers = itertools.count()
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class InFlight:
     """`lengths` are those of the sequences laid end to end in the packed row, in order. Where `linears` is there, it
-    computes the trainable layers, and `segments` are those of the tokens that it does not cover.
+    computes the trainable layers.
 
     `pause` is called between the products of a training pass, forward and backward: whoever wants the device may use
     it there, after `set_aside`. `beside_others` says that somebody does, so that products are to be short. `number` is

@@ -11,13 +11,18 @@ from torch import Tensor, nn
 
 from ...wire.errors import InvalidRequestError, UnsupportedModelError
 from . import operators
-from .adapter import Adapter, AdapterSpec, Group, Part, Target
+from .adapter import Adapter, AdapterSpec, Group, Part, Target, accumulate
+from .agreement import agree
 from .base_model import BaseModel
+from .experts import PACKED as ROUTED
+from .experts import RoutedExperts, are_routed_experts
 from .in_flight import InFlight
+from .probe import AttentionProbe
 from .products import linear, linear_backward
 
 _ATTENTION = frozenset(("self_attn", "attn", "attention", "self_attention"))
 _MLP = frozenset(("mlp", "feed_forward", "ffn"))
+_ROUTERS = frozenset(("gate", "router", "shared_expert_gate"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +123,8 @@ def add_lora_backward(layout: Layout, x: Tensor, downs: list[Tensor | None], dy:
         grad_a, grad_b = part.grad_a, part.grad_b
         assert grad_a is not None and grad_b is not None, "a sampler's adapter has no gradients"
         d_down = torch.mm(dy_piece, part.b_t)  # [stretch, rank]
-        if x.dtype == grad_a.dtype:
-            grad_a.addmm_(d_down.t(), x_piece, alpha=part.scale)
-            grad_b.addmm_(down.t(), dy_piece, alpha=part.scale)
-        else:  # low-precision products, which sum in float32 inside, accumulated in float32
-            grad_a.add_(torch.mm(d_down.t(), x_piece), alpha=part.scale)
-            grad_b.add_(torch.mm(down.t(), dy_piece), alpha=part.scale)
+        accumulate(grad_a, d_down, x_piece, part.scale)
+        accumulate(grad_b, down, dy_piece, part.scale)
         dx_piece.addmm_(d_down, part.a, alpha=part.scale)
 
 
@@ -153,20 +154,21 @@ class _SegmentLora(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class LoraTargets:
-    """What of a base model adapters may train. `modules` in model order; `head` is the output embedding."""
+    """What of a base model adapters may train. `modules` in model order; `head` is the output embedding.
+
+    `frozen_experts` names a class of routed experts that adapters cannot train, and so no MLP of the model's."""
 
     modules: tuple[Target, ...]
     head: LoraLinear
-    has_experts: bool
+    frozen_experts: str | None
     dtype: torch.dtype
     all_names: frozenset[str]
 
     def select(self, spec: AdapterSpec) -> list[Target]:
         """The modules that an adapter of `spec` trains. Raises InvalidRequestError where the model has none such."""
-        if spec.train_mlp and self.has_experts:
-            raise InvalidRequestError.of(
-                "train_mlp", True, "train_mlp=False: this base model's MLPs are mixtures of experts, which stay frozen"
-            )
+        if spec.train_mlp and self.frozen_experts:
+            expected = f"train_mlp=False: this base model's MLPs are {self.frozen_experts}, which stay frozen"
+            raise InvalidRequestError.of("train_mlp", True, expected)
         present: set[Group] = {target.group for target in self.modules}
         for group in sorted(spec.groups - present):
             raise InvalidRequestError.of(
@@ -178,6 +180,10 @@ class LoraTargets:
         """A fresh adapter on the modules that `spec` selects; raises as `select` does."""
         return Adapter(spec, self.select(spec), dtype=self.dtype, device=device, trainable=trainable)
 
+    @property
+    def has_experts(self) -> bool:
+        return any(target.experts for target in self.modules)
+
     def peft_names(self, targets: tuple[Target, ...]) -> list[str]:
         """PEFT's `target_modules` for these: leaf names where they match exactly these modules, else full names."""
         chosen = {target.name for target in targets}
@@ -187,31 +193,57 @@ class LoraTargets:
 
 
 def attach_lora(base: BaseModel) -> LoraTargets:
-    """Replaces the base's trainable linears by LoraLinear, in place.
+    """Replaces the base's trainable linears by LoraLinear, in place, and lets its routed experts call ours.
 
     Raises UnsupportedModelError where its attention projections or output head are not `nn.Linear`.
     """
     model = base.model
     all_names = frozenset(name for name, _ in model.named_modules())
-    has_experts = any("experts" in name.split(".") for name in all_names)
+    mixtures = {name: module for name, module in model.named_modules() if name.rpartition(".")[2] == "experts"}
+    frozen = next((type(module).__name__ for module in mixtures.values() if not are_routed_experts(module)), None)
     head = model.get_output_embeddings()
-    chosen: list[tuple[str, nn.Linear, Group]] = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            group = "unembed" if module is head else _group(name)
-            if group is not None and not (group == "mlp" and has_experts):
-                chosen.append((name, module, group))
-    if not {"attn", "unembed"} <= {group for _, _, group in chosen}:
+    targets: list[Target] = []
+    for name, module in list(model.named_modules()):
+        group = "unembed" if module is head else _group(name)
+        if group is None or (group == "mlp" and frozen):
+            continue
+        if name in mixtures:
+            experts = RoutedExperts(module, len(targets), len(targets) + 1, base.in_flight)
+            targets += experts.targets(name)
+            module.lorry = experts  # pyright: ignore[reportArgumentType]
+        elif isinstance(module, nn.Linear):
+            targets.append(Target(len(targets), name, module.in_features, module.out_features, group))
+            model.set_submodule(name, LoraLinear(module, targets[-1].index, base.in_flight))
+    if not {"attn", "unembed"} <= {target.group for target in targets}:
         raise UnsupportedModelError(f"{type(model).__name__} has no nn.Linear attention projections and output head")
-    targets = [
-        Target(index, name, module.in_features, module.out_features, group)
-        for index, (name, module, group) in enumerate(chosen)
-    ]
-    for index, (name, module, _) in enumerate(chosen):
-        model.set_submodule(name, LoraLinear(module, index, base.in_flight))
+    if mixtures and not frozen:
+        _take_over_experts(base)
     wrapped_head = model.get_output_embeddings()
     assert isinstance(wrapped_head, LoraLinear)
-    return LoraTargets(tuple(targets), wrapped_head, has_experts, base.dtype, all_names)
+    return LoraTargets(tuple(targets), wrapped_head, frozen, base.dtype, all_names)
+
+
+def _take_over_experts(base: BaseModel) -> None:
+    expected = _logits_of_two_tokens(base)
+    base.model.set_experts_implementation(ROUTED)
+    if not agree(_logits_of_two_tokens(base), expected):
+        raise UnsupportedModelError(f"{type(base.model).__name__} has experts that compute something else here")
+
+
+@torch.no_grad()
+def _logits_of_two_tokens(base: BaseModel) -> Tensor:
+    tokens = torch.arange(2, device=base.device)
+    base.in_flight.cache = AttentionProbe()
+    try:
+        return base.logits(base.hidden_states(tokens, tokens, grad=False))
+    finally:
+        base.in_flight.cache = None
+
+
+def experts_of(base: BaseModel) -> dict[int, RoutedExperts]:
+    """The routed experts that adapters may train, by the index of their first weight."""
+    found = (getattr(module, "lorry", None) for module in base.model.modules())
+    return {experts.gate_up: experts for experts in found if isinstance(experts, RoutedExperts)}
 
 
 def layers_of(base: BaseModel) -> dict[int, LoraLinear]:
@@ -220,8 +252,10 @@ def layers_of(base: BaseModel) -> dict[int, LoraLinear]:
 
 
 def _group(name: str) -> Group | None:
-    """By the module's path: layers.3.self_attn.q_proj is attention, layers.3.mlp.up_proj is MLP."""
-    path = set(name.split(".")[:-1])
-    if path & _ATTENTION:
+    """By the module's path: layers.3.self_attn.q_proj is attention, layers.3.mlp.up_proj is MLP. Routers are none."""
+    *path, leaf = name.split(".")
+    if leaf in _ROUTERS:
+        return None
+    if _ATTENTION.intersection(path):
         return "attn"
-    return "mlp" if path & _MLP else None
+    return "mlp" if _MLP.intersection(path) else None

@@ -19,6 +19,7 @@ _library.define(
     "Tensor? sinks) -> Tensor"
 )
 _library.define("linear(Tensor x, int model, int index, int outputs) -> Tensor")
+_library.define("experts(Tensor hidden, Tensor chosen, Tensor counted, int model, int index) -> Tensor")
 
 
 def register(in_flight: InFlight) -> None:
@@ -44,6 +45,11 @@ def attend(
 def linear(x: Tensor, in_flight: InFlight, index: int, outputs: int) -> Tensor:
     """As `Linears.linear`."""
     return cast(Any, torch.ops.lorry.linear)(x, in_flight.number, index, outputs)
+
+
+def experts(hidden: Tensor, chosen: Tensor, counted: Tensor, in_flight: InFlight, index: int) -> Tensor:
+    """As `Linears.experts`."""
+    return cast(Any, torch.ops.lorry.experts)(hidden, chosen, counted, in_flight.number, index)
 
 
 def _attend(
@@ -75,6 +81,20 @@ def _shape_of_linear(x: Tensor, model: int, index: int, outputs: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], outputs)
 
 
-for _name, _function, _shape in (("attend", _attend, _shape_of_attend), ("linear", _linear, _shape_of_linear)):
+def _experts(hidden: Tensor, chosen: Tensor, counted: Tensor, model: int, index: int) -> Tensor:
+    linears = _models[model].linears
+    assert linears is not None, "only steps of the decode loop are compiled"
+    return linears.experts(index, hidden, chosen, counted).contiguous()
+
+
+def _shape_of_experts(hidden: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(hidden)
+
+
+for _name, _function, _shape in (
+    ("attend", _attend, _shape_of_attend),
+    ("linear", _linear, _shape_of_linear),
+    ("experts", _experts, _shape_of_experts),
+):
     _library.impl(_name, _function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"lorry::{_name}", _shape, lib=_library)

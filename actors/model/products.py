@@ -54,6 +54,16 @@ def linear_backward(dy: Tensor, weight: Tensor) -> Tensor:
     return linear(dy, weight.T)
 
 
+def linear_of_each(x: Tensor, weights: Tensor, biases: Tensor | None, counts: Sequence[int]) -> Tensor:
+    """Neighbouring `counts[i]` rows through `weights[i]`: x [rows, inputs], weights [n, outputs, inputs], biases
+    [n, outputs] -> [rows, outputs]."""
+    y = x.new_empty(len(x), weights.shape[1])
+    for i, (rows, to) in enumerate(zip(x.split_with_sizes(counts), y.split_with_sizes(counts), strict=True)):
+        if len(rows):
+            to.copy_(linear(rows, weights[i], None if biases is None else biases[i]))
+    return y
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
     """Layers that read one tensor, as one product. `weight` is a copy in a layout that only oneDNN can read."""

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base_model import BaseModel
+from .experts import RoutedExperts
 from .in_flight import LinearLayer
-from .lora import layers_of
+from .lora import experts_of, layers_of
 from .probe import AttentionProbe, LayerShape
 
 
@@ -42,7 +43,7 @@ def survey(base: BaseModel) -> Survey:
 @contextmanager
 def standing_in(base: BaseModel) -> Generator["Notes"]:
     """Inside, the model may run on one sequence without a cache or adapters."""
-    in_flight, notes = base.in_flight, Notes(layers_of(base))
+    in_flight, notes = base.in_flight, Notes(layers_of(base), experts_of(base))
     in_flight.cache, in_flight.linears = notes.attention, notes
     try:
         yield notes
@@ -55,6 +56,7 @@ class Notes:
     """Stands where the adapters would. It holds every input, so that no two have one identity."""
 
     modules: Mapping[int, LinearLayer]
+    mixtures: Mapping[int, RoutedExperts]
     attention: AttentionProbe = field(default_factory=AttentionProbe)
     inputs: list[tuple[Tensor, list[int]]] = field(default_factory=list[tuple[Tensor, list[int]]])
 
@@ -67,6 +69,9 @@ class Notes:
             self.inputs.append((x, []))
         self.inputs[-1][1].append(index)
         return F.linear(x, self.modules[index].weight, self.modules[index].bias)
+
+    def experts(self, index: int, hidden: Tensor, chosen: Tensor, counted: Tensor) -> Tensor:
+        return self.mixtures[index].compute(hidden, chosen, counted)
 
 
 def block_count(memory_bytes: int, token_bytes: int, block_tokens: int) -> int:

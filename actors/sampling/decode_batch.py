@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class DecodeBatch:
     """`rows` in the order of the packed row: those of one adapter side by side, those of the bare base last.
 
-    `gathered` says that `linears` gathers what the adapters have; otherwise `segments` are to be walked.
+    `gathered` says that `linears` gathers what the adapters have; otherwise the `segments` are to be walked.
     """
 
     def __init__(self, rows: Sequence[Row], linears: DecodeLinears, cache: KVCache, device: torch.device) -> None:
@@ -32,7 +32,7 @@ class DecodeBatch:
         counts = [sum(row.request.adapter is adapter for row in rows) for adapter in adapters]
         self.gathered = linears.arrange(adapters, counts, device)
         owners = [row.request.adapter for row in self.rows]
-        self.segments = [] if self.gathered else segments_of(owners, [1] * len(rows))
+        self.segments = segments_of(owners, [1] * len(rows))
         self.sampling = sampling_rows(self.rows, device)
         self.tokens = torch.tensor([row.tokens[-1] for row in self.rows], dtype=torch.int64, device=device)  # [rows]
         self.positions = torch.tensor([row.held.computed for row in self.rows], dtype=torch.int64, device=device)

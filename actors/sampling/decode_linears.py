@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from ..model.adapter import Adapter
 from ..model.base_model import BaseModel
-from ..model.in_flight import LinearLayer
-from ..model.lora import layers_of
+from ..model.in_flight import LinearLayer, Segment
+from ..model.lora import experts_of, layers_of
 from ..model.products import linear_float32, pack
 from .lora.gathered import Gathered
 from .lora.native import NativeRows, NativeWalked
@@ -66,14 +66,17 @@ class RowAdapters(Protocol):
 
 
 class DecodeLinears:
-    """Where rows are gathered, the packed row begins with them. What else has an adapter is in `in_flight.segments`.
+    """While `gathering`, the packed row begins with the rows that were arranged, and `beside` are the segments behind
+    them; otherwise those in flight are walked.
 
     `native`: by the kernel that `lora.native.build_kernel` built.
     """
 
     def __init__(self, base: BaseModel, groups: Sequence[tuple[int, ...]], *, native: bool) -> None:
         self.gathering = False
+        self.beside: Sequence[Segment] = ()
         self._in_flight = base.in_flight
+        self._experts = experts_of(base)
         modules = layers_of(base)
         head = base.model.get_output_embeddings()
         self._products = BaseProducts([[modules[index] for index in group] for group in groups], head)
@@ -83,7 +86,7 @@ class DecodeLinears:
         self._computed: dict[int, dict[int, Tensor]] = {}  # by group: what its layers have not been asked for yet
 
     def arrange(self, adapters: Sequence[Adapter], counts: Sequence[int], device: torch.device) -> bool:
-        """As `RowAdapters.arrange`: `gathering` may be set if it says so, and otherwise the rows are segments too."""
+        """As `RowAdapters.arrange`: `gathering` may be set if it says so, and otherwise the rows are to be walked."""
         return self._rows.arrange(adapters, counts, device)
 
     def retain(self, adapters: Collection[Adapter]) -> None:
@@ -112,11 +115,18 @@ class DecodeLinears:
                 del self._computed[group]
         return y.view(*x.shape[:-1], y.shape[-1])
 
+    def experts(self, index: int, hidden: Tensor, chosen: Tensor, counted: Tensor) -> Tensor:
+        """Of the layer whose first weight has that place in model order, with the adapters of `in_flight.segments`:
+        hidden [tokens, hidden], chosen and counted [tokens, choices] -> [tokens, hidden]."""
+        return self._experts[index].compute(hidden, chosen, counted)
+
     def _compute(self, group: int, x: Tensor) -> Sequence[Tensor]:
         rows = x.view(-1, x.shape[-1])  # [tokens, inputs]
         outputs = self._products.products(group, rows)  # [tokens, outputs] each
+        segments = self._in_flight.segments
         if self.gathering:
             self._rows.add(group, rows, outputs)
-        if self._in_flight.segments:
-            self._walked.add(group, self._in_flight.segments, rows, outputs)
+            segments = self.beside
+        if segments:
+            self._walked.add(group, segments, rows, outputs)
         return outputs

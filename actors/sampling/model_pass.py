@@ -93,13 +93,14 @@ class ModelPass:
 
     def _set_adapters(self, batch: DecodeBatch | None, chunks: Sequence[Chunk], lengths: Sequence[int]) -> None:
         in_flight, rows = self._base.in_flight, 0 if batch is None else len(batch.rows)
-        in_flight.segments = segments_of([chunk.request.adapter for chunk in chunks], lengths, rows)
+        of_chunks = segments_of([chunk.request.adapter for chunk in chunks], lengths, rows)
+        of_rows = [] if batch is None else batch.segments
+        in_flight.segments = of_rows + of_chunks
         in_flight.linears = self._linears
         self._linears.gathering = batch is not None and batch.gathered
-        if batch is not None:
-            in_flight.segments = batch.segments + in_flight.segments
+        self._linears.beside = of_chunks
 
     def _clear_adapters(self) -> None:
         self._base.in_flight.segments, self._base.in_flight.linears = [], None
-        self._linears.gathering = False
+        self._linears.gathering, self._linears.beside = False, ()
         self._linears.forget()

@@ -7,7 +7,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lorry.actors.model.adapter import Adapter
+from lorry.actors.model.adapter import Adapter, Target, shapes_of
 from lorry.wire.commands import ForwardBackwardInput
 from lorry.wire.types import AdamParams, Datum
 
@@ -35,25 +35,35 @@ def plain_loss(loss_fn: str, p: Tensor, inputs: dict[str, Tensor], config: dict[
 
 
 class PeftRun:
-    """One run on its own copy of the base model, starting from an adapter's weights."""
+    """One run on its own copy of the base model, starting from an adapter's weights.
+
+    PEFT has a factor for each expert. Where the adapter has one for them all, every expert's copy gets the sum of the
+    copies' gradients, so that they stay one.
+    """
 
     def __init__(self, model: PreTrainedModel, adapter: Adapter) -> None:
+        # Beside experts, PEFT takes the name of a dense MLP's layer for that of the experts' weights.
+        mixture = any(target.experts for target in adapter.targets)
+        parameters = [target for target in adapter.targets if mixture and target.group == "mlp"]
         config = LoraConfig(
             r=adapter.spec.rank,
             lora_alpha=cast(int, adapter.spec.alpha),
-            target_modules=[target.name for target in adapter.targets],
+            target_modules=[target.name for target in adapter.targets if target not in parameters],
+            target_parameters=[target.name if target.experts else f"{target.name}.weight" for target in parameters],
         )
         self.model = cast(PeftModel, get_peft_model(model, config))
-        self.rank = adapter.spec.rank
+        self.rank, self.targets, self.spec = adapter.spec.rank, adapter.targets, adapter.spec
         with torch.no_grad():
-            for name, (a, b) in adapter.module_weights().items():
-                self._lora(name, "A").copy_(a)
-                self._lora(name, "B").copy_(b.T)
-        self.names = [target.name for target in adapter.targets]
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameters)
+            for target in self.targets:
+                for letter, factor in zip("AB", adapter.module_weights()[target.name], strict=True):
+                    self._parameter(target, letter).copy_(as_peft(target, letter, factor))
+        self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad])
 
-    def _lora(self, name: str, letter: str) -> Tensor:
+    def _parameter(self, target: Target, letter: str) -> Tensor:
+        name = target.name
+        if target.experts is not None:
+            name, _, leaf = name.rpartition(".")
+            name += ".base_layer" if leaf == "gate_up_proj" else ""
         return self.model.get_parameter(f"base_model.model.{name}.lora_{letter}.default.weight")
 
     def logprobs(self, datum: Datum) -> Tensor:
@@ -81,15 +91,42 @@ class PeftRun:
                 eps=params.eps,
                 weight_decay=params.weight_decay,
             )
-        if params.grad_clip_norm > 0:
-            torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], params.grad_clip_norm)
+        limit = params.grad_clip_norm
+        factor = min(1.0, limit / (self.grad().norm().item() + 1e-6)) if limit > 0 else 1.0
+        for target in self.targets:
+            for letter in "AB":
+                summed = self._factor(target, letter, grad=True) * factor
+                self._parameter(target, letter).grad = as_peft(target, letter, summed)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def weights(self) -> Tensor:
         """In the order of Lorry's flat vector."""
-        return torch.cat([t.flatten() for n in self.names for t in (self._lora(n, "A"), self._lora(n, "B").T)]).detach()
+        return torch.cat([self._factor(t, letter, grad=False).flatten() for t in self.targets for letter in "AB"])
 
     def grad(self) -> Tensor:
-        pairs = [(self._lora(name, "A").grad, self._lora(name, "B").grad) for name in self.names]
-        return torch.cat([t.flatten() for a, b in pairs if a is not None and b is not None for t in (a, b.T)])
+        return torch.cat([self._factor(t, letter, grad=True).flatten() for t in self.targets for letter in "AB"])
+
+    def _factor(self, target: Target, letter: str, *, grad: bool) -> Tensor:
+        """As an adapter has it: A [rank, inputs], B [rank, outputs], with experts in front where there are some."""
+        parameter = self._parameter(target, letter)
+        tensor = parameter.detach()
+        if grad:
+            tensor = torch.zeros_like(tensor) if parameter.grad is None else parameter.grad
+        if target.experts is None:
+            return tensor if letter == "A" else tensor.T
+        if letter == "A":
+            factor = tensor.view(target.experts, self.rank, -1)
+        else:
+            factor = tensor.view(-1, self.rank, target.experts).permute(2, 1, 0)
+        if shapes_of(self.spec, target)[letter == "B"][0] == 1:
+            return factor.sum(0, keepdim=True) if grad else factor[:1]
+        return factor
+
+
+def as_peft(target: Target, letter: str, factor: Tensor) -> Tensor:
+    """A or B transposed, as an adapter has them, in PEFT's shape: experts side by side."""
+    if target.experts is None:
+        return factor if letter == "A" else factor.T
+    each = factor.expand(target.experts, -1, -1)
+    return each.flatten(0, 1) if letter == "A" else each.permute(2, 1, 0).flatten(1)

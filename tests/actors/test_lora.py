@@ -7,9 +7,8 @@ from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.base_model import wrap_model
 from lorry.actors.model.in_flight import Segment
 from lorry.actors.model.lora import LoraLinear, attach_lora
-from lorry.wire.errors import InvalidRequestError
 
-from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_llama, tiny_qwen3, tiny_qwen3_moe
+from .models import tiny_llama, tiny_qwen3, tiny_qwen3_moe
 from .workshop import Family, Workshop
 
 ATTENTION = ["k_proj", "o_proj", "q_proj", "v_proj"]
@@ -42,18 +41,10 @@ def test_full_names_are_given_where_a_leaf_name_would_match_a_module_that_is_not
     assert targets.peft_names(some) == [f"model.layers.0.self_attn.{leaf}" for leaf in ATTENTION]
 
 
-@pytest.mark.parametrize("family", [tiny_qwen3_moe, tiny_gpt_oss, tiny_deepseek_v3])
-def test_a_mixture_of_experts_refuses_to_train_its_mlps(family: Family) -> None:
-    targets = attach_lora(wrap_model(family()))
-    with pytest.raises(InvalidRequestError, match="train_mlp=False"):
-        targets.new_adapter(AdapterSpec(4), "cpu")
-    groups = {target.group for target in targets.select(AdapterSpec(4, train_mlp=False))}
-    assert groups == {"attn", "unembed"}
-
-
-def test_routers_and_experts_are_no_targets() -> None:
-    names = [target.name for target in attach_lora(wrap_model(tiny_qwen3_moe())).modules]
-    assert not [name for name in names if "mlp" in name]
+def test_experts_are_targets_and_routers_are_none() -> None:
+    names = {target.name for target in attach_lora(wrap_model(tiny_qwen3_moe())).modules if "mlp" in target.name}
+    leaves = ("gate_up_proj", "down_proj")
+    assert names == {f"model.layers.{i}.mlp.experts.{leaf}" for i in range(2) for leaf in leaves}
 
 
 def test_a_tied_output_embedding_is_trained_without_the_input_embedding() -> None:

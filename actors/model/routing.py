@@ -1,0 +1,76 @@
+"""Which tokens go to which experts, and whose tokens they are. Knows no weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Neighbouring pairs, `start` to `end`, of one expert and of one segment's tokens."""
+
+    expert: int
+    segment: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """The pairs of a token and an expert that it chose: by expert, within an expert by segment, and then by token.
+
+    `counts` are the pairs of each expert. What is in none of the `stretches` sees the bare base model.
+    """
+
+    tokens: Tensor  # [pairs] int64: whose pair it is
+    experts: Tensor  # [pairs] int64
+    order: Tensor  # [pairs] int64: each pair's place among the tokens' choices
+    places: Tensor  # [tokens, choices] int64: the place of each choice among the pairs
+    counts: list[int]  # [experts]
+    stretches: list[Stretch]
+
+    def sum(self, pairs: Tensor) -> Tensor:
+        """[pairs, width] -> [tokens, width]: each token's, in the order of its choices."""
+        return pairs[self.places].sum(1)
+
+
+def route(chosen: Tensor, experts: int, segments: Sequence[tuple[int, int]]) -> Routing:
+    """chosen [tokens, choices] int64 are the different experts of every token; `segments` are the first token of each
+    and the one behind its last, in order."""
+    tokens, choices = chosen.shape
+    width = len(segments) + 1
+    keys = (chosen * width + _owners(tokens, segments).to(chosen.device)[:, None]).view(-1)
+    order = keys.argsort(stable=True)
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order), device=order.device)
+    table = torch.bincount(keys, minlength=experts * width).view(experts, width).tolist()
+    return Routing(
+        tokens=order.div(choices, rounding_mode="floor"),
+        experts=chosen.reshape(-1)[order],
+        order=order,
+        places=places.view(tokens, choices),
+        counts=[sum(row) for row in table],
+        stretches=_stretches(table),
+    )
+
+
+def _owners(tokens: int, segments: Sequence[tuple[int, int]]) -> Tensor:
+    """[tokens] int64: the number of each token's segment; those of none come last."""
+    owners = torch.full((tokens,), len(segments), dtype=torch.int64)
+    for i, (start, end) in enumerate(segments):
+        owners[start:end] = i
+    return owners
+
+
+def _stretches(table: Sequence[Sequence[int]]) -> list[Stretch]:
+    """Of the pairs of each expert and segment; the last of a row are nobody's."""
+    stretches: list[Stretch] = []
+    at = 0
+    for expert, row in enumerate(table):
+        for segment, pairs in enumerate(row):
+            if pairs and segment < len(row) - 1:
+                stretches.append(Stretch(expert, segment, at, at + pairs))
+            at += pairs
+    return stretches

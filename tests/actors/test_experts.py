@@ -1,0 +1,117 @@
+"""Adapters on routed experts, against PEFT with a factor for each expert."""
+
+from dataclasses import replace
+from typing import cast
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedModel
+
+from lorry.actors.model.adapter import AdapterSpec, ExpertLora
+from lorry.actors.model.in_flight import Segment
+from lorry.actors.model.lora import experts_of
+from lorry.actors.model.routing import route
+from lorry.wire.types import AdamParams
+
+from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_qwen3_moe
+from .reference import PeftRun
+from .test_decoder import PROMPTS, assert_is_the_models_own, new_decoder, run
+from .test_decoder import request as sampling
+from .test_engine import SPECS, requests
+from .workshop import Family, Workshop, assert_close, job, logprobs, request, succeeded
+
+FAMILIES = [tiny_qwen3_moe, tiny_gpt_oss, tiny_deepseek_v3]
+LAYOUTS: list[ExpertLora] = ["shared", "independent"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mixed_micro_batch_over_experts_equals_peft_run_after_run(family: Family, layout: ExpertLora) -> None:
+    shop, specs = Workshop(family()), [replace(spec, experts=layout) for spec in SPECS]
+    adapters = [shop.add(str(i), spec) for i, spec in enumerate(specs)]
+    references = [PeftRun(family(), adapter) for adapter in adapters]
+    for step in range(3):
+        batch = requests(10 * step)
+        outcomes = shop.engine.forward_backward([job(str(i), data) for i, data in enumerate(batch)])
+        for outcome, adapter, reference, data in zip(outcomes, adapters, references, batch, strict=True):
+            expected, loss = reference.forward_backward(data)
+            for found, logprob in zip(logprobs(outcome), expected, strict=True):
+                assert_close(found, logprob)
+            assert succeeded(outcome).metrics["loss:sum"] == pytest.approx(loss, rel=1e-5, abs=1e-4)
+            assert_close(adapter.grad, reference.grad())
+        params = AdamParams(learning_rate=1e-3, eps=1e-3, weight_decay=0.1, grad_clip_norm=1.0)
+        shop.engine.optim_step([(str(i), params) for i in range(len(specs))])
+        for adapter, reference in zip(adapters, references, strict=True):
+            reference.step(params)
+            assert_close(adapter.weights, reference.weights())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_adapter_on_experts_samples_from_its_own_model(family: Family) -> None:
+    shop = Workshop(family())
+    layouts: list[ExpertLora] = ["shared", "independent", "shared"]
+    specs = [AdapterSpec(rank, seed=rank, experts=layout) for rank, layout in zip((2, 4, 8), layouts, strict=True)]
+    adapters = [None, *(shop.add(str(i), spec) for i, spec in enumerate(specs))]
+    decoder = new_decoder(shop.base, 8, 32)
+    for i, prompt in enumerate(PROMPTS):
+        decoder.add(i, sampling(prompt, 2, include_prompt_logprobs=True), adapters[i % 4], i)
+    results = run(decoder)
+    for i, prompt in enumerate(PROMPTS):
+        adapter = adapters[i % 4]
+        model = family() if adapter is None else cast("PreTrainedModel", PeftRun(family(), adapter).model)
+        assert_is_the_models_own(model, prompt, results[i])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_who_shares_a_pass_over_experts_changes_nobodys_results(family: Family) -> None:
+    """Eight runs, dense and mixed targets and ranks together, in three slots; each against itself alone."""
+    specs = [replace(spec, seed=i, experts=LAYOUTS[i % 2]) for i, spec in enumerate([*SPECS, *SPECS[:2]])]
+    together = Workshop(family(), slots=3)
+    batch = [request(i, (5, 9), "importance_sampling") for i in range(len(specs))]
+    for i, spec in enumerate(specs):
+        together.add(str(i), spec)
+    outcomes = together.engine.forward_backward([job(str(i), data) for i, data in enumerate(batch)])
+    for i, (spec, data, outcome) in enumerate(zip(specs, batch, outcomes, strict=True)):
+        shop = Workshop(family())
+        adapter = shop.add("alone", spec)
+        (alone,) = shop.engine.forward_backward([job("alone", data)])
+        for found, expected in zip(logprobs(outcome), logprobs(alone), strict=True):
+            assert_close(found, expected)
+        assert_close(together.pool.get(str(i)).grad, adapter.grad)
+
+
+def test_a_token_of_no_segment_sees_the_bare_experts() -> None:
+    shop = Workshop(tiny_gpt_oss())
+    shop.add("run", AdapterSpec(4))
+    (experts, *_) = experts_of(shop.base).values()
+    generator = torch.Generator().manual_seed(0)
+    hidden, counted = torch.randn(6, 32, generator=generator), torch.rand(6, 2, generator=generator)
+    chosen = torch.stack([torch.randperm(4, generator=generator)[:2] for _ in range(6)])
+    with torch.no_grad():
+        bare = experts.compute(hidden, chosen, counted)
+        shop.base.in_flight.segments = [Segment(shop.pool.get("run"), 2, 4)]
+        y = experts.compute(hidden, chosen, counted)
+    assert torch.equal(y[:2], bare[:2])
+    assert torch.equal(y[4:], bare[4:])
+    assert not torch.isclose(y[2:4], bare[2:4]).all()
+
+
+@given(st.data())
+def test_every_pair_is_routed_once_and_to_its_own(data: st.DataObject) -> None:
+    experts, choices = data.draw(st.integers(2, 5)), data.draw(st.integers(1, 2))
+    chosen = data.draw(st.lists(st.permutations(range(experts)).map(lambda p: p[:choices]), min_size=1, max_size=12))
+    bounds = sorted(data.draw(st.sets(st.integers(0, len(chosen)), max_size=6)))
+    segments = list(zip(bounds[::2], bounds[1::2], strict=False))
+    routing = route(torch.tensor(chosen), experts, segments)
+    pairs = list(zip(routing.tokens.tolist(), routing.experts.tolist(), strict=True))
+    assert sorted(pairs) == sorted((token, expert) for token, some in enumerate(chosen) for expert in some)
+    assert routing.counts == [sum(e == expert for _, e in pairs) for expert in range(experts)]
+    assert [e for _, e in pairs] == sorted(e for _, e in pairs)
+    assert [[pairs[place] for place in places] for places in routing.places.tolist()] == [
+        [(token, expert) for expert in some] for token, some in enumerate(chosen)
+    ]
+    found = {(s.segment, pair) for s in routing.stretches for pair in pairs[s.start : s.end] if pair[1] == s.expert}
+    assert found == {(i, (t, e)) for t, e in pairs for i, (start, end) in enumerate(segments) if start <= t < end}
+    assert sum(s.end - s.start for s in routing.stretches) == len(found)
