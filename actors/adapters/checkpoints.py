@@ -1,5 +1,6 @@
 """Checkpoints' folders: PEFT's own files, and for training states the optimizer's beside them."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,16 +8,16 @@ import torch
 from torch import Tensor
 
 from ...wire.errors import CheckpointError
-from ..model.adapter import Adapter, AdapterSpec, TrainingState
+from ..model.adapter import Adapter, AdapterSpec, Target, TrainingState
 from ..model.lora import LoraTargets
 from .folders import FolderFacts, read_json, seal, verify, write_json, written_aside
+from .layouts import Factors, fit, is_shared, read, written
 from .tensors import read_tensors, write_tensors
 
 _WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
 _OPTIMIZER = "optimizer.safetensors"
 _STATE = "state.json"
-_PREFIX = "base_model.model."
 _FORMAT = 1
 
 
@@ -82,11 +83,11 @@ def read_vectors(adapter: Adapter, folder: Path, file: str, weights: Tensor | No
 def load_sampler_weights(targets: LoraTargets, folder: Path, device: torch.device | str) -> Adapter:
     """An adapter for sampling, from a folder of either kind. Raises CheckpointError as `load_state` does."""
     verify(folder)
-    config = read_json(folder / _CONFIG)
-    names = {key.removeprefix(_PREFIX).rsplit(".", 2)[0] for key in read_tensors(folder / _WEIGHTS)}
-    chosen = [target for target in targets.modules if target.name in names]
-    if not chosen:
-        raise CheckpointError(f"{folder / _WEIGHTS} trains {sorted(names)[:1]}, which this base model does not have")
+    config, path = read_json(folder / _CONFIG), folder / _WEIGHTS
+    factors, left = _read_factors(path, targets.modules)
+    if left or not factors:
+        raise CheckpointError(f"{path} trains {min(left, default='nothing')}, which this base model does not have")
+    chosen = [target for target in targets.modules if target.name in factors]
     groups = {target.group for target in chosen}
     spec = AdapterSpec(
         rank=config["r"],
@@ -94,28 +95,27 @@ def load_sampler_weights(targets: LoraTargets, folder: Path, device: torch.devic
         train_attn="attn" in groups,
         train_mlp="mlp" in groups,
         train_unembed="unembed" in groups,
+        experts="shared" if is_shared(factors, chosen) else "independent",
     )
     adapter = Adapter(spec, chosen, dtype=targets.dtype, device=device, trainable=False)
-    adapter.weights.copy_(_read_weights(folder, adapter))
+    adapter.weights.copy_(_flat(path, adapter, factors))
     adapter.refresh()
     return adapter
 
 
 def _write_weights(adapter: Adapter, targets: LoraTargets, folder: Path, base_model_name: str) -> None:
-    from peft import LoraConfig  # takes seconds to import, and only saving needs it
+    from peft import LoraConfig  # only saving needs it
 
-    tensors: dict[str, Tensor] = {}
-    for name, (a, b) in adapter.module_weights().items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = a
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.T
-    write_tensors(folder / _WEIGHTS, tensors)
+    write_tensors(folder / _WEIGHTS, written(adapter, targets.layout))
+    modules, parameters = targets.peft_names(adapter.targets)
     config = LoraConfig(
         base_model_name_or_path=base_model_name,
         task_type="CAUSAL_LM",
         inference_mode=True,
         r=adapter.spec.rank,
         lora_alpha=adapter.spec.alpha,  # pyright: ignore[reportArgumentType]
-        target_modules=targets.peft_names(adapter.targets),
+        target_modules=modules,
+        target_parameters=parameters or None,
     ).to_dict()
     write_json(folder / _CONFIG, config)
 
@@ -123,15 +123,27 @@ def _write_weights(adapter: Adapter, targets: LoraTargets, folder: Path, base_mo
 def _read_weights(folder: Path, adapter: Adapter) -> Tensor:
     """The folder's weights in the adapter's own order, [P] on the host."""
     path = folder / _WEIGHTS
+    factors, left = _read_factors(path, adapter.targets)
+    if left:
+        raise CheckpointError(f"{path} trains {min(left)}, which the adapter does not")
+    return _flat(path, adapter, factors)
+
+
+def _read_factors(path: Path, targets: Sequence[Target]) -> tuple[dict[str, Factors], dict[str, Tensor]]:
+    """And what belongs to none of the targets."""
     tensors = read_tensors(path)
+    try:
+        return read(tensors, targets), tensors
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _flat(path: Path, adapter: Adapter, factors: Mapping[str, Factors]) -> Tensor:
     flat = torch.empty(adapter.size)
-    for (name, (a, b)), (to_a, to_b) in zip(adapter.module_weights().items(), adapter.views(flat), strict=True):
-        for key, like, to in ((f"{name}.lora_A", a, to_a), (f"{name}.lora_B", b.T, to_b.T)):
-            found = tensors.pop(f"{_PREFIX}{key}.weight", None)
-            if found is None or found.shape != like.shape:
-                shape = "no" if found is None else f"a {list(found.shape)}"
-                raise CheckpointError(f"{path} has {shape} {key}, expected {list(like.shape)}")
-            to.copy_(found)
-    if tensors:
-        raise CheckpointError(f"{path} trains {min(tensors)}, which the adapter does not")
+    for target, into in zip(adapter.targets, adapter.views(flat), strict=True):
+        for letter, factor, to in zip("AB", factors.get(target.name, (None, None)), into, strict=True):
+            if factor is None or (fitting := fit(factor, to)) is None:
+                shape = "no" if factor is None else f"a {list(factor.shape)}"
+                raise CheckpointError(f"{path} has {shape} {target.name}.lora_{letter}, expected {list(to.shape)}")
+            to.copy_(fitting)
     return flat

@@ -14,24 +14,39 @@ from torch import Tensor
 Group: TypeAlias = Literal["attn", "mlp", "unembed"]
 ExpertLora: TypeAlias = Literal["shared", "independent"]
 Factor: TypeAlias = Literal["a", "b"]
+FileLayout: TypeAlias = Literal["peft", "tinker"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWeight:
+    """Of a layer's `count` routed experts, either what gate and up read or what down writes.
+
+    `common` is the factor that an adapter whose expert LoRA is `shared` has once for them all: A of what they read,
+    which is one hidden state, and B of what they write, whose sum is one again. `interleaved`: gate and up alternate in
+    the base's weight. `as_modules`: PEFT has a layer for each expert in this family's files, not one weight for all.
+    """
+
+    count: int
+    common: Factor
+    interleaved: bool = False
+    as_modules: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """A linear layer of the base model that adapters may train, or one weight of a layer's routed experts; `index` is
-    its place in model order.
-
-    Of a weight of `experts`, `common` is the factor that an adapter whose expert LoRA is `shared` has once for them
-    all: A of what they read, which is one hidden state, and B of what they write, whose sum is one again.
-    """
+    its place in model order."""
 
     index: int
     name: str
     inputs: int
     outputs: int
     group: Group
-    experts: int | None = None
-    common: Factor = "a"
+    expert_weight: ExpertWeight | None = None
+
+    @property
+    def experts(self) -> int | None:
+        return None if self.expert_weight is None else self.expert_weight.count
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,10 +243,10 @@ class Adapter:
 def shapes_of(spec: AdapterSpec, target: Target) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Of A and of B transposed."""
     a, b = (spec.rank, target.inputs), (spec.rank, target.outputs)
-    if target.experts is None:
+    if target.expert_weight is None:
         return a, b
-    common = target.common if spec.experts == "shared" else None
-    return (1 if common == "a" else target.experts, *a), (1 if common == "b" else target.experts, *b)
+    count, common = target.expert_weight.count, target.expert_weight.common if spec.experts == "shared" else None
+    return (1 if common == "a" else count, *a), (1 if common == "b" else count, *b)
 
 
 def _initial_weights(spec: AdapterSpec, targets: Sequence[Target]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from . import operators
-from .adapter import Target
+from .adapter import ExpertWeight, Target
 from .expert_lora import (
     Shares,
     add_common_down,
@@ -39,12 +39,14 @@ class RoutedExperts:
         self.module: Any = module
         self.gate_up, self.down, self.in_flight = gate_up, down, in_flight
 
-    def targets(self, name: str) -> list[Target]:
+    def targets(self, name: str, *, as_modules: bool) -> list[Target]:
         """Both weights, as adapters may train them."""
-        weights = zip(("gate_up_proj", "down_proj"), self.weights, ("a", "b"), strict=True)
+        interleaved = not self.module.is_concatenated
+        (count, outputs, inputs), (_, down_outputs, down_inputs) = (weight.shape for weight in self.weights)
+        of_gate_up, of_down = (ExpertWeight(count, common, interleaved, as_modules) for common in ("a", "b"))
         return [
-            Target(self.gate_up + i, f"{name}.{leaf}", weight.shape[2], weight.shape[1], "mlp", len(weight), common)
-            for i, (leaf, weight, common) in enumerate(weights)
+            Target(self.gate_up, f"{name}.gate_up_proj", inputs, outputs, "mlp", of_gate_up),
+            Target(self.down, f"{name}.down_proj", down_inputs, down_outputs, "mlp", of_down),
         ]
 
     @property
@@ -83,7 +85,8 @@ class RoutedExperts:
 def are_routed_experts(module: nn.Module) -> bool:
     """Whether transformers' interface computes them, and as those of Qwen3-MoE, GPT-OSS and DeepSeek-V3: two products
     with a gate between them, and nothing behind."""
-    known = all(hasattr(module, name) for name in ("gate_up_proj", "down_proj", "is_transposed", "_apply_gate"))
+    names = ("gate_up_proj", "down_proj", "is_transposed", "is_concatenated", "_apply_gate")
+    known = all(hasattr(module, name) for name in names)
     return known and not getattr(module, "has_post_expert_norm", False)
 
 

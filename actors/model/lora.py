@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from ...wire.errors import InvalidRequestError, UnsupportedModelError
 from . import operators
-from .adapter import Adapter, AdapterSpec, Group, Part, Target, accumulate
+from .adapter import Adapter, AdapterSpec, FileLayout, Group, Part, Target, accumulate
 from .agreement import agree
 from .base_model import BaseModel
 from .experts import PACKED as ROUTED
@@ -156,11 +157,13 @@ class _SegmentLora(torch.autograd.Function):
 class LoraTargets:
     """What of a base model adapters may train. `modules` in model order; `head` is the output embedding.
 
-    `frozen_experts` names a class of routed experts that adapters cannot train, and so no MLP of the model's."""
+    `frozen_experts` names a class of routed experts that adapters cannot train, and so no MLP of the model's. `layout`
+    is what their files are written in."""
 
     modules: tuple[Target, ...]
     head: LoraLinear
     frozen_experts: str | None
+    layout: FileLayout
     dtype: torch.dtype
     all_names: frozenset[str]
 
@@ -184,15 +187,29 @@ class LoraTargets:
     def has_experts(self) -> bool:
         return any(target.experts for target in self.modules)
 
-    def peft_names(self, targets: tuple[Target, ...]) -> list[str]:
-        """PEFT's `target_modules` for these: leaf names where they match exactly these modules, else full names."""
-        chosen = {target.name for target in targets}
+    def peft_names(self, targets: tuple[Target, ...]) -> tuple[list[str], list[str]]:
+        """PEFT's `target_modules` and `target_parameters` for these: of modules leaf names where they match exactly
+        these, else full names.
+
+        Where experts are modules to PEFT, it takes names that end as theirs for the experts' alone. So a dense layer of
+        such a name is given as a parameter, too.
+        """
+        mixture = [target for target in targets if target.experts]
+        modules = any(target.expert_weight and target.expert_weight.as_modules for target in mixture)
+        dense = [target for target in targets if not target.experts]
+        chosen = {target.name for target in dense}
         leaves = {name.rpartition(".")[2] for name in chosen}
         matched = {name for name in self.all_names if name.rpartition(".")[2] in leaves}
-        return sorted(leaves if matched == chosen else chosen)
+        names = leaves if matched == chosen else chosen
+        if not mixture:
+            return sorted(names), []
+        if not modules:
+            return sorted(names), sorted({".".join(target.name.split(".")[-3:]) for target in mixture})
+        beside = sorted(f"{target.name}.weight" for target in dense if target.group == "mlp")
+        return sorted(leaves | {"gate_proj", "up_proj", "down_proj"}), beside
 
 
-def attach_lora(base: BaseModel) -> LoraTargets:
+def attach_lora(base: BaseModel, layout: FileLayout = "peft") -> LoraTargets:
     """Replaces the base's trainable linears by LoraLinear, in place, and lets its routed experts call ours.
 
     Raises UnsupportedModelError where its attention projections or output head are not `nn.Linear`.
@@ -202,6 +219,8 @@ def attach_lora(base: BaseModel) -> LoraTargets:
     mixtures = {name: module for name, module in model.named_modules() if name.rpartition(".")[2] == "experts"}
     frozen = next((type(module).__name__ for module in mixtures.values() if not are_routed_experts(module)), None)
     head = model.get_output_embeddings()
+    conversions = get_checkpoint_conversion_mapping(model.config.model_type) or ()
+    as_modules = any("mlp.experts.*.gate_proj.weight" in conversion.source_patterns for conversion in conversions)
     targets: list[Target] = []
     for name, module in list(model.named_modules()):
         group = "unembed" if module is head else _group(name)
@@ -209,7 +228,7 @@ def attach_lora(base: BaseModel) -> LoraTargets:
             continue
         if name in mixtures:
             experts = RoutedExperts(module, len(targets), len(targets) + 1, base.in_flight)
-            targets += experts.targets(name)
+            targets += experts.targets(name, as_modules=as_modules)
             module.lorry = experts  # pyright: ignore[reportArgumentType]
         elif isinstance(module, nn.Linear):
             targets.append(Target(len(targets), name, module.in_features, module.out_features, group))
@@ -220,7 +239,7 @@ def attach_lora(base: BaseModel) -> LoraTargets:
         _take_over_experts(base)
     wrapped_head = model.get_output_embeddings()
     assert isinstance(wrapped_head, LoraLinear)
-    return LoraTargets(tuple(targets), wrapped_head, frozen, base.dtype, all_names)
+    return LoraTargets(tuple(targets), wrapped_head, frozen, layout, base.dtype, all_names)
 
 
 def _take_over_experts(base: BaseModel) -> None:
