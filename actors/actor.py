@@ -163,7 +163,7 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
         device=str(base.device),
         dtype=str(base.dtype).removeprefix("torch."),
         trainable=sorted({target.group for target in targets.modules}),
-        has_experts=targets.has_experts,
+        frozen_experts=targets.frozen_experts,
     )
     return worker, facts
 

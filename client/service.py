@@ -8,7 +8,7 @@ from ..wire.catalogue_messages import Query
 from ..wire.client_messages import CreateRun, RunCreated
 from ..wire.commands import check_lora_config
 from ..wire.ids import RunId
-from ..wire.types import GetServerCapabilitiesResponse, LoraConfig
+from ..wire.types import ExpertLora, GetServerCapabilitiesResponse, LoraConfig
 from .connection import Connection, open_connection
 from .rest import RestClient
 from .sampling import SamplingClient, create_sampler
@@ -32,13 +32,25 @@ class ServiceClient:
         train_attn: bool = True,
         train_unembed: bool = True,
         user_metadata: dict[str, str] | None = None,
+        expert_lora: ExpertLora = "shared",
     ) -> TrainingClient:
         """A new run: an adapter that starts as PEFT's do (A random by `seed`, B zero), so it changes nothing yet.
+
+        With `train_mlp` the routed experts of a mixture are trained, too: `shared` has A of gate and up and B of down
+        once for all experts of a layer, as the hosted service has; `independent` a pair for each, which is several
+        times the parameters.
 
         Waits while the model is being loaded. Raises UnknownModelError, InvalidRequestError, and UnsupportedModelError
         for a model that cannot be loaded.
         """
-        lora = LoraConfig(rank=rank, seed=seed, train_mlp=train_mlp, train_attn=train_attn, train_unembed=train_unembed)
+        lora = LoraConfig(
+            rank=rank,
+            seed=seed,
+            train_mlp=train_mlp,
+            train_attn=train_attn,
+            train_unembed=train_unembed,
+            expert_lora=expert_lora,
+        )
         check_lora_config(lora)
         nonce = secrets.token_hex(16)
         request = CreateRun(self._connection.next_request(), nonce, base_model, lora, user_metadata or {})

@@ -20,7 +20,7 @@ class Known:
 
     def check(self, lora: LoraConfig) -> None:
         """Raises InvalidRequestError where no actor of the model could make such an adapter."""
-        check_lora_config(lora, self.max_rank, self.facts.trainable, self.facts.has_experts)
+        check_lora_config(lora, self.max_rank, self.facts.trainable, self.facts.frozen_experts)
 
 
 class Models:

@@ -154,7 +154,7 @@ class Registry:
         if own and run_of_path(path) == run.id:
             return self._saving[path or ""][max(own)]
         checkpoint = self.readable(run.tenant, path, "training")
-        source, shape = self._runs[checkpoint.run], ("rank", "train_attn", "train_mlp", "train_unembed")
+        source, shape = self._runs[checkpoint.run], ("rank", "train_attn", "train_mlp", "train_unembed", "expert_lora")
         if source.base_model != run.base_model:
             raise InvalidRequestError.of("path", path, f"a checkpoint of {run.base_model}, not {source.base_model}")
         for name in shape:

@@ -238,3 +238,9 @@ def m007_blobs(db: Database) -> None:
 def m008_root_of_folders(db: Database) -> None:
     # One row: below what all folders lie that rows name. A start need not read them to see that nothing has moved.
     db.table("folders_root").create({"root": str}, pk="root")
+
+
+@migrations()
+def m009_expert_lora(db: Database) -> None:
+    # Before, nobody trained routed experts.
+    db.table("runs").add_column("expert_lora", str, not_null_default="shared")

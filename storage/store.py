@@ -230,6 +230,7 @@ def _run(row: dict[str, Any]) -> RunRow:
         train_mlp=bool(row["train_mlp"]),
         train_attn=bool(row["train_attn"]),
         train_unembed=bool(row["train_unembed"]),
+        expert_lora=row["expert_lora"],
     )
     values = {field.name: row[field.name] for field in fields(RunRow) if field.name not in ("lora", "user_metadata")}
     return RunRow(**values, lora=lora, user_metadata=json.loads(row["user_metadata"]))

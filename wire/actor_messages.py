@@ -34,8 +34,8 @@ class Capacity(msgspec.Struct, frozen=True):
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
-    """`trainable` are the groups of layers that adapters may train: some of attn, mlp, unembed. `has_experts` says why
-    there is no mlp."""
+    """`trainable` are the groups of layers that adapters may train: some of attn, mlp, unembed. `frozen_experts` names
+    the class of routed experts for which there is no mlp."""
 
     vocab_size: int
     max_context: int
@@ -43,7 +43,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     device: str
     dtype: str
     trainable: list[str]
-    has_experts: bool = False
+    frozen_experts: str | None = None
 
 
 class ActorHello(msgspec.Struct, frozen=True, tag="hello"):

@@ -6,13 +6,13 @@ them again, because it trusts nobody, and with the model's own limits.
 
 import math
 from collections.abc import Collection
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import msgspec
 import numpy as np
 
 from .errors import InvalidRequestError
-from .types import AdamParams, Datum, LoraConfig, ModelInput, SamplingParams, TensorData
+from .types import AdamParams, Datum, ExpertLora, LoraConfig, ModelInput, SamplingParams, TensorData
 
 CommandKind: TypeAlias = Literal[
     "forward",
@@ -205,20 +205,23 @@ def check_lora_config(
     config: LoraConfig,
     max_rank: int | None = None,
     trainable: Collection[str] | None = None,
-    has_experts: bool = False,
+    frozen_experts: str | None = None,
 ) -> None:
-    """With what is known of a model: the largest rank and the groups of layers (attn, mlp, unembed) that it trains."""
+    """With what is known of a model: the largest rank, the groups of layers (attn, mlp, unembed) that it trains, and
+    the class of its experts where they are none."""
     limit = MAX_RANK if max_rank is None else max_rank
     if not 1 <= config.rank <= limit:
         raise InvalidRequestError.of("rank", config.rank, f"a whole number from 1 to {limit}")
     if not (config.train_attn or config.train_mlp or config.train_unembed):
         raise InvalidRequestError.of("train_attn, train_mlp, train_unembed", False, "at least one of them true")
+    if config.expert_lora not in get_args(ExpertLora):
+        raise InvalidRequestError.of("expert_lora", config.expert_lora, "'shared' or 'independent'")
     if config.seed is not None and not 0 <= config.seed < 2**63:
         raise InvalidRequestError.of("seed", config.seed, "a whole number from 0 to 2**63 - 1")
     for group in ("attn", "mlp", "unembed"):
         if trainable is not None and getattr(config, f"train_{group}") and group not in trainable:
-            experts = group == "mlp" and has_experts
-            why = "its MLPs are mixtures of experts, which stay frozen" if experts else "it has no such layer"
+            frozen = group == "mlp" and frozen_experts
+            why = f"its MLPs are {frozen_experts}, which stay frozen" if frozen else "it has no such layer"
             raise InvalidRequestError.of(f"train_{group}", True, f"False for this base model: {why}")
 
 

@@ -146,14 +146,22 @@ def _tensor(name: str, value: Any) -> TensorData:
     return TensorData(value, _INPUT_DTYPES.get(name, "float32"))
 
 
+ExpertLora: TypeAlias = Literal["shared", "independent"]
+
+
 class LoraConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`seed` None lets the server draw one. alpha is 32 and the scale alpha / rank, as in 'LoRA Without Regret'."""
+    """`seed` None lets the server draw one. alpha is 32 and the scale alpha / rank, as in 'LoRA Without Regret'.
+
+    `expert_lora` is of a mixture's routed experts: `shared`, they have A of gate and up and B of down in common, as on
+    the hosted service; `independent`, each has its own.
+    """
 
     rank: int = 32
     seed: int | None = None
     train_mlp: bool = True
     train_attn: bool = True
     train_unembed: bool = True
+    expert_lora: ExpertLora = "shared"
 
 
 class AdamParams(msgspec.Struct, frozen=True, kw_only=True):

@@ -95,7 +95,7 @@ def load_sampler_weights(targets: LoraTargets, folder: Path, device: torch.devic
         train_attn="attn" in groups,
         train_mlp="mlp" in groups,
         train_unembed="unembed" in groups,
-        experts="shared" if is_shared(factors, chosen) else "independent",
+        expert_lora="shared" if is_shared(factors, chosen) else "independent",
     )
     adapter = Adapter(spec, chosen, dtype=targets.dtype, device=device, trainable=False)
     adapter.weights.copy_(_flat(path, adapter, factors))

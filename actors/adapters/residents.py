@@ -270,4 +270,5 @@ def _spec(lora: LoraConfig) -> AdapterSpec:
         train_attn=lora.train_attn,
         train_mlp=lora.train_mlp,
         train_unembed=lora.train_unembed,
+        expert_lora=lora.expert_lora,
     )

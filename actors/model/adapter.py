@@ -11,8 +11,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from ...wire.types import ExpertLora
+
 Group: TypeAlias = Literal["attn", "mlp", "unembed"]
-ExpertLora: TypeAlias = Literal["shared", "independent"]
 Factor: TypeAlias = Literal["a", "b"]
 FileLayout: TypeAlias = Literal["peft", "tinker"]
 
@@ -59,7 +60,7 @@ class AdapterSpec:
     train_attn: bool = True
     train_mlp: bool = True
     train_unembed: bool = True
-    experts: ExpertLora = "shared"
+    expert_lora: ExpertLora = "shared"
 
     @property
     def scale(self) -> float:
@@ -245,7 +246,7 @@ def shapes_of(spec: AdapterSpec, target: Target) -> tuple[tuple[int, ...], tuple
     a, b = (spec.rank, target.inputs), (spec.rank, target.outputs)
     if target.expert_weight is None:
         return a, b
-    count, common = target.expert_weight.count, target.expert_weight.common if spec.experts == "shared" else None
+    count, common = target.expert_weight.count, target.expert_weight.common if spec.expert_lora == "shared" else None
     return (1 if common == "a" else count, *a), (1 if common == "b" else count, *b)
 
 

@@ -73,12 +73,14 @@ class RoutedExperts:
         return _forward(self, routes, hidden, counted)[0]
 
     def _routes(self, chosen: Tensor) -> "_Routes":
-        segments = self.in_flight.segments
-        parts = [(s, s.adapter.part(self.gate_up), s.adapter.part(self.down)) for s in segments]
-        parts = [(s, gate_up, down) for s, gate_up, down in parts if gate_up is not None or down is not None]
-        spans = [(segment.start, segment.end) for segment, _, _ in parts]
+        """An adapter that trains experts trains both of their weights."""
+        segments = [s for s in self.in_flight.segments if s.adapter.part(self.gate_up) is not None]
+        spans = [(segment.start, segment.end) for segment in segments]
         routing = route(chosen, len(self.module.gate_up_proj), spans)
-        gate_up, down = (Shares(routing, spans, [part[i] for part in parts]) for i in (1, 2))
+        gate_up, down = (
+            Shares(routing, spans, [segment.adapter.part(index) for segment in segments])
+            for index in (self.gate_up, self.down)
+        )
         return _Routes(routing, gate_up, down)
 
 

@@ -183,10 +183,6 @@ class LoraTargets:
         """A fresh adapter on the modules that `spec` selects; raises as `select` does."""
         return Adapter(spec, self.select(spec), dtype=self.dtype, device=device, trainable=trainable)
 
-    @property
-    def has_experts(self) -> bool:
-        return any(target.experts for target in self.modules)
-
     def peft_names(self, targets: tuple[Target, ...]) -> tuple[list[str], list[str]]:
         """PEFT's `target_modules` and `target_parameters` for these: of modules leaf names where they match exactly
         these, else full names.

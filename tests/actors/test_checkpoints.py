@@ -1,4 +1,6 @@
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,14 +16,18 @@ from lorry.actors.adapters.checkpoints import (
     save_sampler_weights,
     save_state,
 )
+from lorry.actors.adapters.folders import seal, written_aside
+from lorry.actors.adapters.layouts import written
 from lorry.actors.adapters.snapshots import restore_state
-from lorry.actors.model.adapter import Adapter, AdapterSpec, ExpertLora
+from lorry.actors.adapters.tensors import write_tensors
+from lorry.actors.model.adapter import Adapter, AdapterSpec, FileLayout
 from lorry.wire.errors import CheckpointError
-from lorry.wire.types import AdamParams
+from lorry.wire.types import AdamParams, ExpertLora
 
 from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_llama, tiny_qwen3, tiny_qwen3_moe
 from .workshop import Family, Workshop, assert_close, job, logprobs, request
 
+EXPERTS = "base_model.model.model.layers.1.mlp.experts"
 SPECS = [AdapterSpec(4, seed=1), AdapterSpec(3, seed=2, train_mlp=False), AdapterSpec(2, seed=3, train_unembed=False)]
 
 
@@ -200,6 +206,80 @@ def test_peft_loads_an_adapter_on_experts_and_gives_the_same_logprobs(
     family: Family, layout: ExpertLora, tmp_path: Path
 ) -> None:
     shop = Workshop(family())
-    adapter = trained(shop, AdapterSpec(3, seed=1, experts=layout))
+    adapter = trained(shop, AdapterSpec(3, seed=1, expert_lora=layout))
     save_sampler_weights(adapter, shop.targets, tmp_path / "weights", "tiny/model")
     assert_peft_agrees(shop, family, tmp_path / "weights")
+
+
+@pytest.mark.parametrize("layout", ["peft", "tinker"])
+@pytest.mark.parametrize("experts", ["shared", "independent"])
+@pytest.mark.parametrize("family", [tiny_qwen3_moe, tiny_gpt_oss])
+def test_an_adapter_on_experts_comes_back_from_either_layout(
+    family: Family, experts: ExpertLora, layout: FileLayout, tmp_path: Path
+) -> None:
+    shop = Workshop(family())
+    targets = replace(shop.targets, layout=layout)
+    adapter = trained(shop, AdapterSpec(3, seed=1, expert_lora=experts), pending=True)
+    save_state(adapter, targets, tmp_path / "state", "tiny/model")
+    again = shop.add("again", AdapterSpec(3, seed=9, expert_lora=experts))
+    load_state(again, tmp_path / "state", optimizer=True)
+    assert torch.equal(again.weights, adapter.weights)
+    assert torch.equal(again.exp_avg_sq, adapter.exp_avg_sq)
+    sampler = load_sampler_weights(shop.targets, tmp_path / "state", "cpu")
+    assert sampler.spec.expert_lora == experts
+    assert torch.equal(sampler.weights, adapter.weights)
+
+
+def test_the_hosted_services_layout_has_its_keys_and_shapes(tmp_path: Path) -> None:
+    """As its downloads have them: w1 and w3 with one A, w2 with one B, and the head by a name of its own."""
+    shop = Workshop(tiny_gpt_oss())
+    adapter = trained(shop, AdapterSpec(3))
+    save_sampler_weights(adapter, replace(shop.targets, layout="tinker"), tmp_path / "weights", "tiny/model")
+    tensors = load_file(tmp_path / "weights" / "adapter_model.safetensors")
+    experts = "base_model.model.model.layers.1.mlp.experts"
+    shapes = {key.removeprefix(f"{experts}."): list(t.shape) for key, t in tensors.items() if experts in key}
+    assert shapes == {
+        "w1.lora_A.weight": [1, 3, 32],
+        "w1.lora_B.weight": [4, 48, 3],
+        "w3.lora_A.weight": [1, 3, 32],
+        "w3.lora_B.weight": [4, 48, 3],
+        "w2.lora_A.weight": [4, 3, 48],
+        "w2.lora_B.weight": [1, 32, 3],
+    }
+    assert torch.equal(tensors[f"{experts}.w1.lora_A.weight"], tensors[f"{experts}.w3.lora_A.weight"])
+    _, b = adapter.module_weights()["model.layers.1.mlp.experts.gate_up_proj"]
+    assert torch.equal(tensors[f"{experts}.w3.lora_B.weight"], b[..., 1::2].mT)  # gate and up alternate in GPT-OSS
+    assert "base_model.model.model.unembed_tokens.lora_A.weight" in tensors
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop(f"{EXPERTS}.0.up_proj.lora_B.weight"), "there is only lora_A"),
+        (
+            lambda t: [t.pop(f"{EXPERTS}.2.up_proj.lora_{letter}.weight") for letter in "AB"],
+            "for each of the 4 experts",
+        ),
+        (lambda t: t[f"{EXPERTS}.2.up_proj.lora_A.weight"].add_(1), "with one A for both"),
+        (
+            lambda t: [t[f"{EXPERTS}.2.{leaf}.lora_A.weight"].add_(1) for leaf in ("gate_proj", "up_proj")],
+            "lora_A, exp",
+        ),
+        (lambda t: [t.pop(key) for key in list(t) if "layers.1.mlp" in key], "has no .*gate_up_proj.lora_A"),
+    ],
+    ids=["half a pair", "an expert", "another A", "independent", "a layer"],
+)
+def test_files_that_do_not_fit_the_experts_are_refused_by_name(
+    change: Callable[[dict[str, torch.Tensor]], object], words: str, tmp_path: Path
+) -> None:
+    shop = Workshop(tiny_qwen3_moe())
+    adapter = trained(shop, AdapterSpec(3))
+    with written_aside(tmp_path / "state") as aside:
+        tensors = {key: tensor.clone() for key, tensor in written(adapter, "peft").items()}
+        change(tensors)
+        write_tensors(aside / "adapter_model.safetensors", tensors)
+        seal(aside)
+    before = adapter.weights.clone()
+    with pytest.raises(CheckpointError, match=words):
+        load_state(adapter, tmp_path / "state", optimizer=False)
+    assert torch.equal(adapter.weights, before)

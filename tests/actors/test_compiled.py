@@ -28,8 +28,7 @@ LONG = pytest.mark.long
 def _with_adapters(model: PreTrainedModel) -> tuple[BaseModel, list[Adapter | None]]:
     base = wrap_model(model)
     targets = attach_lora(base)
-    mlp = not targets.has_experts
-    specs = [AdapterSpec(rank, seed=rank, train_mlp=mlp) for rank in (3, 8, 16)]
+    specs = [AdapterSpec(rank, seed=rank) for rank in (3, 8, 16)]
     adapters = [targets.new_adapter(spec, "cpu", trainable=False) for spec in specs]
     for adapter in adapters:
         adapter.weights.normal_(0, 0.1, generator=torch.Generator().manual_seed(adapter.spec.rank))

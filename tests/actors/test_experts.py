@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from lorry.actors.model.adapter import AdapterSpec, ExpertLora
+from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.in_flight import Segment
 from lorry.actors.model.lora import experts_of
 from lorry.actors.model.routing import route
-from lorry.wire.types import AdamParams
+from lorry.wire.types import AdamParams, ExpertLora
 
 from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_qwen3_moe
 from .reference import PeftRun
@@ -29,7 +29,7 @@ LAYOUTS: list[ExpertLora] = ["shared", "independent"]
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_mixed_micro_batch_over_experts_equals_peft_run_after_run(family: Family, layout: ExpertLora) -> None:
-    shop, specs = Workshop(family()), [replace(spec, experts=layout) for spec in SPECS]
+    shop, specs = Workshop(family()), [replace(spec, expert_lora=layout) for spec in SPECS]
     adapters = [shop.add(str(i), spec) for i, spec in enumerate(specs)]
     references = [PeftRun(family(), adapter) for adapter in adapters]
     for step in range(3):
@@ -52,7 +52,7 @@ def test_a_mixed_micro_batch_over_experts_equals_peft_run_after_run(family: Fami
 def test_every_adapter_on_experts_samples_from_its_own_model(family: Family) -> None:
     shop = Workshop(family())
     layouts: list[ExpertLora] = ["shared", "independent", "shared"]
-    specs = [AdapterSpec(rank, seed=rank, experts=layout) for rank, layout in zip((2, 4, 8), layouts, strict=True)]
+    specs = [AdapterSpec(rank, seed=rank, expert_lora=layout) for rank, layout in zip((2, 4, 8), layouts, strict=True)]
     adapters = [None, *(shop.add(str(i), spec) for i, spec in enumerate(specs))]
     decoder = new_decoder(shop.base, 8, 32)
     for i, prompt in enumerate(PROMPTS):
@@ -67,7 +67,7 @@ def test_every_adapter_on_experts_samples_from_its_own_model(family: Family) -> 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_who_shares_a_pass_over_experts_changes_nobodys_results(family: Family) -> None:
     """Eight runs, dense and mixed targets and ranks together, in three slots; each against itself alone."""
-    specs = [replace(spec, seed=i, experts=LAYOUTS[i % 2]) for i, spec in enumerate([*SPECS, *SPECS[:2]])]
+    specs = [replace(spec, seed=i, expert_lora=LAYOUTS[i % 2]) for i, spec in enumerate([*SPECS, *SPECS[:2]])]
     together = Workshop(family(), slots=3)
     batch = [request(i, (5, 9), "importance_sampling") for i in range(len(specs))]
     for i, spec in enumerate(specs):

@@ -28,7 +28,7 @@ IS_OVER = "its command has a seq that is over, or ends with it: shown in tests/s
 
 ELSEWHERE: dict[str, tuple[int, str]] = {
     "wire/codec.py::decode": (1, NO_PLACE),  # a header above the limit, which no client of ours sends
-    "wire/commands.py::check_lora_config": (4, f"{NO_COMMAND}; of a run made early: tests/service/test_waiting"),
+    "wire/commands.py::check_lora_config": (5, f"{NO_COMMAND}; of a run made early: tests/service/test_waiting"),
     "wire/commands.py::check_sample": (10, NO_COMMAND),
     "wire/commands.py::_check_prompt_targets": (2, NO_COMMAND),
     "wire/commands.py::_check_stop": (1, NO_COMMAND),
@@ -112,9 +112,14 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "actors/actor.py::heartbeat": (1, AT_START),
     "actors/adapters/checkpoints.py::read_vectors": (2, OUTCOME),
     "actors/adapters/checkpoints.py::load_sampler_weights": (1, NO_COMMAND),
-    "actors/adapters/checkpoints.py::_read_weights": (2, OUTCOME),
+    "actors/adapters/checkpoints.py::_read_weights": (1, OUTCOME),
+    "actors/adapters/checkpoints.py::_read_factors": (1, OUTCOME),
+    "actors/adapters/checkpoints.py::_flat": (1, OUTCOME),
     "actors/adapters/folders.py::verify": (1, OUTCOME),
     "actors/adapters/folders.py::read_json": (1, OUTCOME),
+    "actors/adapters/layouts.py::_pop": (1, OUTCOME),
+    "actors/adapters/layouts.py::_pop_modules": (1, OUTCOME),
+    "actors/adapters/layouts.py::_read_experts": (2, OUTCOME),
     "actors/adapters/tensors.py::read_tensors": (1, OUTCOME),
     "actors/model/attention.py::attend_packed": (1, AT_START),
     "actors/model/attention.py::_refuse_unknown": (3, AT_START),
@@ -124,6 +129,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "actors/model/base_model.py::_probe": (2, AT_START),
     "actors/model/lora.py::select": (2, OUTCOME),
     "actors/model/lora.py::attach_lora": (1, AT_START),
+    "actors/model/lora.py::_take_over_experts": (1, AT_START),
     "actors/sampling/compiled.py::_build_kernel": (1, AT_START),
     "actors/sampling/compiled.py::_check": (2, AT_START),
     "actors/sampling/decoder.py::_too_long": (2, NO_COMMAND),

@@ -24,7 +24,7 @@ from .test_blobs import PAYLOAD, accept
 from .test_store import ALICE, RUN
 from .test_store import store as store  # a fixture
 
-LAST = "m008_root_of_folders"
+LAST = "m009_expert_lora"
 BESIDE = (f"{FILE}-wal", f"{FILE}-shm")
 
 

@@ -1,5 +1,7 @@
 """What is decided about a request before anybody looks into it."""
 
+from typing import Any, cast
+
 import pytest
 
 from lorry.wire.commands import SampleInput, check_lora_config, planned_tokens
@@ -18,12 +20,14 @@ def test_a_sample_is_planned_at_its_prompt_and_the_longest_of_each_sequence(
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (LoraConfig(rank=8), "train_mlp is True, expected False for this base model: its MLPs are mixtures of experts"),
+        (LoraConfig(rank=8), "train_mlp is True, expected False for this base model: its MLPs are OddExperts"),
         (LoraConfig(rank=8, train_mlp=False, train_unembed=True), "train_unembed is True"),
         (LoraConfig(rank=65, train_mlp=False, train_unembed=False), "rank is 65"),
+        (LoraConfig(rank=8, expert_lora=cast(Any, "odd")), "expert_lora is 'odd'"),
     ],
 )
 def test_an_adapter_that_a_model_cannot_have_is_refused_by_its_facts(config: LoraConfig, words: str) -> None:
     with pytest.raises(InvalidRequestError, match=words):
-        check_lora_config(config, max_rank=64, trainable=["attn"], has_experts=True)
-    check_lora_config(LoraConfig(rank=64, train_mlp=False, train_unembed=False), 64, ["attn"], has_experts=True)
+        check_lora_config(config, max_rank=64, trainable=["attn"], frozen_experts="OddExperts")
+    attention = LoraConfig(rank=64, train_mlp=False, train_unembed=False)
+    check_lora_config(attention, 64, ["attn"], frozen_experts="OddExperts")
