@@ -137,7 +137,7 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
     _check_device(settings.device)
     base = load_base_model(config.model, settings.device, settings.dtype)
     tokenizer = _load_tokenizer(config.model)
-    targets = attach_lora(base)
+    targets = attach_lora(base, settings.adapter_layout)
     pool = AdapterPool(settings.slots, base.device)
     engine = Engine(base, targets, pool, token_budget=settings.token_budget)
     memory = settings.kv_cache_bytes or _kv_cache_bytes(base.device)

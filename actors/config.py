@@ -6,6 +6,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from ..wire.ids import ActorId
+from ..wire.types import FileLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,10 @@ class ActorSettings:
     dtype: Annotated[
         str, Meta(description="The base model's: auto (its checkpoint's own), float32, bfloat16, float16")
     ] = "auto"
+    adapter_layout: Annotated[
+        FileLayout,
+        Meta(description="Of saved adapters: peft, as PEFT and vLLM load them; tinker, the hosted service's keys"),
+    ] = "peft"
     slots: Annotated[
         int, Meta(ge=1, description="Adapters on the device at a time; more are swapped to host memory")
     ] = 16

@@ -11,7 +11,8 @@ import json
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -132,7 +133,19 @@ class FrozenBase:
         pass
 
 
-def measure(ways: dict[str, Lorry | Peft | FrozenBase], rows: Tensor, repetitions: int) -> dict[str, list[float]]:
+class Way(Protocol):
+    """One of those that take turns."""
+
+    def prepare(self, rows: Tensor) -> Callable[[], object]:
+        """rows [runs, tokens + 1] int64, one of each run."""
+        ...
+
+    def clear(self) -> None:
+        """Gradients that a turn left."""
+        ...
+
+
+def measure(ways: Mapping[str, Way], rows: Tensor, repetitions: int) -> dict[str, list[float]]:
     """Milliseconds of every repetition, the ways taking turns so that a disturbance meets all alike."""
     runs = {name: way.prepare(rows) for name, way in ways.items()}
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -161,7 +174,7 @@ def main(arguments: list[str] | None = None) -> list[str]:
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", module="peft")
     model = build_model()
-    ways: dict[str, Lorry | Peft | FrozenBase] = {
+    ways: dict[str, Way] = {
         "lorry": Lorry(copy.deepcopy(model), options.runs),
         "peft": Peft(copy.deepcopy(model), options.runs),
         "base": FrozenBase(model),

@@ -146,6 +146,7 @@ def _tensor(name: str, value: Any) -> TensorData:
     return TensorData(value, _INPUT_DTYPES.get(name, "float32"))
 
 
+FileLayout: TypeAlias = Literal["peft", "tinker"]
 ExpertLora: TypeAlias = Literal["shared", "independent"]
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ...wire.errors import CheckpointError
-from ..model.adapter import Adapter, FileLayout, Target
+from ...wire.types import FileLayout
+from ..model.adapter import Adapter, Target
 
 Factors: TypeAlias = tuple[Tensor, Tensor]
 """A [rank, inputs] and B transposed [rank, outputs]; of routed experts with one dimension more in front."""

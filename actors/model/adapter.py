@@ -15,7 +15,6 @@ from ...wire.types import ExpertLora
 
 Group: TypeAlias = Literal["attn", "mlp", "unembed"]
 Factor: TypeAlias = Literal["a", "b"]
-FileLayout: TypeAlias = Literal["peft", "tinker"]
 
 
 @dataclass(frozen=True, slots=True)

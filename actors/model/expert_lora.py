@@ -2,8 +2,8 @@
 
 A factor that an adapter has once for all experts is used once for each token, the others for each pair of a token and
 an expert. Shapes: hidden, y and their gradients [tokens, hidden]; rows, output and theirs [pairs, hidden]; gate_up
-[pairs, outputs of gate and up]; inner [pairs, inputs of down]; counted [pairs, 1], what a pair counts in its token's
-sum; downs x A.T, [pairs, the greatest rank], zero beyond an adapter's own.
+[pairs, outputs of gate and up]; inner [pairs, inputs of down]; downs x A.T, [pairs, the greatest rank], zero beyond an
+adapter's own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,139 +16,123 @@ from .adapter import Part, accumulate
 from .routing import Routing
 
 
+class Share:
+    """One adapter's part of a weight. Its factors are there for each expert, or for all in the first place."""
+
+    def __init__(self, part: Part) -> None:
+        self.part, self.scale, self.rank = part, part.scale, part.a.shape[1]
+        self.has_common_a, self.has_common_b = len(part.a) == 1, len(part.b) == 1
+        self._unbound: dict[str, tuple[Tensor, ...]] = {}
+
+    def of(self, name: str, expert: int) -> Tensor:
+        """`a`, `b_t`, `grad_a` and so on of one expert. Selecting each by itself would cost more than its product."""
+        if name not in self._unbound:
+            factor: Tensor | None = getattr(self.part, name)
+            assert factor is not None, "a sampler's adapter has no gradients"
+            self._unbound[name] = factor.unbind(0)
+        factors = self._unbound[name]
+        return factors[expert if len(factors) > 1 else 0]
+
+
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Of one weight: tokens `spans[i]` go through `parts[i]`, or None, the bare base."""
+    """Of one weight: tokens `spans[i]` go through `each[i]`, in order."""
 
     routing: Routing
     spans: Sequence[tuple[int, int]]
-    parts: Sequence[Part | None]
+    each: Sequence[Share]
 
     @property
     def width(self) -> int:
-        return max((part.a.shape[-2] for part in self.parts if part is not None), default=0)
+        return max(share.rank for share in self.each)
 
-    def segments(self) -> Iterator[tuple[slice, Part]]:
+    def segments(self) -> Iterator[tuple[slice, Share]]:
         """Of tokens."""
-        for (start, end), part in zip(self.spans, self.parts, strict=True):
-            if part is not None:
-                yield slice(start, end), part
+        for (start, end), share in zip(self.spans, self.each, strict=True):
+            yield slice(start, end), share
 
-    def stretches(self) -> Iterator[tuple[slice, int, Part]]:
-        """Of pairs, with their expert."""
-        for stretch in self.routing.stretches:
-            if (part := self.parts[stretch.segment]) is not None:
-                yield slice(stretch.start, stretch.end), stretch.expert, part
+    def stretches(self, *pairs: Tensor) -> Iterator[tuple[int, Share, tuple[Tensor, ...]]]:
+        """Each stretch of an adapter's: the expert, and its own of every tensor."""
+        split = zip(*map(self.routing.split, pairs), strict=True)
+        for stretch, pieces in zip(self.routing.stretches, split, strict=True):
+            if stretch.segment is not None:
+                yield stretch.expert, self.each[stretch.segment], pieces
 
 
-def add_gate_up(shares: Shares, hidden: Tensor, rows: Tensor, gate_up: Tensor) -> Tensor | None:
-    """Adds to `gate_up` and returns downs, None where no adapter has any."""
-    if not shares.width:
-        return None
+def add_gate_up(shares: Shares, hidden: Tensor, rows: Tensor, gate_up: Tensor) -> Tensor:
+    """Adds to `gate_up` and returns downs."""
     common = hidden.new_zeros(len(hidden), shares.width)
-    for tokens, part in shares.segments():
-        if _is_common(part.a):
-            common[tokens, : part.a.shape[1]] = torch.mm(hidden[tokens], part.a_t[0])
+    for tokens, share in shares.segments():
+        if share.has_common_a:
+            torch.mm(hidden[tokens], share.of("a_t", 0), out=common[tokens, : share.rank])
     downs = common[shares.routing.tokens]
-    for pairs, expert, part in shares.stretches():
-        down = downs[pairs, : part.a.shape[1]]
-        if not _is_common(part.a):
-            down.copy_(torch.mm(rows[pairs], part.a_t[expert]))
-        gate_up[pairs].addmm_(down, _of(part.b, expert), alpha=part.scale)
+    for expert, share, (down, row, y) in shares.stretches(downs, rows, gate_up):
+        own = down[:, : share.rank]
+        if not share.has_common_a:
+            torch.mm(row, share.of("a_t", expert), out=own)
+        y.addmm_(own, share.of("b", expert), alpha=share.scale)
     return downs
 
 
-def add_gate_up_backward(
-    shares: Shares, hidden: Tensor, downs: Tensor | None, d_gate_up: Tensor, d_rows: Tensor
-) -> Tensor | None:
+def add_gate_up_backward(shares: Shares, hidden: Tensor, downs: Tensor, d_gate_up: Tensor, d_rows: Tensor) -> Tensor:
     """Adds to `d_rows` and the adapters' gradients. Returns what `add_common_gate_up_backward` wants."""
-    if downs is None:
-        return None
-    rows, d_downs = hidden[shares.routing.tokens], torch.zeros_like(downs)
-    for pairs, expert, part in shares.stretches():
-        assert part.grad_a is not None and part.grad_b is not None, "a sampler's adapter has no gradients"
-        rank = part.a.shape[1]
-        d_down = torch.mm(d_gate_up[pairs], _of(part.b_t, expert))  # [stretch, rank]
-        accumulate(_of(part.grad_b, expert), downs[pairs, :rank], d_gate_up[pairs], part.scale)
-        if _is_common(part.a):
-            d_downs[pairs, :rank] = d_down
-        else:
-            accumulate(part.grad_a[expert], d_down, rows[pairs], part.scale)
-            d_rows[pairs].addmm_(d_down, part.a[expert], alpha=part.scale)
+    d_downs = torch.zeros_like(downs)
+    all_common = all(share.has_common_a for share in shares.each)
+    rows = downs if all_common else hidden[shares.routing.tokens]  # read where an A is one expert's alone
+    for expert, share, (down, row, dy, d_down, dx) in shares.stretches(downs, rows, d_gate_up, d_downs, d_rows):
+        own = torch.mm(dy, share.of("b_t", expert), out=d_down[:, : share.rank])  # [stretch, rank]
+        accumulate(share.of("grad_b", expert), down[:, : share.rank], dy, share.scale)
+        if not share.has_common_a:
+            accumulate(share.of("grad_a", expert), own, row, share.scale)
+            dx.addmm_(own, share.of("a", expert), alpha=share.scale)
     return d_downs
 
 
-def add_common_gate_up_backward(shares: Shares, hidden: Tensor, d_downs: Tensor | None, d_hidden: Tensor) -> None:
+def add_common_gate_up_backward(shares: Shares, hidden: Tensor, d_downs: Tensor, d_hidden: Tensor) -> None:
     """Adds to `d_hidden` and the adapters' gradients, once for each token."""
-    if d_downs is None:
-        return
     summed = shares.routing.sum(d_downs)
-    for tokens, part in shares.segments():
-        if _is_common(part.a):
-            assert part.grad_a is not None
-            d_down = summed[tokens, : part.a.shape[1]]
-            accumulate(part.grad_a[0], d_down, hidden[tokens], part.scale)
-            d_hidden[tokens].addmm_(d_down, part.a[0], alpha=part.scale)
+    for tokens, share in shares.segments():
+        if share.has_common_a:
+            d_down = summed[tokens, : share.rank]
+            accumulate(share.of("grad_a", 0), d_down, hidden[tokens], share.scale)
+            d_hidden[tokens].addmm_(d_down, share.of("a", 0), alpha=share.scale)
 
 
-def add_down(shares: Shares, inner: Tensor, output: Tensor) -> Tensor | None:
-    """Adds to `output`, which counts nothing yet, and returns downs, None where no adapter has any."""
-    if not shares.width:
-        return None
+def add_down(shares: Shares, inner: Tensor, output: Tensor) -> Tensor:
+    """Adds to `output`, which counts nothing yet, and returns downs."""
     downs = inner.new_zeros(len(inner), shares.width)
-    for pairs, expert, part in shares.stretches():
-        down = torch.mm(inner[pairs], _of(part.a_t, expert))  # [stretch, rank]
-        downs[pairs, : part.a.shape[1]] = down
-        if not _is_common(part.b):
-            output[pairs].addmm_(down, part.b[expert], alpha=part.scale)
+    for expert, share, (x, down, y) in shares.stretches(inner, downs, output):
+        own = torch.mm(x, share.of("a_t", expert), out=down[:, : share.rank])  # [stretch, rank]
+        if not share.has_common_b:
+            y.addmm_(own, share.of("b", expert), alpha=share.scale)
     return downs
 
 
-def add_common_down(shares: Shares, downs: Tensor | None, counted: Tensor, y: Tensor) -> None:
-    """Adds to `y`, once for each token."""
-    if downs is None:
-        return
-    summed = shares.routing.sum(downs * counted).to(y.dtype)
-    for tokens, part in shares.segments():
-        if _is_common(part.b):
-            y[tokens].addmm_(summed[tokens, : part.a.shape[1]], part.b[0], alpha=part.scale)
+def add_common_down(shares: Shares, downs: Tensor, counted: Tensor, y: Tensor) -> None:
+    """Adds to `y`, once for each token; counted [tokens, choices]."""
+    summed = shares.routing.sum(downs, counted)
+    for tokens, share in shares.segments():
+        if share.has_common_b:
+            y[tokens].addmm_(summed[tokens, : share.rank], share.of("b", 0), alpha=share.scale)
 
 
 def add_down_backward(
-    shares: Shares,
-    inner: Tensor,
-    counted: Tensor,
-    downs: Tensor | None,
-    dy: Tensor,
-    d_output: Tensor,
-    d_inner: Tensor,
+    shares: Shares, inner: Tensor, counted: Tensor, downs: Tensor, dy: Tensor, d_output: Tensor, d_inner: Tensor
 ) -> None:
-    """`d_output` and `d_inner` are of an output that counts once."""
-    if downs is None:
-        return
-    d_common = dy.new_zeros(len(dy), shares.width)
-    counted_inner, counted_downs = (x.mul(counted).to(x.dtype) for x in (inner, downs))
+    """`d_output` and `d_inner` are of an output that counts once; counted [pairs, 1], what it counts in its sum."""
+    common = dy.new_zeros(len(dy), shares.width)
+    counted_inner, counted_downs = inner * counted, downs * counted
     summed = shares.routing.sum(counted_downs)
-    for tokens, part in shares.segments():
-        if _is_common(part.b):
-            assert part.grad_b is not None, "a sampler's adapter has no gradients"
-            rank = part.a.shape[1]
-            d_common[tokens, :rank] = torch.mm(dy[tokens], part.b_t[0])
-            accumulate(part.grad_b[0], summed[tokens, :rank], dy[tokens], part.scale)
-    d_downs = d_common[shares.routing.tokens]
-    for pairs, expert, part in shares.stretches():
-        assert part.grad_a is not None and part.grad_b is not None
-        d_down = d_downs[pairs, : part.a.shape[1]]
-        if not _is_common(part.b):
-            d_down = torch.mm(d_output[pairs], part.b_t[expert])
-            accumulate(part.grad_b[expert], counted_downs[pairs, : part.a.shape[1]], d_output[pairs], part.scale)
-        accumulate(_of(part.grad_a, expert), d_down, counted_inner[pairs], part.scale)
-        d_inner[pairs].addmm_(d_down, _of(part.a, expert), alpha=part.scale)
-
-
-def _is_common(factor: Tensor) -> bool:
-    return len(factor) == 1
-
-
-def _of(factor: Tensor, expert: int) -> Tensor:
-    return factor[0 if _is_common(factor) else expert]
+    for tokens, share in shares.segments():
+        if share.has_common_b:
+            torch.mm(dy[tokens], share.of("b_t", 0), out=common[tokens, : share.rank])
+            accumulate(share.of("grad_b", 0), summed[tokens, : share.rank], dy[tokens], share.scale)
+    d_downs = common[shares.routing.tokens]
+    pieces = shares.stretches(counted_inner, counted_downs, d_output, d_downs, d_inner)
+    for expert, share, (x, down, dy_piece, d_down, dx) in pieces:
+        own = d_down[:, : share.rank]
+        if not share.has_common_b:
+            torch.mm(dy_piece, share.of("b_t", expert), out=own)
+            accumulate(share.of("grad_b", expert), down[:, : share.rank], dy_piece, share.scale)
+        accumulate(share.of("grad_a", expert), own, x, share.scale)
+        dx.addmm_(own, share.of("a", expert), alpha=share.scale)

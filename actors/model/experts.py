@@ -14,6 +14,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from . import operators
 from .adapter import ExpertWeight, Target
 from .expert_lora import (
+    Share,
     Shares,
     add_common_down,
     add_common_gate_up_backward,
@@ -74,14 +75,19 @@ class RoutedExperts:
 
     def _routes(self, chosen: Tensor) -> "_Routes":
         """An adapter that trains experts trains both of their weights."""
-        segments = [s for s in self.in_flight.segments if s.adapter.part(self.gate_up) is not None]
-        spans = [(segment.start, segment.end) for segment in segments]
+        spans: list[tuple[int, int]] = []
+        gate_up: list[Share] = []
+        down: list[Share] = []
+        for segment in self.in_flight.segments:
+            parts = segment.adapter.part(self.gate_up), segment.adapter.part(self.down)
+            if parts[0] is not None and parts[1] is not None:
+                spans.append((segment.start, segment.end))
+                gate_up.append(Share(parts[0]))
+                down.append(Share(parts[1]))
         routing = route(chosen, len(self.module.gate_up_proj), spans)
-        gate_up, down = (
-            Shares(routing, spans, [segment.adapter.part(index) for segment in segments])
-            for index in (self.gate_up, self.down)
-        )
-        return _Routes(routing, gate_up, down)
+        if not spans:
+            return _Routes(routing, None, None)
+        return _Routes(routing, Shares(routing, spans, gate_up), Shares(routing, spans, down))
 
 
 def are_routed_experts(module: nn.Module) -> bool:
@@ -94,13 +100,11 @@ def are_routed_experts(module: nn.Module) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Routes:
-    routing: Routing
-    gate_up: Shares
-    down: Shares
+    """Where no adapter in flight has any of the layer's experts, there are no shares."""
 
-    def of_pairs(self, counted: Tensor) -> Tensor:
-        """[tokens, choices] -> [pairs, 1]."""
-        return counted.reshape(-1, 1)[self.routing.order]
+    routing: Routing
+    gate_up: Shares | None
+    down: Shares | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +118,20 @@ class _Saved:
 
 def _forward(experts: RoutedExperts, routes: _Routes, hidden: Tensor, counted: Tensor) -> tuple[Tensor, _Saved]:
     (to_gate_up, to_down), (gate_up_bias, down_bias) = experts.weights, experts.biases
-    routing, of_pairs = routes.routing, routes.of_pairs(counted)
+    routing, gate_up_downs, downs = routes.routing, None, None
     experts.in_flight.pause()
     rows = hidden[routing.tokens]  # [pairs, hidden]
     gate_up = linear_of_each(rows, to_gate_up, gate_up_bias, routing.counts)
-    gate_up_downs = add_gate_up(routes.gate_up, hidden, rows, gate_up)
+    if routes.gate_up is not None:
+        gate_up_downs = add_gate_up(routes.gate_up, hidden, rows, gate_up)
     inner = experts.activate(gate_up)  # [pairs, inputs of down]
     experts.in_flight.pause()
     output = linear_of_each(inner, to_down, down_bias, routing.counts)  # [pairs, hidden]
-    downs = add_down(routes.down, inner, output)
-    y = routing.sum(output * of_pairs).to(hidden.dtype)
-    add_common_down(routes.down, downs, of_pairs, y)
+    if routes.down is not None:
+        downs = add_down(routes.down, inner, output)
+    y = routing.sum(output, counted)
+    if routes.down is not None and downs is not None:
+        add_common_down(routes.down, downs, counted, y)
     return y, _Saved(gate_up, gate_up_downs, downs)
 
 
@@ -134,40 +141,45 @@ class _Mixture(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, counted: Tensor, experts: RoutedExperts, routes: _Routes) -> Tensor:
         y, saved = _forward(experts, routes, hidden, counted)
-        ctx.save_for_backward(hidden, counted, saved.gate_up)
-        ctx.rest = experts, routes, saved.gate_up_downs, saved.downs
+        ctx.save_for_backward(hidden, counted)
+        ctx.rest = experts, routes, saved
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        hidden, counted, gate_up = ctx.saved_tensors
-        experts, routes, gate_up_downs, downs = ctx.rest
-        d_gate_up, d_counted = _down_backward(experts, routes, gate_up, counted, downs, dy)
+        hidden, counted = ctx.saved_tensors
+        experts, routes, saved = ctx.rest
+        shares, downs, routing = routes.gate_up, saved.gate_up_downs, routes.routing
+        d_gate_up, d_counted = _down_backward(experts, routes, saved, counted, dy)
         experts.in_flight.pause()
-        d_rows = linear_of_each(d_gate_up, experts.weights[0].mT, None, routes.routing.counts)  # [pairs, hidden]
-        d_downs = add_gate_up_backward(routes.gate_up, hidden, gate_up_downs, d_gate_up, d_rows)
-        d_hidden = routes.routing.sum(d_rows)
-        add_common_gate_up_backward(routes.gate_up, hidden, d_downs, d_hidden)
+        d_rows = linear_of_each(d_gate_up, experts.weights[0].mT, None, routing.counts)  # [pairs, hidden]
+        if shares is None:
+            return routing.sum(d_rows), d_counted, None, None
+        d_downs = add_gate_up_backward(shares, hidden, downs, d_gate_up, d_rows)
+        d_hidden = routing.sum(d_rows)
+        add_common_gate_up_backward(shares, hidden, d_downs, d_hidden)
         return d_hidden, d_counted, None, None
 
 
 def _down_backward(
-    experts: RoutedExperts, routes: _Routes, gate_up: Tensor, counted: Tensor, downs: Tensor | None, dy: Tensor
+    experts: RoutedExperts, routes: _Routes, saved: _Saved, counted: Tensor, dy: Tensor
 ) -> tuple[Tensor, Tensor]:
     """dy [tokens, hidden] -> the gradients of gate_up [pairs, outputs] and of `counted` [tokens, choices]."""
-    routing, of_pairs, bias = routes.routing, routes.of_pairs(counted), experts.biases[1]
-    gate_up = gate_up.detach().requires_grad_()
+    routing, bias = routes.routing, experts.biases[1]
+    of_pairs = counted.reshape(-1, 1)[routing.order].to(dy.dtype)  # [pairs, 1]
+    gate_up = saved.gate_up.detach().requires_grad_()
     with torch.enable_grad():
         activated = experts.activate(gate_up)
     inner = activated.detach()
     experts.in_flight.pause()
     d_output = dy[routing.tokens]  # [pairs, hidden], of an output that counts once
     d_inner = linear_of_each(d_output, experts.weights[1].mT, None, routing.counts)
-    add_down_backward(routes.down, inner, of_pairs, downs, dy, d_output, d_inner)
-    d_counted = (inner.float() * d_inner).sum(-1)  # [pairs]
+    if routes.down is not None and saved.downs is not None:
+        add_down_backward(routes.down, inner, of_pairs, saved.downs, dy, d_output, d_inner)
+    d_counted = torch.linalg.vecdot(inner.float(), d_inner.float())  # [pairs]
     if bias is not None:
-        d_counted += (bias[routing.experts].float() * d_output).sum(-1)
-    (d_gate_up,) = torch.autograd.grad(activated, gate_up, (d_inner * of_pairs).to(inner.dtype))
+        d_counted += torch.linalg.vecdot(bias[routing.experts].float(), d_output.float())
+    (d_gate_up,) = torch.autograd.grad(activated, gate_up, d_inner.mul_(of_pairs))
     return d_gate_up, d_counted.to(counted.dtype)[routing.places]
 
 

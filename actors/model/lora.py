@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from ...wire.errors import InvalidRequestError, UnsupportedModelError
+from ...wire.types import FileLayout
 from . import operators
-from .adapter import Adapter, AdapterSpec, FileLayout, Group, Part, Target, accumulate
+from .adapter import Adapter, AdapterSpec, Group, Part, Target, accumulate
 from .agreement import agree
 from .base_model import BaseModel
 from .experts import PACKED as ROUTED

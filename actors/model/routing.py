@@ -5,23 +5,23 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Neighbouring pairs, `start` to `end`, of one expert and of one segment's tokens."""
+    """Neighbouring pairs of one expert and one segment's tokens; of nobody's tokens where `segment` is None."""
 
     expert: int
-    segment: int
-    start: int
-    end: int
+    segment: int | None
+    pairs: int
 
 
 @dataclass(frozen=True, slots=True)
 class Routing:
     """The pairs of a token and an expert that it chose: by expert, within an expert by segment, and then by token.
 
-    `counts` are the pairs of each expert. What is in none of the `stretches` sees the bare base model.
+    `counts` are the pairs of each expert; the `stretches` follow one another from the first pair to the last.
     """
 
     tokens: Tensor  # [pairs] int64: whose pair it is
@@ -31,9 +31,14 @@ class Routing:
     counts: list[int]  # [experts]
     stretches: list[Stretch]
 
-    def sum(self, pairs: Tensor) -> Tensor:
-        """[pairs, width] -> [tokens, width]: each token's, in the order of its choices."""
-        return pairs[self.places].sum(1)
+    def sum(self, pairs: Tensor, counted: Tensor | None = None) -> Tensor:
+        """[pairs, width], each counted once or as much as `counted` [tokens, choices] says -> [tokens, width]."""
+        weights = None if counted is None else counted.to(pairs.dtype)
+        return F.embedding_bag(self.places, pairs, mode="sum", per_sample_weights=weights)
+
+    def split(self, pairs: Tensor) -> Sequence[Tensor]:
+        """[pairs, width] by stretches, as views."""
+        return pairs.split_with_sizes([stretch.pairs for stretch in self.stretches])
 
 
 def route(chosen: Tensor, experts: int, segments: Sequence[tuple[int, int]]) -> Routing:
@@ -52,7 +57,12 @@ def route(chosen: Tensor, experts: int, segments: Sequence[tuple[int, int]]) -> 
         order=order,
         places=places.view(tokens, choices),
         counts=[sum(row) for row in table],
-        stretches=_stretches(table),
+        stretches=[
+            Stretch(expert, segment if segment < len(segments) else None, pairs)
+            for expert, row in enumerate(table)
+            for segment, pairs in enumerate(row)
+            if pairs
+        ],
     )
 
 
@@ -62,15 +72,3 @@ def _owners(tokens: int, segments: Sequence[tuple[int, int]]) -> Tensor:
     for i, (start, end) in enumerate(segments):
         owners[start:end] = i
     return owners
-
-
-def _stretches(table: Sequence[Sequence[int]]) -> list[Stretch]:
-    """Of the pairs of each expert and segment; the last of a row are nobody's."""
-    stretches: list[Stretch] = []
-    at = 0
-    for expert, row in enumerate(table):
-        for segment, pairs in enumerate(row):
-            if pairs and segment < len(row) - 1:
-                stretches.append(Stretch(expert, segment, at, at + pairs))
-            at += pairs
-    return stretches

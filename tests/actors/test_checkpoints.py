@@ -20,9 +20,9 @@ from lorry.actors.adapters.folders import seal, written_aside
 from lorry.actors.adapters.layouts import written
 from lorry.actors.adapters.snapshots import restore_state
 from lorry.actors.adapters.tensors import write_tensors
-from lorry.actors.model.adapter import Adapter, AdapterSpec, FileLayout
+from lorry.actors.model.adapter import Adapter, AdapterSpec
 from lorry.wire.errors import CheckpointError
-from lorry.wire.types import AdamParams, ExpertLora
+from lorry.wire.types import AdamParams, ExpertLora, FileLayout
 
 from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_llama, tiny_qwen3, tiny_qwen3_moe
 from .workshop import Family, Workshop, assert_close, job, logprobs, request
