@@ -68,8 +68,8 @@ class Lorry:
         self.decoder = Decoder(self.base, Letters(), 64, CHUNK, 2**30, compiled)
         self.step_s: list[float] = []
 
-    def prepare(self, prompts: Tensor, adapters: int) -> Callable[[], None]:
-        params = SamplingParams(max_tokens=NEW, stop=[], seed=0)
+    def prepare(self, prompts: Tensor, adapters: int, new: int = NEW) -> Callable[[], None]:
+        params = SamplingParams(max_tokens=new, stop=[], seed=0)
         requests = [SampleInput(ModelInput.from_ints(row), 1, params) for row in prompts.tolist()]
         chosen = choose(adapters)
 
@@ -80,7 +80,7 @@ class Lorry:
             while self.decoder.active:
                 started = time.perf_counter()
                 for _, result, _ in self.decoder.step():
-                    assert isinstance(result, SampleResponse) and len(result.sequences[0].tokens) == NEW
+                    assert isinstance(result, SampleResponse) and len(result.sequences[0].tokens) == new
                     ended += 1
                 self.step_s.append(time.perf_counter() - started)
             assert ended == len(requests)

@@ -17,20 +17,24 @@ from .routing import Routing
 
 
 class Share:
-    """One adapter's part of a weight. Its factors are there for each expert, or for all in the first place."""
+    """One adapter's part of a weight. Its factors are there for each expert, or for all in the first place.
 
-    def __init__(self, part: Part) -> None:
-        self.part, self.scale, self.rank = part, part.scale, part.a.shape[1]
+    `often` says that most experts will be asked for: to take factors apart at once costs less then than to select.
+    """
+
+    def __init__(self, part: Part, often: bool) -> None:
+        self.part, self.scale, self.rank, self._often = part, part.scale, part.a.shape[1], often
         self.has_common_a, self.has_common_b = len(part.a) == 1, len(part.b) == 1
         self._unbound: dict[str, tuple[Tensor, ...]] = {}
 
     def of(self, name: str, expert: int) -> Tensor:
-        """`a`, `b_t`, `grad_a` and so on of one expert. Selecting each by itself would cost more than its product."""
-        if name not in self._unbound:
+        """`a`, `b_t`, `grad_a` and so on of one expert."""
+        if (factors := self._unbound.get(name)) is None:
             factor: Tensor | None = getattr(self.part, name)
             assert factor is not None, "a sampler's adapter has no gradients"
-            self._unbound[name] = factor.unbind(0)
-        factors = self._unbound[name]
+            if not self._often:
+                return factor[expert if len(factor) > 1 else 0]
+            factors = self._unbound[name] = factor.unbind(0)
         return factors[expert if len(factors) > 1 else 0]
 
 

@@ -65,6 +65,11 @@ class RoutedExperts:
         """[pairs, outputs of gate and up] -> [pairs, inputs of down]."""
         return self.module._apply_gate(gate_up)
 
+    def pause(self) -> None:
+        """Between the products of a training pass. A decode step is what others do in such a pause."""
+        if self.in_flight.linears is None:
+            self.in_flight.pause()
+
     def compute(self, hidden: Tensor, chosen: Tensor, counted: Tensor) -> Tensor:
         """With the adapters in flight: hidden [tokens, hidden], chosen [tokens, choices] int64, and what each choice
         counts, [tokens, choices] -> [tokens, hidden]."""
@@ -75,16 +80,17 @@ class RoutedExperts:
 
     def _routes(self, chosen: Tensor) -> "_Routes":
         """An adapter that trains experts trains both of their weights."""
-        spans: list[tuple[int, int]] = []
+        experts, spans = len(self.module.gate_up_proj), list[tuple[int, int]]()
         gate_up: list[Share] = []
         down: list[Share] = []
         for segment in self.in_flight.segments:
             parts = segment.adapter.part(self.gate_up), segment.adapter.part(self.down)
             if parts[0] is not None and parts[1] is not None:
                 spans.append((segment.start, segment.end))
-                gate_up.append(Share(parts[0]))
-                down.append(Share(parts[1]))
-        routing = route(chosen, len(self.module.gate_up_proj), spans)
+                often = (segment.end - segment.start) * chosen.shape[1] >= experts
+                gate_up.append(Share(parts[0], often))
+                down.append(Share(parts[1], often))
+        routing = route(chosen, experts, spans)
         if not spans:
             return _Routes(routing, None, None)
         return _Routes(routing, Shares(routing, spans, gate_up), Shares(routing, spans, down))
@@ -119,13 +125,13 @@ class _Saved:
 def _forward(experts: RoutedExperts, routes: _Routes, hidden: Tensor, counted: Tensor) -> tuple[Tensor, _Saved]:
     (to_gate_up, to_down), (gate_up_bias, down_bias) = experts.weights, experts.biases
     routing, gate_up_downs, downs = routes.routing, None, None
-    experts.in_flight.pause()
+    experts.pause()
     rows = hidden[routing.tokens]  # [pairs, hidden]
     gate_up = linear_of_each(rows, to_gate_up, gate_up_bias, routing.counts)
     if routes.gate_up is not None:
         gate_up_downs = add_gate_up(routes.gate_up, hidden, rows, gate_up)
     inner = experts.activate(gate_up)  # [pairs, inputs of down]
-    experts.in_flight.pause()
+    experts.pause()
     output = linear_of_each(inner, to_down, down_bias, routing.counts)  # [pairs, hidden]
     if routes.down is not None:
         downs = add_down(routes.down, inner, output)
@@ -151,7 +157,7 @@ class _Mixture(torch.autograd.Function):
         experts, routes, saved = ctx.rest
         shares, downs, routing = routes.gate_up, saved.gate_up_downs, routes.routing
         d_gate_up, d_counted = _down_backward(experts, routes, saved, counted, dy)
-        experts.in_flight.pause()
+        experts.pause()
         d_rows = linear_of_each(d_gate_up, experts.weights[0].mT, None, routing.counts)  # [pairs, hidden]
         if shares is None:
             return routing.sum(d_rows), d_counted, None, None
@@ -171,7 +177,7 @@ def _down_backward(
     with torch.enable_grad():
         activated = experts.activate(gate_up)
     inner = activated.detach()
-    experts.in_flight.pause()
+    experts.pause()
     d_output = dy[routing.tokens]  # [pairs, hidden], of an output that counts once
     d_inner = linear_of_each(d_output, experts.weights[1].mT, None, routing.counts)
     if routes.down is not None and saved.downs is not None:

@@ -1,5 +1,6 @@
 """Adapters on routed experts, against PEFT with a factor for each expert."""
 
+from collections import Counter
 from dataclasses import replace
 from typing import cast
 
@@ -80,6 +81,19 @@ def test_who_shares_a_pass_over_experts_changes_nobodys_results(family: Family) 
         for found, expected in zip(logprobs(outcome), logprobs(alone), strict=True):
             assert_close(found, expected)
         assert_close(together.pool.get(str(i)).grad, adapter.grad)
+
+
+def test_a_pass_pauses_between_the_products_of_experts_and_a_decode_step_never_does() -> None:
+    shop, pauses = Workshop(tiny_qwen3_moe()), Counter[str]()
+    adapter = shop.add("run", AdapterSpec(4, train_attn=False, train_unembed=False))
+    shop.base.in_flight.pause = lambda: pauses.update(["decode" if shop.base.in_flight.linears else "pass"])
+    shop.engine.forward_backward([job("run", request(0))])
+    attention, experts, engine = 2 * 4 * 2, 2 * 2 * 2, 1  # layers, products, forward and back
+    assert pauses["pass"] >= attention + experts + engine
+    decoder = new_decoder(shop.base)
+    decoder.add("sample", sampling(PROMPTS[0]), adapter, 0)
+    run(decoder)
+    assert pauses["decode"] == 0
 
 
 def test_a_token_of_no_segment_sees_the_bare_experts() -> None:

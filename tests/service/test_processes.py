@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,13 @@ import pytest
 import lorry
 from lorry.serve import CONFIGURATION_EXIT
 from lorry.wire.sockets import CurveKeys
+from tests.actors.models import tiny_qwen3_moe
 from tests.conftest import BASE_MODEL, MODEL, ROOT, Server, children_of, standing_still, start_server
 from tests.service.test_training import datum
 
 MAX_RESIDENT_BYTES = 700e6
+VOCAB = 2048
+"""Of the base model's tokenizer."""
 
 
 @pytest.fixture(scope="module")
@@ -210,11 +214,15 @@ def test_usage_and_status_are_printed_from_the_database(server: Server) -> None:
 
 @pytest.fixture(scope="module")
 def public_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str, str]]:
-    """Of two models, beyond loopback; with the address where it is reached from here, and its public key."""
-    data = tmp_path_factory.mktemp("public")
+    """Of two models, one a mixture of experts, beyond loopback; with the address where it is reached from here, and its
+    public key."""
+    data, mixture = tmp_path_factory.mktemp("public"), tmp_path_factory.mktemp("mixture")
+    tiny_qwen3_moe(vocab_size=VOCAB).save_pretrained(mixture)
+    for file in BASE_MODEL.glob("token*"):
+        shutil.copy(file, mixture)
     keys = next(keys for keys in iter(CurveKeys.generate, None) if re.search(rb"\[[a-z].*\]", keys.public))
     (data / "curve.key").write_bytes(keys.public + b"\n" + keys.secret + b"\n")  # rich would take it for markup
-    server = start_server(data, "--bind", "tcp://0.0.0.0:*", "--model", f"second={BASE_MODEL}")
+    server = start_server(data, "--bind", "tcp://0.0.0.0:*", "--model", f"mixture={mixture}")
     assert server.process.stdout is not None
     yield server, server.address.replace("0.0.0.0", "127.0.0.1"), server.process.stdout.readline().split("'")[1]
     server.stop()
@@ -224,10 +232,34 @@ async def test_two_base_models_are_served_side_by_side(public_server: tuple[Serv
     server, address, server_key = public_server
     async with lorry.connect(address, api_key=server.new_key("both"), server_key=server_key) as service:
         models = (await service.get_server_capabilities_async()).supported_models
-        assert {model.model_name for model in models} == {MODEL, "second"}
+        assert {model.model_name for model in models} == {MODEL, "mixture"}
         for model in models:
             training = await service.create_lora_training_client_async(model.model_name, rank=4)
             assert (await training.forward([datum()], "cross_entropy")).metrics["loss:sum"] > 0
+
+
+async def test_a_run_on_a_mixtures_experts_outlives_its_actor_and_samples(
+    public_server: tuple[Server, str, str],
+) -> None:
+    server, address, server_key = public_server
+    async with lorry.connect(address, api_key=server.new_key("experts"), server_key=server_key) as service:
+        losses: list[list[float]] = []
+        for kills in (False, True):
+            training = await service.create_lora_training_client_async("mixture", rank=4, seed=1)
+            mine: list[float] = []
+            for step in range(3):
+                mine.append((await training.forward_backward([datum()], "cross_entropy")).metrics["loss:sum"])
+                if kills and step == 1:
+                    (actor,) = (p for p in family(server) if "mixture#0" in p.cmdline())
+                    actor.kill()
+                await training.optim_step(lorry.AdamParams(learning_rate=1e-2))
+            losses.append(mine)
+            sampler = await training.save_weights_and_get_sampling_client_async()
+            prompt = lorry.ModelInput.from_ints([1, 2, 3])
+            sampled = await sampler.sample_async(prompt, 1, lorry.SamplingParams(max_tokens=4, stop=[]))
+            assert len(sampled.sequences[0].tokens) == 4
+        assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+        assert losses[0][2] < losses[0][0]
 
 
 async def test_a_server_beyond_loopback_is_encrypted(public_server: tuple[Server, str, str]) -> None:
