@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from . import operators
-from .adapter import ExpertWeight, Target
 from .expert_lora import (
     Share,
     Shares,
@@ -33,22 +32,12 @@ PACKED = "lorry"
 class RoutedExperts:
     """Of one layer: `module` has the base's weights, `gate_up` and `down` are their places in model order.
 
-    `are_routed_experts` must hold of it.
+    `targets.are_routed_experts` must hold of it.
     """
 
     def __init__(self, module: nn.Module, gate_up: int, down: int, in_flight: InFlight) -> None:
         self.module: Any = module
         self.gate_up, self.down, self.in_flight = gate_up, down, in_flight
-
-    def targets(self, name: str, *, as_modules: bool) -> list[Target]:
-        """Both weights, as adapters may train them."""
-        interleaved = not self.module.is_concatenated
-        (count, outputs, inputs), (_, down_outputs, down_inputs) = (weight.shape for weight in self.weights)
-        of_gate_up, of_down = (ExpertWeight(count, common, interleaved, as_modules) for common in ("a", "b"))
-        return [
-            Target(self.gate_up, f"{name}.gate_up_proj", inputs, outputs, "mlp", of_gate_up),
-            Target(self.down, f"{name}.down_proj", down_inputs, down_outputs, "mlp", of_down),
-        ]
 
     @property
     def weights(self) -> tuple[Tensor, Tensor]:
@@ -94,14 +83,6 @@ class RoutedExperts:
         if not spans:
             return _Routes(routing, None, None)
         return _Routes(routing, Shares(routing, spans, gate_up), Shares(routing, spans, down))
-
-
-def are_routed_experts(module: nn.Module) -> bool:
-    """Whether transformers' interface computes them, and as those of Qwen3-MoE, GPT-OSS and DeepSeek-V3: two products
-    with a gate between them, and nothing behind."""
-    names = ("gate_up_proj", "down_proj", "is_transposed", "is_concatenated", "_apply_gate")
-    known = all(hasattr(module, name) for name in names)
-    return known and not getattr(module, "has_post_expert_norm", False)
 
 
 @dataclass(frozen=True, slots=True)

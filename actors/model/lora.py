@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from ...wire.errors import InvalidRequestError, UnsupportedModelError
 from ...wire.types import FileLayout
@@ -17,14 +16,11 @@ from .adapter import Adapter, AdapterSpec, Group, Part, Target, accumulate
 from .agreement import agree
 from .base_model import BaseModel
 from .experts import PACKED as ROUTED
-from .experts import RoutedExperts, are_routed_experts
+from .experts import RoutedExperts
 from .in_flight import InFlight
 from .probe import AttentionProbe
 from .products import linear, linear_backward
-
-_ATTENTION = frozenset(("self_attn", "attn", "attention", "self_attention"))
-_MLP = frozenset(("mlp", "feed_forward", "ffn"))
-_ROUTERS = frozenset(("gate", "router", "shared_expert_gate"))
+from .targets import find_sites
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,32 +207,20 @@ def attach_lora(base: BaseModel, layout: FileLayout = "peft") -> LoraTargets:
 
     Raises UnsupportedModelError where its attention projections or output head are not `nn.Linear`.
     """
-    model = base.model
+    model, sites = base.model, find_sites(base.model)
     all_names = frozenset(name for name, _ in model.named_modules())
-    mixtures = {name: module for name, module in model.named_modules() if name.rpartition(".")[2] == "experts"}
-    frozen = next((type(module).__name__ for module in mixtures.values() if not are_routed_experts(module)), None)
-    head = model.get_output_embeddings()
-    conversions = get_checkpoint_conversion_mapping(model.config.model_type) or ()
-    as_modules = any("mlp.experts.*.gate_proj.weight" in conversion.source_patterns for conversion in conversions)
-    targets: list[Target] = []
-    for name, module in list(model.named_modules()):
-        group = "unembed" if module is head else _group(name)
-        if group is None or (group == "mlp" and frozen):
-            continue
-        if name in mixtures:
-            experts = RoutedExperts(module, len(targets), len(targets) + 1, base.in_flight)
-            targets += experts.targets(name, as_modules=as_modules)
-            module.lorry = experts  # pyright: ignore[reportArgumentType]
-        elif isinstance(module, nn.Linear):
-            targets.append(Target(len(targets), name, module.in_features, module.out_features, group))
-            model.set_submodule(name, LoraLinear(module, targets[-1].index, base.in_flight))
-    if not {"attn", "unembed"} <= {target.group for target in targets}:
-        raise UnsupportedModelError(f"{type(model).__name__} has no nn.Linear attention projections and output head")
-    if mixtures and not frozen:
+    for site in sites.each:
+        target = site.targets[0]
+        if isinstance(site.module, nn.Linear):
+            model.set_submodule(target.name, LoraLinear(site.module, target.index, base.in_flight))
+        else:
+            experts = RoutedExperts(site.module, *(target.index for target in site.targets), base.in_flight)
+            site.module.lorry = experts  # pyright: ignore[reportArgumentType]
+    if experts_of(base):
         _take_over_experts(base)
     wrapped_head = model.get_output_embeddings()
     assert isinstance(wrapped_head, LoraLinear)
-    return LoraTargets(tuple(targets), wrapped_head, frozen, layout, base.dtype, all_names)
+    return LoraTargets(sites.targets, wrapped_head, sites.frozen_experts, layout, base.dtype, all_names)
 
 
 def _take_over_experts(base: BaseModel) -> None:
@@ -265,13 +249,3 @@ def experts_of(base: BaseModel) -> dict[int, RoutedExperts]:
 def layers_of(base: BaseModel) -> dict[int, LoraLinear]:
     """The layers that `attach_lora` put in, by index."""
     return {module.index: module for module in base.model.modules() if isinstance(module, LoraLinear)}
-
-
-def _group(name: str) -> Group | None:
-    """By the module's path: layers.3.self_attn.q_proj is attention, layers.3.mlp.up_proj is MLP. Routers are none."""
-    *path, leaf = name.split(".")
-    if leaf in _ROUTERS:
-        return None
-    if _ATTENTION.intersection(path):
-        return "attn"
-    return "mlp" if _MLP.intersection(path) else None

@@ -213,8 +213,9 @@ class Planner:
         return self._next_train(actor) or self._next_samples(actor)
 
     def _holds_anything(self, actor: _Actor) -> bool:
-        """A batch may have given its credit back, and one of its saves is being written still."""
-        return any(holder is actor for _, holder, _ in self._in_flight.values())
+        """A batch may have given its credit back, and one of its saves is being written still. And one that was taken
+        back may kill the actor all the same, until it says that it is done with it."""
+        return bool(actor.train_batches) or any(holder is actor for _, holder, _ in self._in_flight.values())
 
     def _is_last_chance(self, command: Command) -> bool:
         return self._attempts.get(command.future, 0) == MAX_ATTEMPTS - 1

@@ -128,7 +128,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "actors/model/base_model.py::wrap_model": (2, AT_START),
     "actors/model/base_model.py::_probe": (2, AT_START),
     "actors/model/lora.py::select": (2, OUTCOME),
-    "actors/model/lora.py::attach_lora": (1, AT_START),
+    "actors/model/targets.py::find_sites": (1, AT_START),
     "actors/model/lora.py::_take_over_experts": (1, AT_START),
     "actors/sampling/compiled.py::_build_kernel": (1, AT_START),
     "actors/sampling/compiled.py::_check": (2, AT_START),

@@ -289,10 +289,10 @@ def test_nobody_is_blamed_for_what_ran_beside_it() -> None:
     assert failed == ["poison:0"]
 
 
-def test_nobody_is_blamed_for_weights_that_were_still_being_written() -> None:
-    """A save's batch gives its credit back when its weights are copied; it is in flight until they are on disk."""
-    planner, suspect, saving = Planner(), LaneId("suspect"), LaneId("saving")
-    for lane in (suspect, saving):
+def suspected(*others: LaneId) -> tuple[Planner, LaneId, ActorId]:
+    """A planner with a command that may be handed out once more, as soon as its lane is restored, and a new actor."""
+    planner, suspect, actor = Planner(), LaneId("suspect"), ActorId("last")
+    for lane in (suspect, *others):
         planner.add_lane(Lane(lane, TenantId(lane), MODEL))
     planner.submit(Command(future_id(suspect, 0), suspect, 0, "forward_backward", TENANTS[0], MODEL, 10, 0))
     for life in range(MAX_ATTEMPTS - 1):
@@ -301,8 +301,14 @@ def test_nobody_is_blamed_for_weights_that_were_still_being_written() -> None:
         planner.actor_lost(ActorId(f"a{life}"))
         if life < MAX_ATTEMPTS - 2:
             planner.restore(suspect, [])
-    actor = ActorId("last")
     planner.add_actor(actor, MODEL, CAPACITY)
+    return planner, suspect, actor
+
+
+def test_nobody_is_blamed_for_weights_that_were_still_being_written() -> None:
+    """A save's batch gives its credit back when its weights are copied; it is in flight until they are on disk."""
+    saving = LaneId("saving")
+    planner, suspect, actor = suspected(saving)
     planner.submit(Command(future_id(saving, 0), saving, 0, "save_weights_for_sampler", TENANTS[1], MODEL, 1, 0))
     save = planner.next_micro_batch(actor)
     assert save is not None
@@ -310,5 +316,19 @@ def test_nobody_is_blamed_for_weights_that_were_still_being_written() -> None:
     planner.restore(suspect, [])
     assert planner.next_micro_batch(actor) is None
     planner.complete(save.commands[0].future, save.batch, 1)
+    alone = planner.next_micro_batch(actor)
+    assert alone is not None and [command.lane for command in alone.commands] == [suspect]
+
+
+def test_nobody_is_blamed_for_what_was_taken_back_from_an_actor_that_is_not_done_with_it() -> None:
+    other = LaneId("other")
+    planner, suspect, actor = suspected(other)
+    planner.submit(Command(future_id(other, 0), other, 0, "forward_backward", TENANTS[1], MODEL, 10, 0))
+    batch = planner.next_micro_batch(actor)
+    assert batch is not None
+    planner.take_back(other)
+    planner.restore(suspect, [])
+    assert planner.next_micro_batch(actor) is None
+    planner.batch_done(actor, batch.batch)
     alone = planner.next_micro_batch(actor)
     assert alone is not None and [command.lane for command in alone.commands] == [suspect]
