@@ -242,6 +242,21 @@ def drain(
 
 
 @app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="A folder with a config.json, a hub id, or a name of docs/models.md")],
+    gpus: Annotated[int, typer.Option(min=1, help="Devices that there are")] = 1,
+    gpu_memory: Annotated[float | None, typer.Option(min=1, help="GiB of each: whether it fits, and what with")] = None,
+    dtype: Annotated[str, typer.Option(help="The base model's: float32, bfloat16, float16")] = "bfloat16",
+    rank: Annotated[int, typer.Option(min=1, help="Of the adapters that are to fit")] = 32,
+) -> None:
+    """Print what a base model and its adapters take of memory, from its configuration alone: no weights are read."""
+    from lorry.plan import Devices, print_plan
+
+    devices = None if gpu_memory is None else Devices(gpus, gpu_memory)
+    _call(lambda: print_plan(plain_console(), model, dtype, rank, devices))
+
+
+@app.command()
 def doctor(data: options.Data = None) -> None:
     """Check the database, its files, checkpoints and saved states against each other; exit 1 where something is wrong.
 

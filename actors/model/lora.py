@@ -214,7 +214,8 @@ def attach_lora(base: BaseModel, layout: FileLayout = "peft") -> LoraTargets:
         if isinstance(site.module, nn.Linear):
             model.set_submodule(target.name, LoraLinear(site.module, target.index, base.in_flight))
         else:
-            experts = RoutedExperts(site.module, *(target.index for target in site.targets), base.in_flight)
+            gate_up, down = site.targets
+            experts = RoutedExperts(site.module, gate_up.index, down.index, base.in_flight)
             site.module.lorry = experts  # pyright: ignore[reportArgumentType]
     if experts_of(base):
         _take_over_experts(base)

@@ -1,0 +1,103 @@
+"""What a base model and its adapters take of memory, from a configuration alone: modules are built without weights."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+
+from ...wire.errors import UnsupportedModelError
+from .adapter import AdapterSpec, shapes_of
+from .lineup import LINE_UP
+from .targets import Sites, find_sites
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PASS_TOKENS = 1024
+_NUMBERS_OF_TOKEN = 26
+"""Of hidden size, that a layer keeps of a token for the backward: measured on a dense model (docs/performance.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """`cache_numbers` are those that keys and values of one token take in all layers."""
+
+    parameters: int
+    cache_numbers: int
+    layers: int
+    hidden: int
+    sites: Sites
+
+    def adapter_parameters(self, spec: AdapterSpec) -> int:
+        targets = [target for target in self.sites.targets if target.group in spec.groups]
+        return sum(math.prod(shape) for target in targets for shape in shapes_of(spec, target))
+
+    def adapter_bytes(self, spec: AdapterSpec, itemsize: int) -> int:
+        """On the device, where it trains: weights, gradient and two moments in float32, and a copy that computes where
+        the base has another dtype, of `itemsize` bytes."""
+        return self.adapter_parameters(spec) * (16 + (itemsize if itemsize != 4 else 0))
+
+    def pass_bytes(self, itemsize: int) -> int:
+        """Of a training pass of PASS_TOKENS tokens, about."""
+        return PASS_TOKENS * _NUMBERS_OF_TOKEN * self.layers * self.hidden * itemsize
+
+    def least_bytes(self, spec: AdapterSpec, itemsize: int) -> int:
+        """The weights, one adapter of `spec`, and a pass over it."""
+        return self.parameters * itemsize + self.adapter_bytes(spec, itemsize) + self.pass_bytes(itemsize)
+
+
+def size_of(model: str) -> Sizing:
+    """Of a folder with a config.json, a name of the line-up, or a hub id. Raises UnsupportedModelError."""
+    return sizing(_configuration(model))
+
+
+def sizing(config: PreTrainedConfig) -> Sizing:
+    with torch.device("meta"):
+        built = _built(config)
+    text = config.get_text_config()
+    return Sizing(
+        parameters=sum(parameter.numel() for parameter in built.parameters()),
+        cache_numbers=text.num_hidden_layers * _cache_numbers(text),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        sites=find_sites(built),
+    )
+
+
+def _configuration(model: str) -> PreTrainedConfig:
+    if not Path(model).is_dir() and model in LINE_UP:
+        return configuration(LINE_UP[model])
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        known = ", ".join(LINE_UP)
+        raise UnsupportedModelError(f"no configuration of {model!r}: {reason}. Known by name are {known}") from error
+
+
+def configuration(dimensions: Mapping[str, Any]) -> PreTrainedConfig:
+    """Of an entry of the line-up."""
+    rest = dict(dimensions)
+    return AutoConfig.for_model(rest.pop("model_type"), **rest)
+
+
+def _built(config: PreTrainedConfig) -> "PreTrainedModel":
+    reason = ""
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        try:
+            return cast("PreTrainedModel", auto.from_config(config))
+        except ValueError as error:  # a configuration of none of its models
+            reason = str(error).splitlines()[0]
+    raise UnsupportedModelError(f"transformers builds no decoder of a {type(config).__name__}: {reason}")
+
+
+def _cache_numbers(text: PreTrainedConfig) -> int:
+    """Of one layer. Multi-head latent attention is kept as the keys and values that it expands to."""
+    if getattr(text, "kv_lora_rank", None):
+        return text.num_attention_heads * (text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim)
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * text.num_key_value_heads * width

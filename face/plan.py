@@ -1,0 +1,87 @@
+"""What `lorry plan` prints: what a base model and its adapters take, and on how many devices they fit."""
+
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lorry.actors.model.adapter import AdapterSpec
+from lorry.actors.model.sizing import PASS_TOKENS, Sizing, size_of
+from lorry.wire.errors import InvalidRequestError
+
+_GIB = 2**30
+_RANKS = (8, 32, 64)
+_CACHE_SHARE = 2 / 5
+"""Of what the model leaves free on an accelerator, as an actor takes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    count: int
+    gib_each: float
+
+    @property
+    def bytes(self) -> float:
+        return self.count * self.gib_each * _GIB
+
+
+def print_plan(console: Console, model: str, dtype: str, rank: int, devices: Devices | None) -> None:
+    """Raises UnsupportedModelError and InvalidRequestError."""
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InvalidRequestError.of("dtype", dtype, "float32, bfloat16 or float16")
+    size, itemsize = size_of(model), found.itemsize
+    console.print(_of_model(model, size, dtype, itemsize))
+    console.print(_of_adapters(size, itemsize))
+    if devices is not None:
+        console.print(_verdict(size, itemsize, AdapterSpec(rank), devices), soft_wrap=True)
+
+
+def _of_model(model: str, size: Sizing, dtype: str, itemsize: int) -> Table:
+    table = Table(model, "", title="The base model", title_justify="left")
+    table.add_row("parameters", f"{size.parameters / 1e9:,.3f} billion")
+    for name, width in {dtype: itemsize, "float32": 4}.items():
+        table.add_row(f"weights in {name}", f"{size.parameters * width / _GIB:,.1f} GiB")
+    table.add_row("keys and values of a token", f"{size.cache_numbers * itemsize / 1024:,.0f} KiB")
+    table.add_row(f"a training pass of {PASS_TOKENS:,} tokens, about", f"{size.pass_bytes(itemsize) / _GIB:,.1f} GiB")
+    if size.sites.frozen_experts:
+        table.add_row("MLPs", f"are {size.sites.frozen_experts}, and stay frozen")
+    return table
+
+
+def _of_adapters(size: Sizing, itemsize: int) -> Table:
+    table = Table("an adapter", "rank", title="With its optimizer, on the device", title_justify="left")
+    table.add_column("parameters", justify="right")
+    table.add_column("GiB", justify="right")
+    kinds = {"on everything": AdapterSpec(1), "on attention": AdapterSpec(1, train_mlp=False, train_unembed=False)}
+    if any(target.experts for target in size.sites.targets):
+        kinds["on everything, independent experts"] = AdapterSpec(1, expert_lora="independent")
+    for name, kind in kinds.items():
+        for rank in _RANKS:
+            spec = AdapterSpec(
+                rank,
+                train_mlp=kind.train_mlp and not size.sites.frozen_experts,
+                train_unembed=kind.train_unembed,
+                expert_lora=kind.expert_lora,
+            )
+            parameters, taken = size.adapter_parameters(spec), size.adapter_bytes(spec, itemsize)
+            table.add_row(name, str(rank), f"{parameters / 1e6:,.1f} million", f"{taken / _GIB:,.2f}")
+    return table
+
+
+def _verdict(size: Sizing, itemsize: int, spec: AdapterSpec, devices: Devices) -> str:
+    """Of adapters on everything, beside a pass of PASS_TOKENS tokens."""
+    have = f"{devices.count} x {devices.gib_each:g} GiB"
+    least = size.least_bytes(spec, itemsize)
+    if least > devices.bytes:
+        needed = -(-least // int(devices.gib_each * _GIB))
+        return f"{have}: too little. Weights, one adapter of rank {spec.rank} and a pass take {needed} such devices."
+    free = devices.bytes - size.parameters * itemsize
+    cache = _CACHE_SHARE * free
+    slots = max(1, int((free - cache - size.pass_bytes(itemsize)) // size.adapter_bytes(spec, itemsize)))
+    tokens = int(cache // (size.cache_numbers * itemsize))
+    return (
+        f"{have}: --slots {slots} for rank {spec.rank}, more adapters in host memory and on disk, and keys and values "
+        f"of {tokens:,} tokens."
+    )
