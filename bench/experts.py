@@ -157,7 +157,8 @@ def main(arguments: list[str] | None = None) -> list[str]:
     for name, (middle, low, high) in named.items():  # pyright: ignore[reportGeneralTypeIssues]
         table.add_row(name, f"{middle:.2f} ({low:.2f} to {high:.2f})")
     Console().print(table)
-    print(json.dumps({"bench": "experts", "training": training, "sampling": drawing}))
+    parameters = sum(parameter.numel() for parameter in build_mixture().parameters())
+    print(json.dumps({"bench": "experts", "parameters": parameters, "training": training, "sampling": drawing}))
     return missed + also_missed
 
 
