@@ -135,8 +135,9 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
     if settings.threads:
         torch.set_num_threads(settings.threads)
     _check_device(settings.device)
-    base = load_base_model(config.model, settings.device, settings.dtype)
-    tokenizer = _load_tokenizer(config.model)
+    trusted = settings.trust_remote_code
+    base = load_base_model(config.model, settings.device, settings.dtype, trust_remote_code=trusted)
+    tokenizer = _load_tokenizer(config.model, trusted)
     targets = attach_lora(base, settings.adapter_layout)
     pool = AdapterPool(settings.slots, base.device)
     engine = Engine(base, targets, pool, token_budget=settings.token_budget)
@@ -175,12 +176,12 @@ def _told(config: ActorConfig, error: Exception) -> ErrorInfo:
     return UnsupportedModelError(f"{config.model!r} cannot be loaded: {type(error).__name__}: {reason}").info
 
 
-def _load_tokenizer(model: str) -> Any:
-    """Raises UnsupportedModelError where there is none, or none that is data alone."""
+def _load_tokenizer(model: str, trust_remote_code: bool) -> Any:
+    """Raises UnsupportedModelError where there is none, or none that is data alone and code is not trusted."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UnsupportedModelError(f"cannot load a tokenizer from {model!r}: {reason}") from error

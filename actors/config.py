@@ -22,6 +22,9 @@ class ActorSettings:
     dtype: Annotated[
         str, Meta(description="The base model's: auto (its checkpoint's own), float32, bfloat16, float16")
     ] = "auto"
+    trust_remote_code: Annotated[
+        bool, Meta(description="Run the code that lies beside a model's weights or tokenizer, where it has some")
+    ] = False
     adapter_layout: Annotated[
         FileLayout,
         Meta(description="Of saved adapters: peft, as PEFT and vLLM load them; tinker, the hosted service's keys"),

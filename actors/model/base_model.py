@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from ...wire.errors import UnsupportedModelError
 from .agreement import agree
 from .attention import PACKED, PROBED, set_attention
 from .in_flight import InFlight
+from .loading import load_model
 from .probe import AttentionProbe
 
 if TYPE_CHECKING:
@@ -61,20 +61,14 @@ class BaseModel:
         return head(hidden)
 
 
-def load_base_model(path: str | Path, device: str = "cpu", dtype: str = "auto") -> BaseModel:
-    """Loads any decoder that AutoModelForCausalLM knows, from a local folder or a hub id.
+def load_base_model(
+    path: str | Path, device: str = "cpu", dtype: str = "auto", *, trust_remote_code: bool = False
+) -> BaseModel:
+    """Loads any decoder that AutoModelForCausalLM knows, from a local folder or a hub id, as `load_model` does.
 
-    `dtype` "auto" is the checkpoint's own; otherwise the name of a torch dtype, such as "float32" or "bfloat16".
-    Code that lies beside the weights is not run. Raises UnsupportedModelError where there is no such model, none that
-    runs packed, or one that needs code of its own.
+    Raises UnsupportedModelError where there is no such model, none that runs packed, or one that needs code of its own.
     """
-    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise UnsupportedModelError(f"dtype is {dtype!r}, expected 'auto', 'float32', 'bfloat16' or 'float16'")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UnsupportedModelError(f"cannot load a base model from {str(path)!r}: {reason}") from error
+    model = load_model(path, dtype, trust_remote_code=trust_remote_code)
     model.to(device)  # pyright: ignore[reportArgumentType]
     return wrap_model(model)
 

@@ -1,0 +1,63 @@
+"""Reads a model of transformers from a local folder or a hub id, and one that was published quantised as the weights
+that it stands for: in MXFP4 (GPT-OSS), in FP8 with a factor for each block (DeepSeek-V3.1), or in INT4 as
+compressed-tensors packs it (Kimi-K2-Thinking). transformers expands them tensor by tensor while it reads the files.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from ...wire.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_EXPANDED = ("mxfp4", "fp8", "compressed-tensors")
+_SAME_AS = {"kimi_k2": "deepseek_v3"}
+"""Families that are another's under a name of their own, with code beside the weights that need not be run."""
+
+
+def load_model(path: str | Path, dtype: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """`dtype` "auto" is the checkpoint's own; otherwise the name of a torch dtype.
+
+    Code that lies beside the weights is not run, unless `trust_remote_code`. Raises UnsupportedModelError.
+    """
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise UnsupportedModelError(f"dtype is {dtype!r}, expected 'auto', 'float32', 'bfloat16' or 'float16'")
+    try:
+        config = _configuration(str(path), trust_remote_code)
+        is_expanded = _expand(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            str(path), config=config, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UnsupportedModelError(f"cannot load a base model from {str(path)!r}: {reason}") from error
+    if is_expanded and dtype != "auto":
+        for parameter in model.parameters():
+            if parameter.dtype == torch.bfloat16:  # as some formats are expanded, whatever was asked for
+                parameter.data = parameter.data.to(getattr(torch, dtype))
+    return model
+
+
+def _configuration(path: str, trust_remote_code: bool) -> PreTrainedConfig:
+    described: dict[str, Any] = PreTrainedConfig.get_config_dict(path)[0]
+    if (known := _SAME_AS.get(described.get("model_type", ""))) is None:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    own = ("model_type", "architectures", "auto_map")
+    return AutoConfig.for_model(known, **{name: value for name, value in described.items() if name not in own})
+
+
+def _expand(config: PreTrainedConfig) -> bool:
+    """Where the checkpoint is quantised, lets it be read as plain weights; whether it is."""
+    quantised: Any = getattr(config, "quantization_config", None)
+    if quantised is None:
+        return False
+    facts: dict[str, Any] = quantised if isinstance(quantised, dict) else quantised.to_dict()
+    method = str(facts.get("quant_method"))
+    if method not in _EXPANDED:
+        raise UnsupportedModelError(f"the checkpoint is quantised by {method!r}, expected one of {_EXPANDED}, or none")
+    config.quantization_config = facts | {"dequantize": True}
+    return True
