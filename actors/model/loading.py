@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from ...wire.errors import UnsupportedModelError
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _EXPANDED = ("mxfp4", "fp8", "compressed-tensors")
+_EXPANDS_RIGHT = Version("5.23")
+"""Of transformers: the oldest that was tried and gave the right weights. 5.5.4 gives others, and says nothing."""
 _SAME_AS = {"kimi_k2": "deepseek_v3"}
 """Families that are another's under a name of their own, with code beside the weights that need not be run."""
 
@@ -59,5 +63,10 @@ def _expand(config: PreTrainedConfig) -> bool:
     method = str(facts.get("quant_method"))
     if method not in _EXPANDED:
         raise UnsupportedModelError(f"the checkpoint is quantised by {method!r}, expected one of {_EXPANDED}, or none")
+    if Version(transformers.__version__) < _EXPANDS_RIGHT:
+        raise UnsupportedModelError(
+            f"the checkpoint is quantised, which transformers reads as plain weights from {_EXPANDS_RIGHT} on: "
+            f"{transformers.__version__} is installed"
+        )
     config.quantization_config = facts | {"dequantize": True}
     return True

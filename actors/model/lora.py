@@ -226,7 +226,10 @@ def attach_lora(base: BaseModel, layout: FileLayout = "peft") -> LoraTargets:
 
 def _take_over_experts(base: BaseModel) -> None:
     expected = _logits_of_two_tokens(base)
-    base.model.set_experts_implementation(ROUTED)
+    for experts in experts_of(
+        base
+    ).values():  # as set_experts_implementation does, which older ones have for theirs alone
+        experts.module.config._experts_implementation = ROUTED
     if not agree(_logits_of_two_tokens(base), expected):
         raise UnsupportedModelError(f"{type(base.model).__name__} has experts that compute something else here")
 

@@ -69,7 +69,7 @@ def find_sites(model: "PreTrainedModel") -> Sites:
 def are_routed_experts(module: nn.Module) -> bool:
     """Whether transformers' interface computes them, and as those of Qwen3-MoE, GPT-OSS and DeepSeek-V3: two products
     with a gate between them, and nothing behind."""
-    names = ("gate_up_proj", "down_proj", "is_transposed", "is_concatenated", "_apply_gate")
+    names = ("gate_up_proj", "down_proj", "is_transposed", "has_bias", "_apply_gate")
     return all(hasattr(module, name) for name in names) and not getattr(module, "has_post_expert_norm", False)
 
 
@@ -92,7 +92,7 @@ def _of_experts(name: str, module: nn.Module, index: int, *, as_modules: bool) -
     """gate_up [experts, outputs, inputs] and down, or transposed."""
     gate_up, down = (tuple(getattr(module, leaf).shape) for leaf in ("gate_up_proj", "down_proj"))
     axes = (1, 2) if module.is_transposed else (2, 1)  # of inputs and outputs
-    interleaved = not module.is_concatenated
+    interleaved = not getattr(module, "is_concatenated", not module.is_transposed)  # older ones do not say
     of_gate_up = ExpertWeight(gate_up[0], "a", interleaved, as_modules)
     of_down = ExpertWeight(down[0], "b", interleaved, as_modules)
     return (

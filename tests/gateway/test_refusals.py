@@ -125,7 +125,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "actors/model/attention.py::_refuse_unknown": (3, AT_START),
     "actors/model/attention.py::_window_of_mask": (1, AT_START),
     "actors/model/loading.py::load_model": (2, AT_START),
-    "actors/model/loading.py::_expand": (1, AT_START),
+    "actors/model/loading.py::_expand": (2, AT_START),
     "actors/model/base_model.py::wrap_model": (2, AT_START),
     "actors/model/base_model.py::_probe": (2, AT_START),
     "actors/model/lora.py::select": (2, OUTCOME),
