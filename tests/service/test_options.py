@@ -13,6 +13,8 @@ from lorry.cli import app
 OTHER = ActorSettings(
     device="cuda:1",
     dtype="bfloat16",
+    trust_remote_code=True,
+    adapter_layout="tinker",
     slots=3,
     host_memory=2**30,
     recovery_s=5.0,
