@@ -68,7 +68,7 @@ def route(chosen: Tensor, experts: int, segments: Sequence[tuple[int, int]]) -> 
 
 def _owners(tokens: int, segments: Sequence[tuple[int, int]]) -> Tensor:
     """[tokens] int64: the number of each token's segment; those of none come last."""
-    owners = torch.full((tokens,), len(segments), dtype=torch.int64)
+    owners = [len(segments)] * tokens  # a list, since there may be a segment for each token, in every layer
     for i, (start, end) in enumerate(segments):
-        owners[start:end] = i
-    return owners
+        owners[start:end] = [i] * (end - start)
+    return torch.tensor(owners)
