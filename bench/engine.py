@@ -104,15 +104,20 @@ class Peft:
         def run() -> None:
             for i, row in enumerate(rows):
                 self.model.set_adapter(str(i))
-                # The loss of transformers itself: shift_labels are the targets, and num_items_in_batch 1 makes a sum
-                labels = row[None, 1:]
-                options = {"labels": labels, "shift_labels": labels, "num_items_in_batch": 1, "use_cache": False}
-                self.model(input_ids=row[None, :-1], **options).loss.backward()
+                backward(self.model, row)
 
         return run
 
     def clear(self) -> None:
         self.model.zero_grad()
+
+
+def backward(model: PeftModel, row: Tensor) -> None:
+    """row [tokens + 1] int64, by the loss of transformers itself: shift_labels are the targets, and with
+    num_items_in_batch 1 it is a sum."""
+    labels = row[None, 1:]
+    options = {"labels": labels, "shift_labels": labels, "num_items_in_batch": 1, "use_cache": False}
+    model(input_ids=row[None, :-1], **options).loss.backward()
 
 
 class FrozenBase:

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -52,7 +52,12 @@ def test_a_sequence_ratio_spans_the_chunks_of_the_head_and_stays_in_its_own_sequ
 
 @pytest.mark.parametrize("family", [tiny_qwen3, tiny_llama])
 def test_a_mixed_micro_batch_equals_peft_run_after_run(family: Family) -> None:
-    shop, specs = Workshop(family()), SPECS
+    assert_mixed_equals_peft(family, SPECS)
+
+
+def assert_mixed_equals_peft(family: Family, specs: Sequence[AdapterSpec]) -> None:
+    """Three steps: logprobs, losses, gradients and weights."""
+    shop = Workshop(family())
     adapters = [shop.add(str(i), spec) for i, spec in enumerate(specs)]
     references = [PeftRun(family(), adapter) for adapter in adapters]
     for step in range(3):

@@ -14,13 +14,13 @@ from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.in_flight import Segment
 from lorry.actors.model.lora import experts_of
 from lorry.actors.model.routing import route
-from lorry.wire.types import AdamParams, ExpertLora
+from lorry.wire.types import ExpertLora
 
 from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_qwen3_moe
 from .reference import PeftRun
 from .test_decoder import PROMPTS, assert_is_the_models_own, new_decoder, run
 from .test_decoder import request as sampling
-from .test_engine import SPECS, requests
+from .test_engine import SPECS, assert_mixed_equals_peft
 from .workshop import Family, Workshop, assert_close, job, logprobs, request, succeeded
 
 FAMILIES = [tiny_qwen3_moe, tiny_gpt_oss, tiny_deepseek_v3]
@@ -30,23 +30,7 @@ LAYOUTS: list[ExpertLora] = ["shared", "independent"]
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_mixed_micro_batch_over_experts_equals_peft_run_after_run(family: Family, layout: ExpertLora) -> None:
-    shop, specs = Workshop(family()), [replace(spec, expert_lora=layout) for spec in SPECS]
-    adapters = [shop.add(str(i), spec) for i, spec in enumerate(specs)]
-    references = [PeftRun(family(), adapter) for adapter in adapters]
-    for step in range(3):
-        batch = requests(10 * step)
-        outcomes = shop.engine.forward_backward([job(str(i), data) for i, data in enumerate(batch)])
-        for outcome, adapter, reference, data in zip(outcomes, adapters, references, batch, strict=True):
-            expected, loss = reference.forward_backward(data)
-            for found, logprob in zip(logprobs(outcome), expected, strict=True):
-                assert_close(found, logprob)
-            assert succeeded(outcome).metrics["loss:sum"] == pytest.approx(loss, rel=1e-5, abs=1e-4)
-            assert_close(adapter.grad, reference.grad())
-        params = AdamParams(learning_rate=1e-3, eps=1e-3, weight_decay=0.1, grad_clip_norm=1.0)
-        shop.engine.optim_step([(str(i), params) for i in range(len(specs))])
-        for adapter, reference in zip(adapters, references, strict=True):
-            reference.step(params)
-            assert_close(adapter.weights, reference.weights())
+    assert_mixed_equals_peft(family, [replace(spec, expert_lora=layout) for spec in SPECS])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
