@@ -1,19 +1,23 @@
 """What adapters add to the two products of routed experts, forward and backward, all in place.
 
 A factor that an adapter has once for all experts is used once for each token, the others for each pair of a token and
-an expert. Shapes: hidden, y and their gradients [tokens, hidden]; rows, output and theirs [pairs, hidden]; gate_up
-[pairs, outputs of gate and up]; inner [pairs, inputs of down]; downs x A.T, [pairs, the greatest rank], zero beyond an
-adapter's own.
+an expert. `products` yields the experts in order, each as soon as the base's product is in what is to be added to.
+
+Shapes: hidden, y and their gradients [tokens, hidden]; rows, output and theirs [pairs, hidden]; gate_up [pairs, outputs
+of gate and up]; inner [pairs, inputs of down]; downs x A.T, [pairs, the greatest rank], zero beyond an adapter's own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from .adapter import Part, accumulate
 from .routing import Routing
+
+_UNREAD = torch.empty(0)
 
 
 class Share:
@@ -50,42 +54,57 @@ class Shares:
     def width(self) -> int:
         return max(share.rank for share in self.each)
 
+    @property
+    def has_own_a(self) -> bool:
+        """Whether some A is one expert's alone."""
+        return not all(share.has_common_a for share in self.each)
+
+    @property
+    def has_own_b(self) -> bool:
+        return not all(share.has_common_b for share in self.each)
+
     def segments(self) -> Iterator[tuple[slice, Share]]:
         """Of tokens."""
         for (start, end), share in zip(self.spans, self.each, strict=True):
             yield slice(start, end), share
 
-    def stretches(self, *pairs: Tensor) -> Iterator[tuple[int, Share, tuple[Tensor, ...]]]:
-        """Each stretch of an adapter's: the expert, and its own of every tensor."""
-        split = zip(*map(self.routing.split, pairs), strict=True)
-        for stretch, pieces in zip(self.routing.stretches, split, strict=True):
-            if stretch.segment is not None:
-                yield stretch.expert, self.each[stretch.segment], pieces
+    def stretches(
+        self, products: Iterable[int], *pairs: Tensor | None
+    ) -> Iterator[tuple[int, Share, tuple[Tensor, ...]]]:
+        """Each stretch of an adapter's: the expert, and its own of every tensor; of None, something not to be read."""
+        split = [repeat(_UNREAD) if tensor is None else iter(self.routing.split(tensor)) for tensor in pairs]
+        for expert in products:
+            for stretch in self.routing.stretches[expert]:
+                pieces = tuple(map(next, split))
+                if stretch.segment is not None:
+                    yield expert, self.each[stretch.segment], pieces
 
 
-def add_gate_up(shares: Shares, hidden: Tensor, rows: Tensor, gate_up: Tensor) -> Tensor:
+def add_gate_up(shares: Shares, products: Iterable[int], hidden: Tensor, rows: Tensor, gate_up: Tensor) -> Tensor:
     """Adds to `gate_up` and returns downs."""
     common = hidden.new_zeros(len(hidden), shares.width)
     for tokens, share in shares.segments():
         if share.has_common_a:
             torch.mm(hidden[tokens], share.of("a_t", 0), out=common[tokens, : share.rank])
-    downs = common[shares.routing.tokens]
-    for expert, share, (down, row, y) in shares.stretches(downs, rows, gate_up):
-        own = down[:, : share.rank]
+    downs = shares.routing.gather(common)
+    for expert, share, (down, row, y) in shares.stretches(products, downs, rows if shares.has_own_a else None, gate_up):
+        own = down.narrow(1, 0, share.rank)
         if not share.has_common_a:
             torch.mm(row, share.of("a_t", expert), out=own)
         y.addmm_(own, share.of("b", expert), alpha=share.scale)
     return downs
 
 
-def add_gate_up_backward(shares: Shares, hidden: Tensor, downs: Tensor, d_gate_up: Tensor, d_rows: Tensor) -> Tensor:
+def add_gate_up_backward(
+    shares: Shares, products: Iterable[int], hidden: Tensor, downs: Tensor, d_gate_up: Tensor, d_rows: Tensor
+) -> Tensor:
     """Adds to `d_rows` and the adapters' gradients. Returns what `add_common_gate_up_backward` wants."""
     d_downs = torch.zeros_like(downs)
-    all_common = all(share.has_common_a for share in shares.each)
-    rows = downs if all_common else hidden[shares.routing.tokens]  # read where an A is one expert's alone
-    for expert, share, (down, row, dy, d_down, dx) in shares.stretches(downs, rows, d_gate_up, d_downs, d_rows):
-        own = torch.mm(dy, share.of("b_t", expert), out=d_down[:, : share.rank])  # [stretch, rank]
-        accumulate(share.of("grad_b", expert), down[:, : share.rank], dy, share.scale)
+    rows, dx_rows = (shares.routing.gather(hidden), d_rows) if shares.has_own_a else (None, None)
+    pieces = shares.stretches(products, downs, rows, d_gate_up, d_downs, dx_rows)
+    for expert, share, (down, row, dy, d_down, dx) in pieces:
+        own = torch.mm(dy, share.of("b_t", expert), out=d_down.narrow(1, 0, share.rank))  # [stretch, rank]
+        accumulate(share.of("grad_b", expert), down.narrow(1, 0, share.rank), dy, share.scale)
         if not share.has_common_a:
             accumulate(share.of("grad_a", expert), own, row, share.scale)
             dx.addmm_(own, share.of("a", expert), alpha=share.scale)
@@ -102,11 +121,11 @@ def add_common_gate_up_backward(shares: Shares, hidden: Tensor, d_downs: Tensor,
             d_hidden[tokens].addmm_(d_down, share.of("a", 0), alpha=share.scale)
 
 
-def add_down(shares: Shares, inner: Tensor, output: Tensor) -> Tensor:
+def add_down(shares: Shares, products: Iterable[int], inner: Tensor, output: Tensor) -> Tensor:
     """Adds to `output`, which counts nothing yet, and returns downs."""
     downs = inner.new_zeros(len(inner), shares.width)
-    for expert, share, (x, down, y) in shares.stretches(inner, downs, output):
-        own = torch.mm(x, share.of("a_t", expert), out=down[:, : share.rank])  # [stretch, rank]
+    for expert, share, (x, down, y) in shares.stretches(products, inner, downs, output if shares.has_own_b else None):
+        own = torch.mm(x, share.of("a_t", expert), out=down.narrow(1, 0, share.rank))  # [stretch, rank]
         if not share.has_common_b:
             y.addmm_(own, share.of("b", expert), alpha=share.scale)
     return downs
@@ -121,7 +140,14 @@ def add_common_down(shares: Shares, downs: Tensor, counted: Tensor, y: Tensor) -
 
 
 def add_down_backward(
-    shares: Shares, inner: Tensor, counted: Tensor, downs: Tensor, dy: Tensor, d_output: Tensor, d_inner: Tensor
+    shares: Shares,
+    products: Iterable[int],
+    inner: Tensor,
+    counted: Tensor,
+    downs: Tensor,
+    dy: Tensor,
+    d_output: Tensor,
+    d_inner: Tensor,
 ) -> None:
     """`d_output` and `d_inner` are of an output that counts once; counted [pairs, 1], what it counts in its sum."""
     common = dy.new_zeros(len(dy), shares.width)
@@ -131,12 +157,13 @@ def add_down_backward(
         if share.has_common_b:
             torch.mm(dy[tokens], share.of("b_t", 0), out=common[tokens, : share.rank])
             accumulate(share.of("grad_b", 0), summed[tokens, : share.rank], dy[tokens], share.scale)
-    d_downs = common[shares.routing.tokens]
-    pieces = shares.stretches(counted_inner, counted_downs, d_output, d_downs, d_inner)
+    d_downs = shares.routing.gather(common)
+    downs_read, dy_read = (counted_downs, d_output) if shares.has_own_b else (None, None)
+    pieces = shares.stretches(products, counted_inner, downs_read, dy_read, d_downs, d_inner)
     for expert, share, (x, down, dy_piece, d_down, dx) in pieces:
-        own = d_down[:, : share.rank]
+        own = d_down.narrow(1, 0, share.rank)
         if not share.has_common_b:
             torch.mm(dy_piece, share.of("b_t", expert), out=own)
-            accumulate(share.of("grad_b", expert), down[:, : share.rank], dy_piece, share.scale)
+            accumulate(share.of("grad_b", expert), down.narrow(1, 0, share.rank), dy_piece, share.scale)
         accumulate(share.of("grad_a", expert), own, x, share.scale)
         dx.addmm_(own, share.of("a", expert), alpha=share.scale)

@@ -4,6 +4,8 @@ family whose experts are one module.
 As in `lora`, the backward is written by hand: it computes no gradient for the base and adds the adapters' in place.
 """
 
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,15 +109,19 @@ def _forward(experts: RoutedExperts, routes: _Routes, hidden: Tensor, counted: T
     (to_gate_up, to_down), (gate_up_bias, down_bias) = experts.weights, experts.biases
     routing, gate_up_downs, downs = routes.routing, None, None
     experts.pause()
-    rows = hidden[routing.tokens]  # [pairs, hidden]
-    gate_up = linear_of_each(rows, to_gate_up, gate_up_bias, routing.counts)
+    rows = routing.gather(hidden)  # [pairs, hidden]
+    gate_up = rows.new_empty(len(rows), to_gate_up.shape[1])
+    products = linear_of_each(rows, to_gate_up, gate_up_bias, routing.counts, gate_up)
     if routes.gate_up is not None:
-        gate_up_downs = add_gate_up(routes.gate_up, hidden, rows, gate_up)
+        gate_up_downs = add_gate_up(routes.gate_up, products, hidden, rows, gate_up)
+    _finish(products)
     inner = experts.activate(gate_up)  # [pairs, inputs of down]
     experts.pause()
-    output = linear_of_each(inner, to_down, down_bias, routing.counts)  # [pairs, hidden]
+    output = torch.empty_like(rows)  # [pairs, hidden]
+    products = linear_of_each(inner, to_down, down_bias, routing.counts, output)
     if routes.down is not None:
-        downs = add_down(routes.down, inner, output)
+        downs = add_down(routes.down, products, inner, output)
+    _finish(products)
     y = routing.sum(output, counted)
     if routes.down is not None and downs is not None:
         add_common_down(routes.down, downs, counted, y)
@@ -139,13 +145,20 @@ class _Mixture(torch.autograd.Function):
         shares, downs, routing = routes.gate_up, saved.gate_up_downs, routes.routing
         d_gate_up, d_counted = _down_backward(experts, routes, saved, counted, dy)
         experts.pause()
-        d_rows = linear_of_each(d_gate_up, experts.weights[0].mT, None, routing.counts)  # [pairs, hidden]
+        d_rows = hidden.new_empty(len(d_gate_up), hidden.shape[1])  # [pairs, hidden]
+        products = linear_of_each(d_gate_up, experts.weights[0].mT, None, routing.counts, d_rows)
         if shares is None:
+            _finish(products)
             return routing.sum(d_rows), d_counted, None, None
-        d_downs = add_gate_up_backward(shares, hidden, downs, d_gate_up, d_rows)
+        d_downs = add_gate_up_backward(shares, products, hidden, downs, d_gate_up, d_rows)
         d_hidden = routing.sum(d_rows)
         add_common_gate_up_backward(shares, hidden, d_downs, d_hidden)
         return d_hidden, d_counted, None, None
+
+
+def _finish(products: Iterable[int]) -> None:
+    """Those after which nothing was to be added."""
+    deque(products, maxlen=0)
 
 
 def _down_backward(
@@ -159,10 +172,12 @@ def _down_backward(
         activated = experts.activate(gate_up)
     inner = activated.detach()
     experts.pause()
-    d_output = dy[routing.tokens]  # [pairs, hidden], of an output that counts once
-    d_inner = linear_of_each(d_output, experts.weights[1].mT, None, routing.counts)
+    d_output = routing.gather(dy)  # [pairs, hidden], of an output that counts once
+    d_inner = torch.empty_like(inner)
+    products = linear_of_each(d_output, experts.weights[1].mT, None, routing.counts, d_inner)
     if routes.down is not None and saved.downs is not None:
-        add_down_backward(routes.down, inner, of_pairs, saved.downs, dy, d_output, d_inner)
+        add_down_backward(routes.down, products, inner, of_pairs, saved.downs, dy, d_output, d_inner)
+    _finish(products)
     d_counted = torch.linalg.vecdot(inner.float(), d_inner.float())  # [pairs]
     if bias is not None:
         d_counted += torch.linalg.vecdot(bias[routing.experts].float(), d_output.float())

@@ -1,10 +1,12 @@
-"""The frozen base's matrix products. Float32 on the CPU goes to oneDNN, whatever BLAS torch was built with.
+"""The frozen base's matrix products. Float32 on the CPU goes to oneDNN where that is the faster.
 
-Torch itself takes oneDNN for low precision alone, and MKL for float32, whose code for CPUs that are not Intel's is
-slower. `python -m bench.products` prints by how much. No autograd: callers write their own.
+Torch itself takes oneDNN for low precision alone, and MKL for float32, whose AVX-512 is for Intel's processors alone,
+and which is slower with few rows on any. `python -m bench.products` prints by how much. No autograd: callers write
+their own.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,10 @@ _onednn_linear: Any = (
 )
 _onednn_pack: Any = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if _onednn_linear is not None else None
 
+_ONEDNN_ROWS = sys.maxsize if torch.backends.cpu.get_cpu_capability() == "AVX512" else 64
+"""The most rows with which oneDNN is the faster. Which is taken depends on the processor and the shape alone: what is
+computed again after a restart is the same to the last bit."""
+
 _FEW_ROWS = 16
 """The rows that packed weights are laid out for: decode steps have about so many, and with more the layout is no worse
 than the plain one."""
@@ -28,7 +34,7 @@ _WIDENED_ELEMENTS = 2**22
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [rows, inputs], weight [outputs, inputs], bias [outputs] -> x weight.T + bias, [rows, outputs]."""
-    if _onednn_linear is None or x.dtype != torch.float32 or x.device.type != "cpu":
+    if _onednn_linear is None or len(x) > _ONEDNN_ROWS or x.dtype != torch.float32 or x.device.type != "cpu":
         return F.linear(x, weight, bias)
     return _onednn_linear(x, weight, bias, "none", [], "")
 
@@ -54,14 +60,24 @@ def linear_backward(dy: Tensor, weight: Tensor) -> Tensor:
     return linear(dy, weight.T)
 
 
-def linear_of_each(x: Tensor, weights: Tensor, biases: Tensor | None, counts: Sequence[int]) -> Tensor:
+def linear_of_each(
+    x: Tensor, weights: Tensor, biases: Tensor | None, counts: Sequence[int], y: Tensor
+) -> Generator[int]:
     """Neighbouring `counts[i]` rows through `weights[i]`: x [rows, inputs], weights [n, outputs, inputs], biases
-    [n, outputs] -> [rows, outputs]."""
-    y = x.new_empty(len(x), weights.shape[1])
-    for i, (rows, to) in enumerate(zip(x.split_with_sizes(counts), y.split_with_sizes(counts), strict=True)):
-        if len(rows):
-            to.copy_(linear(rows, weights[i], None if biases is None else biases[i]))
-    return y
+    [n, outputs], y [rows, outputs].
+
+    Yields each i as soon as its rows of `y` are there: to add to them costs least while they are in the cache. It is
+    torch's own product, which writes where it is told to; a copy costs more than oneDNN gains with so few rows.
+    """
+    pieces = x.split_with_sizes(counts), weights.mT.unbind(), y.split_with_sizes(counts)
+    for i, (rows, weight, to) in enumerate(zip(*pieces, strict=True)):
+        if not len(rows):
+            pass
+        elif biases is None:
+            torch.mm(rows, weight, out=to)
+        else:
+            torch.addmm(biases[i], rows, weight, out=to)
+        yield i
 
 
 @dataclass(frozen=True, slots=True)

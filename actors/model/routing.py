@@ -12,7 +12,6 @@ from torch.nn import functional as F
 class Stretch:
     """Neighbouring pairs of one expert and one segment's tokens; of nobody's tokens where `segment` is None."""
 
-    expert: int
     segment: int | None
     pairs: int
 
@@ -21,7 +20,7 @@ class Stretch:
 class Routing:
     """The pairs of a token and an expert that it chose: by expert, within an expert by segment, and then by token.
 
-    `counts` are the pairs of each expert; the `stretches` follow one another from the first pair to the last.
+    `counts` are the pairs of each expert, which its `stretches` share from the first pair to the last.
     """
 
     tokens: Tensor  # [pairs] int64: whose pair it is
@@ -29,7 +28,7 @@ class Routing:
     order: Tensor  # [pairs] int64: each pair's place among the tokens' choices
     places: Tensor  # [tokens, choices] int64: the place of each choice among the pairs
     counts: list[int]  # [experts]
-    stretches: list[Stretch]
+    stretches: list[list[Stretch]]  # [experts]
 
     def sum(self, pairs: Tensor, counted: Tensor | None = None) -> Tensor:
         """[pairs, width], each counted once or as much as `counted` [tokens, choices] says -> [tokens, width]."""
@@ -38,7 +37,11 @@ class Routing:
 
     def split(self, pairs: Tensor) -> Sequence[Tensor]:
         """[pairs, width] by stretches, as views."""
-        return pairs.split_with_sizes([stretch.pairs for stretch in self.stretches])
+        return pairs.split_with_sizes([stretch.pairs for own in self.stretches for stretch in own])
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """[tokens, width] -> each pair's, [pairs, width]."""
+        return rows.index_select(0, self.tokens)
 
 
 def route(chosen: Tensor, experts: int, segments: Sequence[tuple[int, int]]) -> Routing:
@@ -58,10 +61,8 @@ def route(chosen: Tensor, experts: int, segments: Sequence[tuple[int, int]]) -> 
         places=places.view(tokens, choices),
         counts=[sum(row) for row in table],
         stretches=[
-            Stretch(expert, segment if segment < len(segments) else None, pairs)
-            for expert, row in enumerate(table)
-            for segment, pairs in enumerate(row)
-            if pairs
+            [Stretch(segment if segment < len(segments) else None, pairs) for segment, pairs in enumerate(row) if pairs]
+            for row in table
         ],
     )
 
