@@ -15,7 +15,7 @@ from typing import Any
 
 import chz
 import tinker
-from tinker_cookbook import checkpoint_utils, model_info, renderers
+from tinker_cookbook import checkpoint_utils, model_info, renderers, weights
 from tinker_cookbook.rl import train as rl_train
 from tinker_cookbook.rl.problem_env import ProblemEnv, ProblemGroupBuilder
 from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, RLDatasetBuilder
@@ -193,6 +193,25 @@ async def step(training: tinker.TrainingClient, tokens: list[int]) -> float:
     loss = (await passed).metrics["loss:sum"]
     await stepped
     return loss
+
+
+# Weights -------------------------------------------------------------------------------------------------------------
+
+
+def merge(folder: Path) -> dict[str, Any]:
+    """FOLDER/base and FOLDER/adapter as one model, FOLDER/merged."""
+    weights.build_hf_model(
+        base_model=str(folder / "base"), adapter_path=str(folder / "adapter"), output_path=str(folder / "merged")
+    )
+    return {}
+
+
+def convert(folder: Path) -> dict[str, Any]:
+    """FOLDER/adapter as PEFT's for servers, FOLDER/converted."""
+    weights.build_lora_adapter(
+        base_model=str(folder / "base"), adapter_path=str(folder / "adapter"), output_path=str(folder / "converted")
+    )
+    return {}
 
 
 if __name__ == "__main__":
