@@ -12,6 +12,7 @@ from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from ...wire.errors import UnsupportedModelError
+from .memory import give_back_freed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,6 +44,7 @@ def load_model(path: str | Path, dtype: str, *, trust_remote_code: bool = False)
         for parameter in model.parameters():
             if parameter.dtype == torch.bfloat16:  # as some formats are expanded, whatever was asked for
                 parameter.data = parameter.data.to(getattr(torch, dtype))
+    give_back_freed()  # as much as the files, where they were expanded
     return model
 
 
