@@ -20,8 +20,8 @@ from lorry.wire.errors import CheckpointError
 from lorry.wire.ids import FutureId
 from lorry.wire.types import AdamParams, ForwardBackwardOutput, LoraConfig
 
-from .models import tiny_qwen3
-from .workshop import Workshop, job, request
+from .models import tiny_qwen3, tiny_qwen3_moe
+from .workshop import Family, Workshop, job, request
 
 STEP = encode(OptimStepInput(AdamParams(learning_rate=1e-2)))
 ALWAYS, NEVER = SnapshotPolicy(0, inf), SnapshotPolicy(inf, inf)
@@ -30,8 +30,15 @@ ALWAYS, NEVER = SnapshotPolicy(0, inf), SnapshotPolicy(inf, inf)
 class Desk:
     """A trainer whose runs' snapshots go to `folder`. The broker answers each at once, unless it is `silent`."""
 
-    def __init__(self, folder: Path, host_bytes: int = 2**40, policy: SnapshotPolicy = NEVER, slots: int = 2) -> None:
-        self.shop = Workshop(tiny_qwen3(), slots)
+    def __init__(
+        self,
+        folder: Path,
+        host_bytes: int = 2**40,
+        policy: SnapshotPolicy = NEVER,
+        slots: int = 2,
+        family: Family = tiny_qwen3,
+    ) -> None:
+        self.shop = Workshop(family(), slots)
         self.told: list[SnapshotTaken | SnapshotFailed] = []
         self.folder, self.silent = folder, False
         self.residents = Residents(self.shop.targets, self.shop.pool, host_bytes, policy, self.tell)
@@ -73,8 +80,9 @@ class Desk:
 
 
 @pytest.mark.parametrize("pending", [False, True], ids=["nothing pending", "gradients pending"])
-def test_a_snapshot_is_the_state_bit_for_bit(pending: bool, tmp_path: Path) -> None:
-    shop, other = Workshop(tiny_qwen3()), Workshop(tiny_qwen3())
+@pytest.mark.parametrize("family", [tiny_qwen3, tiny_qwen3_moe])
+def test_a_snapshot_is_the_state_bit_for_bit(family: Family, pending: bool, tmp_path: Path) -> None:
+    shop, other = Workshop(family()), Workshop(family())
     adapter = shop.add("run", AdapterSpec(rank=4, seed=1))
     for seed in (1, 2):
         shop.engine.forward_backward([job("run", request(seed))])
@@ -137,11 +145,12 @@ def rounds(desk: Desk, runs: Sequence[str], times: int) -> dict[str, list[float]
     return losses
 
 
-def test_runs_that_leave_host_memory_come_back_as_they_were(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", [tiny_qwen3, tiny_qwen3_moe])
+def test_runs_that_leave_host_memory_come_back_as_they_were(family: Family, tmp_path: Path) -> None:
     runs = ["a", "bb", "ccc", "dddd", "eeeee"]
-    ample = Desk(tmp_path / "ample")
+    ample = Desk(tmp_path / "ample", family=family)
     expected = rounds(ample, runs, 4)
-    tight = Desk(tmp_path / "tight", host_bytes=2 * ample.adapter_bytes)
+    tight = Desk(tmp_path / "tight", host_bytes=2 * ample.adapter_bytes, family=family)
     found = {run: [] for run in runs}
     for _ in range(4):
         for run in runs:
