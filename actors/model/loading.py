@@ -70,5 +70,12 @@ def _expand(config: PreTrainedConfig) -> bool:
             f"the checkpoint is quantised, which transformers reads as plain weights from {_EXPANDS_RIGHT} on: "
             f"{transformers.__version__} is installed"
         )
-    config.quantization_config = facts | {"dequantize": True}
+    own = {"quant_method": _fp8_quantiser()} if method == "fp8" else {}
+    config.quantization_config = facts | own | {"dequantize": True}
     return True
+
+
+def _fp8_quantiser() -> str:
+    from .fp8 import CUT_OFF  # which older transformers cannot import
+
+    return CUT_OFF

@@ -17,7 +17,14 @@ from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_llama
 from .quantised import INT4_GROUP, Quantise, fp8, int4, mxfp4, plain, write
 
 GPT_OSS: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64}
-LATENT: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 128, "moe_intermediate_size": 128}
+LATENT: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "moe_intermediate_size": 128,
+    "q_lora_rank": 160,
+    "kv_lora_rank": 261,
+}
+"""As in DeepSeek-V3 itself, blocks of 128 are cut off at the end of some weights, which have 160 and 269 rows here."""
 INT4_CONFIG: dict[str, Any] = {
     "quant_method": "compressed-tensors",
     "format": "pack-quantized",
@@ -51,6 +58,7 @@ FORMATS = [
             "quantization_config": {
                 "quant_method": "fp8",
                 "fmt": "e4m3",
+                "scale_fmt": "ue8m0",
                 "activation_scheme": "dynamic",
                 "weight_block_size": [128, 128],
             }
