@@ -23,7 +23,7 @@ def back_up(data: Path, destination: Path) -> list[Finding]:
 
     Raises InvalidRequestError for a destination that exists, and what `looking` raises.
     """
-    _check_new(destination, "destination")
+    check_new(destination, "destination")
     with looking(data):
         pass  # what cannot be copied is said before anything is made
     with held(data), _made_whole(destination) as aside:
@@ -45,7 +45,7 @@ def restore(backup: Path, data: Path) -> None:
     Raises InvalidRequestError where `data` holds something, or the backup is damaged; NotFoundError where `backup` is
     none, NewerReleaseError where a newer release made it.
     """
-    _check_new(data, "data")
+    check_new(data, "data")
     is_older = False
     try:
         _check_whole(backup, backup)
@@ -59,7 +59,8 @@ def restore(backup: Path, data: Path) -> None:
             _check_whole(aside, backup)
 
 
-def _check_new(folder: Path, field: str) -> None:
+def check_new(folder: Path, field: str) -> None:
+    """Raises InvalidRequestError where something is there already."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidRequestError.of(field, str(folder), "a folder that does not exist, or is empty")
 

@@ -257,6 +257,36 @@ def plan(
 
 
 @app.command()
+def export(
+    path: Annotated[str, typer.Argument(help="tinker://RUN/weights/NAME or tinker://RUN/sampler_weights/NAME")],
+    destination: Annotated[Path, typer.Argument(help="A new folder")],
+    merge: Annotated[bool, typer.Option("--merge", help="Write a model: the base with the adapter in it")] = False,
+    base: Annotated[
+        str | None, typer.Option(help="The base: a folder or hub id [default: the name that it is served under]")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of a merged model: float32, bfloat16, float16 [default: the base's own]")
+    ] = None,
+    data: options.Data = None,
+) -> None:
+    """Write a checkpoint's adapter to DESTINATION, as PEFT and vLLM load it, or merged into its base model.
+
+    It may run while the service does.
+    """
+    from lorry.export import Merge
+    from lorry.export import export as export_to
+
+    if dtype and not merge:
+        raise typer.BadParameter("is a merged model's: give --merge, too", param_hint="--dtype")
+
+    def run() -> None:
+        note = export_to(data or default_data(), path, destination, base, Merge(dtype) if merge else None)
+        plain_console().print(f"Exported to {destination}.", *([note] if note else []), soft_wrap=True)
+
+    _call(run)
+
+
+@app.command()
 def doctor(data: options.Data = None) -> None:
     """Check the database, its files, checkpoints and saved states against each other; exit 1 where something is wrong.
 

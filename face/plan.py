@@ -26,12 +26,18 @@ class Devices:
         return self.count * self.gib_each * _GIB
 
 
-def print_plan(console: Console, model: str, dtype: str, rank: int, devices: Devices | None) -> None:
-    """Raises UnsupportedModelError and InvalidRequestError."""
+def floating(dtype: str) -> torch.dtype:
+    """Raises InvalidRequestError for a name that is none of torch's for floating point."""
     found = getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise InvalidRequestError.of("dtype", dtype, "float32, bfloat16 or float16")
-    size, itemsize = size_of(model), found.itemsize
+    return found
+
+
+def print_plan(console: Console, model: str, dtype: str, rank: int, devices: Devices | None) -> None:
+    """Raises UnsupportedModelError and InvalidRequestError."""
+    itemsize = floating(dtype).itemsize
+    size = size_of(model)
     console.print(_of_model(model, size, dtype, itemsize))
     console.print(_of_adapters(size, itemsize))
     if devices is not None:

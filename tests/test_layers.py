@@ -20,6 +20,7 @@ PACKAGES = {
 ROOMS = {
     "actors.model": set[str](),
     "actors.adapters": {"actors.model"},
+    "actors.export": {"actors.model", "actors.adapters"},
     "actors.training": {"actors.model", "actors.adapters"},
     "actors.sampling": {"actors.model", "actors.sampling.lora"},
     "actors.sampling.lora": {"actors.model"},

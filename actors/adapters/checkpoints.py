@@ -14,8 +14,8 @@ from .folders import FolderFacts, read_json, seal, verify, write_json, written_a
 from .layouts import Factors, fit, is_shared, read, written
 from .tensors import read_tensors, write_tensors
 
-_WEIGHTS = "adapter_model.safetensors"
-_CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 _OPTIMIZER = "optimizer.safetensors"
 _STATE = "state.json"
 _FORMAT = 1
@@ -83,7 +83,7 @@ def read_vectors(adapter: Adapter, folder: Path, file: str, weights: Tensor | No
 def load_sampler_weights(targets: LoraTargets, folder: Path, device: torch.device | str) -> Adapter:
     """An adapter for sampling, from a folder of either kind. Raises CheckpointError as `load_state` does."""
     verify(folder)
-    config, path = read_json(folder / _CONFIG), folder / _WEIGHTS
+    config, path = read_json(folder / CONFIG), folder / WEIGHTS
     factors, left = _read_factors(path, targets.modules)
     if left or not factors:
         raise CheckpointError(f"{path} trains {min(left, default='nothing')}, which this base model does not have")
@@ -106,7 +106,7 @@ def load_sampler_weights(targets: LoraTargets, folder: Path, device: torch.devic
 def _write_weights(adapter: Adapter, targets: LoraTargets, folder: Path, base_model_name: str) -> None:
     from peft import LoraConfig  # only saving needs it
 
-    write_tensors(folder / _WEIGHTS, written(adapter, targets.layout))
+    write_tensors(folder / WEIGHTS, written(adapter, targets.layout))
     modules, parameters = targets.peft_names(adapter.targets)
     config = LoraConfig(
         base_model_name_or_path=base_model_name,
@@ -117,12 +117,12 @@ def _write_weights(adapter: Adapter, targets: LoraTargets, folder: Path, base_mo
         target_modules=modules,
         target_parameters=parameters or None,
     ).to_dict()
-    write_json(folder / _CONFIG, config)
+    write_json(folder / CONFIG, config)
 
 
 def _read_weights(folder: Path, adapter: Adapter) -> Tensor:
     """The folder's weights in the adapter's own order, [P] on the host."""
-    path = folder / _WEIGHTS
+    path = folder / WEIGHTS
     factors, left = _read_factors(path, adapter.targets)
     if left:
         raise CheckpointError(f"{path} trains {min(left)}, which the adapter does not")

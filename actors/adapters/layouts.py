@@ -7,7 +7,7 @@ experts side by side in one factor, for all others. `tinker`: three-dimensional 
 (down), where one of a common factor is enough. The first two have each common factor once for every expert.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -21,8 +21,8 @@ Factors: TypeAlias = tuple[Tensor, Tensor]
 """A [rank, inputs] and B transposed [rank, outputs]; of routed experts with one dimension more in front."""
 
 _PREFIX = "base_model.model."
-_OF_MODULES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-_OF_TINKER = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}
+OF_MODULES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+OF_TINKER = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}
 _TINKER_HEAD = f"{_PREFIX}model.unembed_tokens"
 
 
@@ -35,12 +35,12 @@ def written(adapter: Adapter, layout: FileLayout) -> dict[str, Tensor]:
             key = _TINKER_HEAD if layout == "tinker" and target.group == "unembed" else _PREFIX + target.name
             tensors |= _pair(key, a, b.mT)
         elif layout == "tinker":
-            names = _named(target, _OF_TINKER)
-            for name, piece in zip(names, _split(b, len(names), weight.interleaved), strict=True):
+            names = named(target, OF_TINKER)
+            for name, piece in zip(names, split(b, len(names), weight.interleaved), strict=True):
                 tensors |= _pair(_PREFIX + name, a.clone(), piece.mT)
         elif weight.as_modules:
-            names = _named(target, _OF_MODULES)
-            for name, piece in zip(names, _split(b, len(names), weight.interleaved), strict=True):
+            names = named(target, OF_MODULES)
+            for name, piece in zip(names, split(b, len(names), weight.interleaved), strict=True):
                 mixture, _, leaf = name.rpartition(".")
                 for i in range(weight.count):
                     tensors |= _pair(f"{_PREFIX}{mixture}.{i}.{leaf}", _of(a, i).clone(), _of(piece, i).mT)
@@ -48,6 +48,18 @@ def written(adapter: Adapter, layout: FileLayout) -> dict[str, Tensor]:
             each_a, each_b = (factor.expand(weight.count, -1, -1) for factor in (a, b))
             tensors |= _pair(_parameter(target), each_a.flatten(0, 1), each_b.permute(2, 1, 0).flatten(1))
     return tensors
+
+
+def layout_of(keys: Iterable[str]) -> FileLayout:
+    """What a file is written in; "peft" where both layouts have the same keys."""
+    ours = (f".{leaf}.lora_A.weight" for leaves in OF_TINKER.values() for leaf in leaves)
+    return "tinker" if any(key.startswith(_TINKER_HEAD) or key.endswith(tuple(ours)) for key in keys) else "peft"
+
+
+def trains_head(keys: Iterable[str]) -> bool:
+    """By the names that output heads have in the families that are known."""
+    heads = (_TINKER_HEAD, f"{_PREFIX}lm_head", f"{_PREFIX}embed_out")
+    return any(key.startswith(heads) for key in keys)
 
 
 def read(tensors: dict[str, Tensor], targets: Sequence[Target]) -> dict[str, Factors]:
@@ -110,9 +122,9 @@ def _read_experts(left: dict[str, Tensor], target: Target) -> Factors | None:
         if a.shape != (rank * count, target.inputs) or b.shape != (target.outputs, rank * count):
             raise CheckpointError(f"{_parameter(target)} does not fit {count} experts")
         return a.view(count, rank, -1), b.view(-1, rank, count).permute(2, 1, 0)
-    pieces = [_pop(left, _PREFIX + name) for name in _named(target, _OF_TINKER)]
+    pieces = [_pop(left, _PREFIX + name) for name in named(target, OF_TINKER)]
     if not any(pieces):
-        pieces = [_pop_modules(left, target, name) for name in _named(target, _OF_MODULES)]
+        pieces = [_pop_modules(left, target, name) for name in named(target, OF_MODULES)]
     if not any(pieces):
         return None
     known = [piece for piece in pieces if piece is not None]
@@ -140,12 +152,13 @@ def _parameter(target: Target) -> str:
     return f"{_PREFIX}{mixture}.base_layer" if leaf == "gate_up_proj" else f"{_PREFIX}{mixture}"
 
 
-def _named(target: Target, leaves: Mapping[str, Sequence[str]]) -> list[str]:
+def named(target: Target, leaves: Mapping[str, Sequence[str]]) -> list[str]:
+    """What one of the routed experts' weights is called, in one piece or two, in a layout like OF_MODULES."""
     mixture, _, leaf = target.name.rpartition(".")
     return [f"{mixture}.{name}" for name in leaves[leaf]]
 
 
-def _split(b: Tensor, pieces: int, interleaved: bool) -> Sequence[Tensor]:
+def split(b: Tensor, pieces: int, interleaved: bool) -> Sequence[Tensor]:
     """B transposed of gate and up together as one of each."""
     if pieces == 1:
         return [b]

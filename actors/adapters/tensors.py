@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -14,6 +14,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Raises CheckpointError for a file that cannot be read."""
     try:
         return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Raises as `read_tensors` does."""
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 

@@ -23,13 +23,15 @@ class ExpertWeight:
 
     `common` is the factor that an adapter whose expert LoRA is `shared` has once for them all: A of what they read,
     which is one hidden state, and B of what they write, whose sum is one again. `interleaved`: gate and up alternate in
-    the base's weight. `as_modules`: PEFT has a layer for each expert in this family's files, not one weight for all.
+    the base's weight, which `transposed` has [inputs, outputs]. `as_modules`: PEFT has a layer for each expert in this
+    family's files, not one weight for all.
     """
 
     count: int
     common: Factor
     interleaved: bool = False
     as_modules: bool = False
+    transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

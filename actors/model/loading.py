@@ -48,6 +48,19 @@ def load_model(path: str | Path, dtype: str, *, trust_remote_code: bool = False)
     return model
 
 
+def without_weights(path: str | Path) -> "PreTrainedModel":
+    """The model that `load_model` would load, on the meta device. Raises UnsupportedModelError."""
+    try:
+        config = _configuration(str(path), trust_remote_code=False)
+        if hasattr(config, "quantization_config"):
+            delattr(config, "quantization_config")
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UnsupportedModelError(f"no base model is described in {str(path)!r}: {reason}") from error
+
+
 def _configuration(path: str, trust_remote_code: bool) -> PreTrainedConfig:
     described: dict[str, Any] = PreTrainedConfig.get_config_dict(path)[0]
     if (known := _SAME_AS.get(described.get("model_type", ""))) is None:

@@ -4,7 +4,7 @@ The backward is written by hand: it computes no gradient for the base and adds t
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from .in_flight import InFlight
 from .probe import AttentionProbe
 from .products import linear, linear_backward
 from .targets import find_sites
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,17 +155,23 @@ class _SegmentLora(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class LoraTargets:
-    """What of a base model adapters may train. `modules` in model order; `head` is the output embedding.
+    """What of a base model adapters may train, `modules` in model order.
 
     `frozen_experts` names a class of routed experts that adapters cannot train, and so no MLP of the model's. `layout`
     is what their files are written in."""
 
     modules: tuple[Target, ...]
-    head: LoraLinear
     frozen_experts: str | None
     layout: FileLayout
     dtype: torch.dtype
     all_names: frozenset[str]
+
+    @classmethod
+    def of(cls, model: "PreTrainedModel", layout: FileLayout = "peft", dtype: torch.dtype | None = None) -> Self:
+        """Of one that may be without weights. Raises UnsupportedModelError as `find_sites` does."""
+        sites = find_sites(model)
+        all_names = frozenset(name for name, _ in model.named_modules())
+        return cls(sites.targets, sites.frozen_experts, layout, dtype or model.dtype, all_names)
 
     def select(self, spec: AdapterSpec) -> list[Target]:
         """The modules that an adapter of `spec` trains. Raises InvalidRequestError where the model has none such."""
@@ -207,9 +216,8 @@ def attach_lora(base: BaseModel, layout: FileLayout = "peft") -> LoraTargets:
 
     Raises UnsupportedModelError where its attention projections or output head are not `nn.Linear`.
     """
-    model, sites = base.model, find_sites(base.model)
-    all_names = frozenset(name for name, _ in model.named_modules())
-    for site in sites.each:
+    model, targets = base.model, LoraTargets.of(base.model, layout, base.dtype)
+    for site in find_sites(model).each:
         target = site.targets[0]
         if isinstance(site.module, nn.Linear):
             model.set_submodule(target.name, LoraLinear(site.module, target.index, base.in_flight))
@@ -219,9 +227,7 @@ def attach_lora(base: BaseModel, layout: FileLayout = "peft") -> LoraTargets:
             site.module.lorry = experts  # pyright: ignore[reportArgumentType]
     if experts_of(base):
         _take_over_experts(base)
-    wrapped_head = model.get_output_embeddings()
-    assert isinstance(wrapped_head, LoraLinear)
-    return LoraTargets(sites.targets, wrapped_head, sites.frozen_experts, layout, base.dtype, all_names)
+    return targets
 
 
 def _take_over_experts(base: BaseModel) -> None:
@@ -248,6 +254,13 @@ def experts_of(base: BaseModel) -> dict[int, RoutedExperts]:
     """The routed experts that adapters may train, by the index of their first weight."""
     found = (getattr(module, "lorry", None) for module in base.model.modules())
     return {experts.gate_up: experts for experts in found if isinstance(experts, RoutedExperts)}
+
+
+def head_of(base: BaseModel) -> LoraLinear:
+    """The output head, after `attach_lora`."""
+    head = base.model.get_output_embeddings()
+    assert isinstance(head, LoraLinear)
+    return head
 
 
 def layers_of(base: BaseModel) -> dict[int, LoraLinear]:

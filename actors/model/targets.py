@@ -93,8 +93,8 @@ def _of_experts(name: str, module: nn.Module, index: int, *, as_modules: bool) -
     gate_up, down = (tuple(getattr(module, leaf).shape) for leaf in ("gate_up_proj", "down_proj"))
     axes = (1, 2) if module.is_transposed else (2, 1)  # of inputs and outputs
     interleaved = not getattr(module, "is_concatenated", not module.is_transposed)  # older ones do not say
-    of_gate_up = ExpertWeight(gate_up[0], "a", interleaved, as_modules)
-    of_down = ExpertWeight(down[0], "b", interleaved, as_modules)
+    of_gate_up = ExpertWeight(gate_up[0], "a", interleaved, as_modules, bool(module.is_transposed))
+    of_down = ExpertWeight(down[0], "b", interleaved, as_modules, bool(module.is_transposed))
     return (
         Target(index, f"{name}.gate_up_proj", gate_up[axes[0]], gate_up[axes[1]], "mlp", of_gate_up),
         Target(index + 1, f"{name}.down_proj", down[axes[0]], down[axes[1]], "mlp", of_down),

@@ -16,7 +16,7 @@ from ...wire.types import AdamParams, ForwardBackwardOutput, LossFnOutput, Optim
 from ..adapters.slots import AdapterPool
 from ..model.base_model import BaseModel
 from ..model.in_flight import Segment
-from ..model.lora import LoraTargets
+from ..model.lora import LoraTargets, head_of
 from ..model.memory import memory_ran_out
 from .adam import adam_step, all_finite
 from .batch import lay_out
@@ -72,7 +72,7 @@ class Engine:
         self.base = base
         self.pool = pool
         self.token_budget = token_budget
-        self.head = OutputHead(targets, logits_bytes)
+        self.head = OutputHead(head_of(base), targets, logits_bytes)
 
     def forward_backward(self, jobs: Sequence[ForwardBackwardJob]) -> list[ForwardBackwardOutcome]:
         """Runs all jobs mixed; outcomes in their order. A job that fails leaves its adapter as it was before it.

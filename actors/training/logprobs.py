@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..model.lora import Layout, LoraTargets, add_lora, add_lora_backward
+from ..model.lora import Layout, LoraLinear, LoraTargets, add_lora, add_lora_backward
 from ..model.products import linear_backward, linear_float32
 
 Evaluate = Callable[[int, int, Tensor], tuple[Tensor, Tensor]]
@@ -68,8 +68,8 @@ class OutputHead:
     """`chunk_bytes` bounds the float32 logits that exist at one time. While others wait for the device, a product with
     the head is to take about as long as the longest of the layers before it."""
 
-    def __init__(self, targets: LoraTargets, chunk_bytes: int = 64 << 20) -> None:
-        self.head = head = targets.head
+    def __init__(self, head: LoraLinear, targets: LoraTargets, chunk_bytes: int = 64 << 20) -> None:
+        self.head = head
         self.chunk_tokens = max(1, chunk_bytes // (4 * head.out_features))
         body = max(t.inputs * t.outputs for t in targets.modules if t.index != head.index)
         self._body_over_head = body / head.weight.numel()

@@ -6,7 +6,7 @@ import torch
 from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.base_model import wrap_model
 from lorry.actors.model.in_flight import Segment
-from lorry.actors.model.lora import LoraLinear, attach_lora
+from lorry.actors.model.lora import LoraLinear, attach_lora, head_of
 
 from .models import tiny_llama, tiny_qwen3, tiny_qwen3_moe
 from .workshop import Family, Workshop
@@ -51,10 +51,11 @@ def test_a_tied_output_embedding_is_trained_without_the_input_embedding() -> Non
     shop = Workshop(tiny_qwen3(tie_word_embeddings=True))
     shop.add("run", AdapterSpec(4, train_attn=False, train_mlp=False))
     embedding = shop.base.model.get_input_embeddings()
-    assert shop.targets.head.weight is embedding.weight
+    head = head_of(shop.base)
+    assert head.weight is embedding.weight
     shop.base.in_flight.segments = [Segment(shop.pool.get("run"), 0, 3)]
     x = torch.randn(3, 32)
-    assert not torch.equal(shop.targets.head(x), x @ embedding.weight.T)
+    assert not torch.equal(head(x), x @ embedding.weight.T)
 
 
 def test_a_new_adapter_changes_nothing_and_is_drawn_from_its_seed() -> None:

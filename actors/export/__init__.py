@@ -1,0 +1,1 @@
+"""What leaves a deployment: adapters as PEFT's folders, and merged into their base. Knows no run and no database."""

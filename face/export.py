@@ -1,0 +1,80 @@
+"""What `lorry export` does: a checkpoint's adapter leaves the data, as a folder for PEFT or as a model."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorry.actors.export.folders import (
+    base_name,
+    convert_adapter,
+    copy_adapter,
+    is_as_pefts,
+    merge_adapter,
+    trains_head,
+)
+from lorry.backup import check_new
+from lorry.plan import floating
+from lorry.storage.checkpoints import place_of
+from lorry.storage.holding import held
+from lorry.storage.looking import looking
+from lorry.wire.errors import NotFoundError, UnsupportedModelError
+
+TIED = (
+    "It trains the output head. Where the base ties that to its embeddings, merge with `lorry export --merge`, which "
+    "gives the head weights of its own: a merge that leaves them tied changes the embeddings, too."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """`dtype` is that of the merged weights, None the base's own."""
+
+    dtype: str | None
+
+
+def export(data: Path, path: str, destination: Path, base: str | None, merge: Merge | None) -> str | None:
+    """Writes the adapter of the checkpoint `path` to `destination`, while the service runs or not. `base` is a folder
+    or a hub id, None the name that the model is served under. Returns what its user ought to know.
+
+    Raises NotFoundError where there is no such checkpoint, InvalidRequestError where the destination is taken,
+    CheckpointError where the checkpoint is damaged or fits no `base`, UnsupportedModelError where that is no model.
+    """
+    check_new(destination, "destination")
+    dtype = None if merge is None or merge.dtype is None else floating(merge.dtype)
+    with _folder_of(data, path) as source:
+        if merge is not None:
+            merge_adapter(source, destination, _base(source, base), dtype)
+            return None
+        if is_as_pefts(source):
+            copy_adapter(source, destination)
+        else:
+            convert_adapter(source, destination, _base(source, base))
+        return TIED if trains_head(source) else None
+
+
+@contextmanager
+def _folder_of(data: Path, path: str) -> Generator[Path]:
+    """It is not deleted meanwhile."""
+    with held(data), looking(data) as store:
+        found = next((row for row in store.checkpoints() if row.path == path), None)
+        if found is None:
+            raise NotFoundError(f"path is {path!r}, expected that of a checkpoint in {data}", field="path")
+        yield data / "checkpoints" / Path(*place_of(Path(found.folder)))
+
+
+def _base(source: Path, base: str | None) -> Path:
+    """The folder of the base model, from the hub's cache or the hub where it is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    name = base or base_name(source)
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UnsupportedModelError(
+            f"no base model {name!r} as a folder or at the hub: {reason}. --base says where it is"
+        ) from error
