@@ -4,6 +4,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lorry.actors.export.folders import (
     base_name,
@@ -42,7 +43,11 @@ def export(data: Path, path: str, destination: Path, base: str | None, merge: Me
     """
     check_new(destination, "destination")
     dtype = None if merge is None or merge.dtype is None else floating(merge.dtype)
-    with _folder_of(data, path) as source:
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as aside:
+        source = Path(aside) / "adapter"
+        with _folder_of(data, path) as folder:
+            copy_adapter(folder, source)
         if merge is not None:
             merge_adapter(source, destination, _base(source, base), dtype)
             return None
@@ -55,7 +60,7 @@ def export(data: Path, path: str, destination: Path, base: str | None, merge: Me
 
 @contextmanager
 def _folder_of(data: Path, path: str) -> Generator[Path]:
-    """It is not deleted meanwhile."""
+    """It is not deleted meanwhile, nor is anything else: what takes long is done with a copy."""
     with held(data), looking(data) as store:
         found = next((row for row in store.checkpoints() if row.path == path), None)
         if found is None:

@@ -17,9 +17,9 @@ _BEHIND = {"_scales": "_blocks", "_scale_inv": "", ".weight_scale": ".weight_pac
 
 
 class BaseFiles:
-    """`dtype` None is the files' own, and bfloat16 where they are quantised."""
+    """Each in its own dtype; what is quantised is expanded to `dtype`."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
         """Raises UnsupportedModelError where there is no configuration, or no safetensors."""
         self.folder, self._dtype = folder, dtype
         self.config: dict[str, Any] = _json(folder / "config.json")
@@ -29,8 +29,7 @@ class BaseFiles:
         """Raises UnsupportedModelError for a file that cannot be read."""
         for name in sorted(self._file_of, key=lambda name: (self._file_of[name], name)):
             if not self._is_behind(name):
-                plain, weight = self._expanded(name)
-                yield plain, weight.to(self._dtype) if self._dtype and weight.is_floating_point() else weight
+                yield self._expanded(name)
 
     def _is_behind(self, name: str) -> bool:
         return any(
@@ -38,8 +37,7 @@ class BaseFiles:
         )
 
     def _expanded(self, name: str) -> tuple[str, Tensor]:
-        dtype = self._dtype or torch.bfloat16
-        stem = name.removesuffix("_blocks")
+        dtype, stem = self._dtype, name.removesuffix("_blocks")
         if stem != name and f"{stem}_scales" in self._file_of:
             return stem, _from_mxfp4(self._read(name), self._read(f"{stem}_scales"), dtype)
         stem = name.removesuffix(".weight_packed")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...wire.errors import CheckpointError
 from ..adapters import layouts
@@ -64,7 +64,7 @@ def merge_adapter(source: Path, destination: Path, base: Path, dtype: torch.dtyp
     expanded, by default to bfloat16. A head that is tied to the embeddings gets weights of its own where the adapter
     trains it. Raises as `convert_adapter` does, and UnsupportedModelError where `base` is not in safetensors.
     """
-    files, model = BaseFiles(base, dtype), without_weights(base)
+    files, model = BaseFiles(base, dtype or torch.bfloat16), without_weights(base)
     adapter = load_sampler_weights(LoraTargets.of(model, dtype=torch.float32), source, "cpu")
     addends = Addends(adapter.targets, adapter.module_weights(), adapter.spec.scale)
     embeddings, head = _tied_names(model)
@@ -72,12 +72,13 @@ def merge_adapter(source: Path, destination: Path, base: Path, dtype: torch.dtyp
 
     def merged() -> Iterator[tuple[str, Tensor]]:
         for name, weight in files:
+            to = dtype if dtype and weight.is_floating_point() else weight.dtype
             if unties and name == head:
                 continue  # what some files have of a tied head is not read
             addend = addends.find(name)
-            yield name, weight if addend is None else addend.added_to(weight)
+            yield name, weight.to(to) if addend is None else addend.added_to(weight, to)
             if unties and name == embeddings and (addend := addends.find(head)):
-                yield head, addend.added_to(weight)
+                yield head, addend.added_to(weight, to)
 
     with written_aside(destination) as aside:
         _write_shards(aside, merged())
@@ -96,8 +97,9 @@ def base_name(source: Path) -> str:
 def _tied_names(model: "PreTrainedModel") -> tuple[str | None, str]:
     """Of the weights of embeddings and head in files; no embeddings where the head has its own."""
     names = {module: f"{name}.weight" for name, module in model.named_modules()}
-    head = names[model.get_output_embeddings()]  # pyright: ignore[reportArgumentType]
-    return names[model.get_input_embeddings()] if model.config.tie_word_embeddings else None, head
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    assert isinstance(head, nn.Linear), "LoraTargets wants one"
+    return names[embeddings] if head.weight is embeddings.weight else None, names[head]
 
 
 def _config(files: BaseFiles, unties: bool, dtype: torch.dtype | None) -> dict[str, Any]:

@@ -22,22 +22,32 @@ class Addend:
     scale: float
     transposed: bool = False
 
-    def added_to(self, weight: Tensor) -> Tensor:
-        """weight [outputs, inputs], or [experts, ...], in whatever dtype -> weight + scale B A, rounded once.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight."""
+        experts = (max(len(self.a), len(self.b)),) if self.a.dim() == 3 else ()
+        matrix = self.b.shape[-1], self.a.shape[-1]
+        return (*experts, *(reversed(matrix) if self.transposed else matrix))
+
+    def added_to(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """weight [outputs, inputs], or [experts, ...] -> weight + scale B A in `dtype`, rounded once.
 
         Raises CheckpointError for one of another shape.
         """
-        a, b = (factor.expand(len(weight), -1, -1) if weight.dim() == 3 else factor for factor in (self.a, self.b))
-        shape = (*weight.shape[:-2], b.shape[-1], a.shape[-1])
-        if (weight.mT if self.transposed else weight).shape != shape:
-            raise CheckpointError(f"{self.target} is {list(weight.shape)} in the base's files, expected {list(shape)}")
+        if weight.shape != self.shape:
+            found, expected = list(weight.shape), list(self.shape)
+            raise CheckpointError(f"{self.target} is {found} in the base's files, expected {expected}")
         if weight.dim() == 2:
-            return self._added(weight, a, b)
-        return torch.stack([self._added(*each) for each in zip(weight, a, b, strict=True)])
+            return self._added(weight, self.a, self.b).to(dtype)
+        merged = torch.empty_like(weight, dtype=dtype)
+        a, b = (factor.expand(len(weight), -1, -1) for factor in (self.a, self.b))
+        for each in zip(merged, weight, a, b, strict=True):
+            each[0].copy_(self._added(*each[1:]))
+        return merged
 
     def _added(self, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
         left, right = (a.mT, b) if self.transposed else (b.mT, a)
-        return torch.addmm(weight.float(), left.float(), right.float(), alpha=self.scale).to(weight.dtype)
+        return torch.addmm(weight.float(), left, right, alpha=self.scale)
 
 
 class Addends:
