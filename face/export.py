@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from lorry.actors.export.folders import (
     base_name,
     convert_adapter,
@@ -19,7 +21,7 @@ from lorry.plan import floating
 from lorry.storage.checkpoints import place_of
 from lorry.storage.holding import held
 from lorry.storage.looking import looking
-from lorry.wire.errors import NotFoundError, UnsupportedModelError
+from lorry.wire.errors import InvalidRequestError, NotFoundError, UnsupportedModelError
 
 TIED = (
     "It trains the output head. Where the base ties that to its embeddings, merge with `lorry export --merge`, which "
@@ -36,19 +38,30 @@ class Merge:
 
 def export(data: Path, path: str, destination: Path, base: str | None, merge: Merge | None) -> str | None:
     """Writes the adapter of the checkpoint `path` to `destination`, while the service runs or not. `base` is a folder
-    or a hub id, None the name that the model is served under. Returns what its user ought to know.
+    or a hub id, None the hub id that the model is served under. Returns what its user ought to know.
 
-    Raises NotFoundError where there is no such checkpoint, InvalidRequestError where the destination is taken,
-    CheckpointError where the checkpoint is damaged or fits no `base`, UnsupportedModelError where that is no model.
+    Raises NotFoundError where there is no such checkpoint, InvalidRequestError where the destination is taken or cannot
+    be written, CheckpointError where the checkpoint is damaged or fits no `base`, and UnsupportedModelError where that
+    is no model.
     """
     check_new(destination, "destination")
     dtype = None if merge is None or merge.dtype is None else floating(merge.dtype)
+    try:
+        return _export(data, path, destination, base, dtype, merges=merge is not None)
+    except OSError as error:
+        message = f"destination is {str(destination)!r}, which could not be written: {error}"
+        raise InvalidRequestError(message, field="destination") from error
+
+
+def _export(
+    data: Path, path: str, destination: Path, base: str | None, dtype: torch.dtype | None, *, merges: bool
+) -> str | None:
     destination.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as aside:
         source = Path(aside) / "adapter"
         with _folder_of(data, path) as folder:
             copy_adapter(folder, source)
-        if merge is not None:
+        if merges:
             merge_adapter(source, destination, _base(source, base), dtype)
             return None
         if is_as_pefts(source):
@@ -69,15 +82,15 @@ def _folder_of(data: Path, path: str) -> Generator[Path]:
 
 
 def _base(source: Path, base: str | None) -> Path:
-    """The folder of the base model, from the hub's cache or the hub where it is none."""
+    """The folder of the base model. What is served under a name is sought at the hub alone, whatever lies here."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    if base is not None and Path(base).is_dir():
+        return Path(base)
     name = base or base_name(source)
-    if Path(name).is_dir():
-        return Path(name)
     try:
-        return Path(snapshot_download(name))
+        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UnsupportedModelError(

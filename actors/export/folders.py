@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...wire.errors import CheckpointError
 from ..adapters import layouts
 from ..adapters.checkpoints import CONFIG, WEIGHTS, load_sampler_weights, save_sampler_weights
 from ..adapters.folders import read_json, seal, verify, written_aside
-from ..adapters.tensors import tensor_names
+from ..adapters.tensors import tensor_names, write_tensors
 from ..model.loading import without_weights
 from ..model.lora import LoraTargets
 from .base_files import INDEX, BaseFiles
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SHARD_BYTES = 5 * 10**9
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
+_NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 
 
 def is_as_pefts(source: Path) -> bool:
@@ -62,7 +61,7 @@ def merge_adapter(source: Path, destination: Path, base: Path, dtype: torch.dtyp
 
     Weights are summed in float32 and rounded once, to `dtype`, by default the base's own. What is quantised is
     expanded, by default to bfloat16. A head that is tied to the embeddings gets weights of its own where the adapter
-    trains it. Raises as `convert_adapter` does, and UnsupportedModelError where `base` is not in safetensors.
+    trains it. Raises as `convert_adapter` does, UnsupportedModelError where `base` is not in safetensors, and OSError.
     """
     files, model = BaseFiles(base, dtype or torch.bfloat16), without_weights(base)
     adapter = load_sampler_weights(LoraTargets.of(model, dtype=torch.float32), source, "cpu")
@@ -108,9 +107,9 @@ def _config(files: BaseFiles, unties: bool, dtype: torch.dtype | None) -> dict[s
     for part in (config, config.get("text_config", {})):
         if unties:
             part["tie_word_embeddings"] = False
-        for key in ("dtype", "torch_dtype"):
-            if dtype is not None and key in part:
-                part[key] = str(dtype).removeprefix("torch.")
+        if dtype is not None:
+            part.pop("torch_dtype", None)  # as it was called
+            part["dtype"] = str(dtype).removeprefix("torch.")
     return config
 
 
@@ -122,7 +121,7 @@ def _write_shards(folder: Path, weights: Iterable[tuple[str, Tensor]]) -> None:
 
     def write() -> None:
         nonlocal size
-        save_file(shard, folder / f"{len(files)}.safetensors", {"format": "pt"})
+        write_tensors(folder / f"{len(files)}.safetensors", shard)
         files.append(list(shard))
         shard.clear()
         size = 0
@@ -130,7 +129,7 @@ def _write_shards(folder: Path, weights: Iterable[tuple[str, Tensor]]) -> None:
     for name, weight in weights:
         if shard and size + weight.nbytes > SHARD_BYTES:
             write()
-        shard[name] = weight.contiguous()
+        shard[name] = weight
         size, total = size + weight.nbytes, total + weight.nbytes
     write()
     if len(files) == 1:
@@ -147,5 +146,5 @@ def _write_shards(folder: Path, weights: Iterable[tuple[str, Tensor]]) -> None:
 def _copy_rest(base: Path, folder: Path) -> None:
     """Tokenizer, generation settings and the like."""
     for file in base.iterdir():
-        if file.is_file() and not file.name.endswith(_WEIGHTS):
+        if file.is_file() and not file.name.endswith(_NOT_COPIED):
             shutil.copy(file, folder / file.name)

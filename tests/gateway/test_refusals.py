@@ -26,6 +26,7 @@ AT_START = "it ends a process or a connection, not a request"
 OUTCOME = "an actor's outcome like any other, shown in tests/actors: the broker ends its seq as the others'"
 IS_OVER = "its command has a seq that is over, or ends with it: shown in tests/scheduler and tests/service"
 
+EXPORT = "an operator's command that no run sees: tests/actors/test_export"
 ELSEWHERE: dict[str, tuple[int, str]] = {
     "wire/codec.py::decode": (1, NO_PLACE),  # a header above the limit, which no client of ours sends
     "wire/commands.py::check_lora_config": (5, f"{NO_COMMAND}; of a run made early: tests/service/test_waiting"),
@@ -121,11 +122,18 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "actors/adapters/layouts.py::_pop_modules": (1, OUTCOME),
     "actors/adapters/layouts.py::_read_experts": (2, OUTCOME),
     "actors/adapters/tensors.py::read_tensors": (1, OUTCOME),
+    "actors/adapters/tensors.py::tensor_names": (1, EXPORT),
+    "actors/export/base_files.py::_read": (1, EXPORT),
+    "actors/export/base_files.py::_files_by_name": (1, EXPORT),
+    "actors/export/base_files.py::_json": (1, EXPORT),
+    "actors/export/folders.py::merge_adapter": (1, EXPORT),
+    "actors/export/merging.py::added_to": (1, EXPORT),
     "actors/model/attention.py::attend_packed": (1, AT_START),
     "actors/model/attention.py::_refuse_unknown": (3, AT_START),
     "actors/model/attention.py::_window_of_mask": (1, AT_START),
     "actors/model/loading.py::load_model": (2, AT_START),
     "actors/model/loading.py::_expand": (2, AT_START),
+    "actors/model/loading.py::without_weights": (1, EXPORT),
     "actors/model/base_model.py::wrap_model": (2, AT_START),
     "actors/model/base_model.py::_probe": (2, AT_START),
     "actors/model/lora.py::select": (2, OUTCOME),

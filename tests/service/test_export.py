@@ -67,6 +67,7 @@ async def test_mistakes_are_told_and_leave_nothing_behind(server: Server, new_ke
         ((path, new, "--merge", "--base", tmp_path / "taken"), "config.json cannot be read"),
         ((path, new, "--merge", "--base", BASE_MODEL, "--dtype", "int8"), "float32, bfloat16 or float16"),
         ((path, new, "--dtype", "float32"), "--merge"),
+        ((path, tmp_path / "taken" / "file" / "new"), "which could not be written"),
     ]
     for arguments, words in mistakes:
         result = await to_thread.run_sync(export, server, *arguments)
