@@ -32,7 +32,7 @@ def load_model(path: str | Path, dtype: str, *, trust_remote_code: bool = False)
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise UnsupportedModelError(f"dtype is {dtype!r}, expected 'auto', 'float32', 'bfloat16' or 'float16'")
     try:
-        config = _configuration(str(path), trust_remote_code)
+        config = configuration_of(str(path), trust_remote_code=trust_remote_code)
         is_expanded = _expand(config)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             str(path), config=config, dtype=dtype, trust_remote_code=trust_remote_code
@@ -51,17 +51,23 @@ def load_model(path: str | Path, dtype: str, *, trust_remote_code: bool = False)
 def without_weights(path: str | Path) -> "PreTrainedModel":
     """The model that `load_model` would load, on the meta device. Raises UnsupportedModelError."""
     try:
-        config = _configuration(str(path), trust_remote_code=False)
-        if hasattr(config, "quantization_config"):
-            delattr(config, "quantization_config")
+        config = configuration_of(str(path))
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(plain(config))
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UnsupportedModelError(f"no base model is described in {str(path)!r}: {reason}") from error
 
 
-def _configuration(path: str, trust_remote_code: bool) -> PreTrainedConfig:
+def plain(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Changed in place to that of the model that a quantised one is expanded to."""
+    if hasattr(config, "quantization_config"):
+        delattr(config, "quantization_config")
+    return config
+
+
+def configuration_of(path: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Raises OSError, ValueError and KeyError where transformers knows none."""
     described: dict[str, Any] = PreTrainedConfig.get_config_dict(path)[0]
     if (known := _SAME_AS.get(described.get("model_type", ""))) is None:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)

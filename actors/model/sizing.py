@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from ...wire.errors import UnsupportedModelError
 from .adapter import AdapterSpec, shapes_of
 from .lineup import LINE_UP
+from .loading import configuration_of, plain
 from .targets import Sites, find_sites
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _configuration(model: str) -> PreTrainedConfig:
     if not Path(model).is_dir() and model in LINE_UP:
         return configuration(LINE_UP[model])
     try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+        return plain(configuration_of(model))
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         known = ", ".join(LINE_UP)

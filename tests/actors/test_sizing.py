@@ -1,10 +1,12 @@
 """The models of the line-up at full size, without weights: what adapters train, and what `docs/models.md` says."""
 
+import json
 import math
 import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -20,6 +22,7 @@ from lorry.plan import Devices, print_plan
 from lorry.wire.errors import InvalidRequestError, UnsupportedModelError
 
 from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_llama, tiny_qwen3, tiny_qwen3_moe
+from .test_quantised import FORMATS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 ATTENTION, MLP = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}
@@ -71,6 +74,23 @@ def test_a_model_has_its_parameters_and_trains_all_of_its_layers(name: str) -> N
     assert groups["mlp"] >= 2 * size.layers - 3
     assert groups["unembed"] == 1
     assert not [target.name for target in size.sites.targets if "visual" in target.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("openai/gpt-oss-20b", {"quantization_config": {"quant_method": "mxfp4"}}),
+        ("deepseek-ai/DeepSeek-V3.1", FORMATS[1].values[2]),
+        ("moonshotai/Kimi-K2-Thinking", FORMATS[2].values[2]),
+    ],
+)
+def test_a_quantised_models_folder_is_sized_as_what_it_is_expanded_to(
+    name: str, published: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(dict(LINE_UP[name]) | published))
+    found, expected = size_of(str(tmp_path)), of_name(name)
+    assert found.parameters == expected.parameters
+    assert found.sites.targets == expected.sites.targets
 
 
 def test_shared_experts_of_the_30b_take_what_the_formula_says_and_independent_ones_two_and_a_half_times_that() -> None:
