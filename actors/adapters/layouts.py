@@ -22,7 +22,7 @@ Factors: TypeAlias = tuple[Tensor, Tensor]
 
 _PREFIX = "base_model.model."
 OF_MODULES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-OF_TINKER = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}
+_OF_TINKER = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}
 _TINKER_HEAD = f"{_PREFIX}model.unembed_tokens"
 
 
@@ -35,7 +35,7 @@ def written(adapter: Adapter, layout: FileLayout) -> dict[str, Tensor]:
             key = _TINKER_HEAD if layout == "tinker" and target.group == "unembed" else _PREFIX + target.name
             tensors |= _pair(key, a, b.mT)
         elif layout == "tinker":
-            names = named(target, OF_TINKER)
+            names = named(target, _OF_TINKER)
             for name, piece in zip(names, split(b, len(names), weight.interleaved), strict=True):
                 tensors |= _pair(_PREFIX + name, a.clone(), piece.mT)
         elif weight.as_modules:
@@ -52,7 +52,7 @@ def written(adapter: Adapter, layout: FileLayout) -> dict[str, Tensor]:
 
 def layout_of(keys: Iterable[str]) -> FileLayout:
     """What a file is written in; "peft" where both layouts have the same keys."""
-    ours = (f".{leaf}.lora_A.weight" for leaves in OF_TINKER.values() for leaf in leaves)
+    ours = (f".{leaf}.lora_A.weight" for leaves in _OF_TINKER.values() for leaf in leaves)
     return "tinker" if any(key.startswith(_TINKER_HEAD) or key.endswith(tuple(ours)) for key in keys) else "peft"
 
 
@@ -122,7 +122,7 @@ def _read_experts(left: dict[str, Tensor], target: Target) -> Factors | None:
         if a.shape != (rank * count, target.inputs) or b.shape != (target.outputs, rank * count):
             raise CheckpointError(f"{_parameter(target)} does not fit {count} experts")
         return a.view(count, rank, -1), b.view(-1, rank, count).permute(2, 1, 0)
-    pieces = [_pop(left, _PREFIX + name) for name in named(target, OF_TINKER)]
+    pieces = [_pop(left, _PREFIX + name) for name in named(target, _OF_TINKER)]
     if not any(pieces):
         pieces = [_pop_modules(left, target, name) for name in named(target, OF_MODULES)]
     if not any(pieces):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...wire.errors import UnsupportedModelError
 
-ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _BEHIND = {"_scales": "_blocks", "_scale_inv": "", ".weight_scale": ".weight_packed", ".weight_shape": ".weight_packed"}
 """What only says how another tensor is to be read, and the name of that in its place."""
 
@@ -67,8 +67,8 @@ def _files_by_name(folder: Path) -> dict[str, str]:
     if (folder / INDEX).is_file():
         return _json(folder / INDEX)["weight_map"]
     try:
-        with safe_open(folder / ONE, "pt") as file:
-            return dict.fromkeys(file.keys(), ONE)
+        with safe_open(folder / _ONE, "pt") as file:
+            return dict.fromkeys(file.keys(), _ONE)
     except (OSError, SafetensorError) as error:
         raise UnsupportedModelError(f"{folder} has no base model in safetensors: {error}") from error
 

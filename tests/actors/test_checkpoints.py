@@ -2,7 +2,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ from lorry.wire.errors import CheckpointError
 from lorry.wire.types import AdamParams, ExpertLora, FileLayout
 
 from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_llama, tiny_qwen3, tiny_qwen3_moe
-from .workshop import Family, Workshop, assert_close, job, logprobs, request
+from .workshop import Family, Workshop, assert_agrees, job, request
 
 EXPERTS = "base_model.model.model.layers.1.mlp.experts"
 SPECS = [AdapterSpec(4, seed=1), AdapterSpec(3, seed=2, train_mlp=False), AdapterSpec(2, seed=3, train_unembed=False)]
@@ -42,14 +42,7 @@ def trained(shop: Workshop, spec: AdapterSpec, *, key: str = "run", pending: boo
 
 def assert_peft_agrees(shop: Workshop, family: Family, folder: Path) -> None:
     """Without a warning of keys that are missing or too many."""
-    model = cast(Any, PeftModel.from_pretrained(family(), str(folder)))
-    data = request(5)
-    found = logprobs(shop.engine.forward_backward([job("run", data, backward=False)])[0])
-    for datum, ours in zip(data.data, found, strict=True):
-        targets = datum.loss_fn_inputs["target_tokens"].to_torch()[:, None]
-        with torch.no_grad():
-            logits = model(torch.tensor([datum.model_input.to_ints()]), use_cache=False).logits[0]
-        assert_close(ours, logits.log_softmax(-1).gather(1, targets)[:, 0])
+    assert_agrees(PeftModel.from_pretrained(family(), str(folder)), shop)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Runs, data and an engine on a tiny model, for tests of the training half."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -75,6 +76,17 @@ def succeeded(outcome: ForwardBackwardOutcome) -> ForwardBackwardOutput:
 
 def logprobs(outcome: ForwardBackwardOutcome) -> list[torch.Tensor]:
     return [output["logprobs"].to_torch() for output in succeeded(outcome).loss_fn_outputs]
+
+
+def assert_agrees(model: Any, shop: Workshop) -> None:
+    """A model of transformers' or PEFT's gives the logprobs of the shop's adapter "run"."""
+    data = request(5)
+    ours = logprobs(shop.engine.forward_backward([job("run", data, backward=False)])[0])
+    for datum, expected in zip(data.data, ours, strict=True):
+        targets = datum.loss_fn_inputs["target_tokens"].to_torch()[:, None]
+        with torch.no_grad():
+            logits = model(torch.tensor([datum.model_input.to_ints()]), use_cache=False).logits[0]
+        assert_close(logits.log_softmax(-1).gather(1, targets)[:, 0], expected)
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:

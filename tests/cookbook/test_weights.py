@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from lorry.actors.adapters.checkpoints import load_sampler_weights, save_sampler_weights
 from lorry.actors.adapters.folders import seal
 from lorry.actors.model.adapter import AdapterSpec
 from lorry.wire.types import AdamParams, ExpertLora
 from tests.actors.models import tiny_deepseek_v3, tiny_gpt_oss, tiny_qwen3, tiny_qwen3_moe
-from tests.actors.workshop import Family, Workshop, assert_close, job, logprobs, request
+from tests.actors.workshop import Family, Workshop, assert_agrees, job, request
 from tests.conftest import ROOT
 
 PYTHON = ROOT / "build/cookbook/bin/python"
@@ -41,16 +41,6 @@ def run(program: str, folder: Path) -> None:
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-4000:]
-
-
-def assert_agrees(model: PreTrainedModel, shop: Workshop) -> None:
-    data = request(5)
-    ours = logprobs(shop.engine.forward_backward([job("run", data, backward=False)])[0])
-    for datum, expected in zip(data.data, ours, strict=True):
-        targets = datum.loss_fn_inputs["target_tokens"].to_torch()[:, None]
-        with torch.no_grad():
-            logits = model(torch.tensor([datum.model_input.to_ints()]), use_cache=False).logits[0]
-        assert_close(logits.log_softmax(-1).gather(1, targets)[:, 0], expected)
 
 
 @pytest.mark.parametrize("layout", ["shared", "independent"])
