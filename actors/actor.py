@@ -263,6 +263,8 @@ class _Actor:
         from .orders import Leave, Sample, Train
 
         message: ToActor = decode(frames[0], ToActor, _MAX_BROKER_HEADER_BYTES)
+        if isinstance(message, MicroBatch):
+            self._link.confirm()  # before it begins: should it end this process, the broker knows that it was here
         match message:
             case MicroBatch(mode="train"):
                 self._worker.orders.put(Train(message, frames[1:]))

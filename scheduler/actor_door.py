@@ -37,7 +37,7 @@ from ..wire.actor_messages import (
 )
 from ..wire.codec import MAX_HEADER_BYTES, decode, encode
 from ..wire.errors import ActorDiedError, LorryError, NotFoundError
-from ..wire.ids import ActorId, FutureId, RunId, SessionId
+from ..wire.ids import ActorId, BatchId, FutureId, RunId, SessionId
 from ..wire.sequenced import Link, stamp_of
 from ..wire.sockets import Channel
 from .commands import Commands
@@ -60,6 +60,8 @@ class _Peer:
     connection: bytes
     last_seen: float
     link: Link
+    handed: dict[BatchId, int | None] = field(default_factory=dict)
+    """Micro-batches until something of them is done: the place of each in the order of what was sent, None before."""
     gone: anyio.Event = field(default_factory=anyio.Event)
     died_of: str | None = None
     """Why it is gone; None for one that left in good order."""
@@ -192,6 +194,7 @@ class ActorDoor:
         for run, replay_s in completion.replay_s.items():
             self._snapshots.measured(RunId(run), replay_s)
         if completion.done:
+            peer.handed.pop(completion.batch, None)
             self._planner.batch_done(peer.id, completion.batch)
 
     # Out -------------------------------------------------------------------------------------------------------------
@@ -203,6 +206,7 @@ class ActorDoor:
                 await self._send_plan(peer, plan)
 
     async def _send_plan(self, peer: _Peer, plan: Plan) -> None:
+        peer.handed[plan.batch] = None
         found: list[tuple[Item, bytes]] = []
         for command in plan.commands:
             try:
@@ -218,8 +222,9 @@ class ActorDoor:
         held = [(item, payload) for item, payload in found if self._planner.is_in_flight(item.future, plan.batch)]
         if held:
             batch = MicroBatch(plan.batch, plan.mode, [item for item, _ in held], plan.cost, plan.alone)
-            self._send(peer, batch, [payload for _, payload in held])
+            peer.handed[plan.batch] = self._send(peer, batch, [payload for _, payload in held])
         else:
+            del peer.handed[plan.batch]
             self._planner.batch_done(peer.id, plan.batch)
 
     def cancel(self, actor: ActorId, future: FutureId) -> None:
@@ -257,7 +262,8 @@ class ActorDoor:
         now = self._now()
         self._writer.write(lambda store: store.actor_ended(peer.id, state, now))
         self._writer.write(lambda store: store.record_event(f"actor {state}", peer.id, why, now))
-        self._commands.recovering.actor_lost(self._planner.actor_lost(peer.id))
+        unread = {n for n, place in peer.handed.items() if place is None or not peer.link.is_confirmed(place)}
+        self._commands.recovering.actor_lost(self._planner.actor_lost(peer.id, unread))
 
     def _expel(self, connection: bytes, reason: str) -> None:
         self._tell_refused(connection, reason)
@@ -274,8 +280,8 @@ class ActorDoor:
         if len(self._refused) > _REFUSED_AT_MOST:
             del self._refused[next(iter(self._refused))]
 
-    def _send(self, peer: _Peer, message: ToActor, payloads: Iterable[bytes] = ()) -> None:
-        peer.link.send([encode(message), *payloads])
+    def _send(self, peer: _Peer, message: ToActor, payloads: Iterable[bytes] = ()) -> int:
+        return peer.link.send([encode(message), *payloads])
 
     def _bare(self, connection: bytes, message: ToActor) -> None:
         self._channel.send([connection, encode(message)])

@@ -32,7 +32,7 @@ class Snapshotting:
         self._registry, self._planner, self._writer = registry, planner, writer
         self._checkpoints, self._now, self._offer = checkpoints, now, offer
 
-    def taken(self, message: SnapshotTaken, actor: ActorId, tell: Callable[[SnapshotRecorded], None]) -> None:
+    def taken(self, message: SnapshotTaken, actor: ActorId, tell: Callable[[SnapshotRecorded], object]) -> None:
         """`tell` answers the actor, once the restore point is durable."""
         run = self._registry.run_of(LaneId(message.run))
         if run is None or self._planner.home(LaneId(message.run)) != actor or run.snapshot_folder != message.folder:

@@ -13,7 +13,7 @@ from .errors import ErrorInfo
 from .ids import ActorId, BatchId, FutureId, SessionId
 from .types import LoraConfig
 
-VERSION = 4
+VERSION = 5
 
 
 class Capacity(msgspec.Struct, frozen=True):

@@ -101,12 +101,21 @@ class Link:
     def _is_full(self) -> bool:
         return self._bounds and self._unconfirmed_bytes >= 2 * UNCONFIRMED_AT_MOST
 
-    def send(self, frames: Sequence[bytes]) -> None:
-        """Send a message that has its place in the order."""
+    def send(self, frames: Sequence[bytes]) -> int:
+        """Send a message that has its place in the order, and return that."""
         self._sent += 1
         self._unconfirmed_bytes += _size(frames)
         self._unconfirmed.append((self._sent, frames))
         self._stamped(Kind.MESSAGE, self._sent, frames)
+        return self._sent
+
+    def is_confirmed(self, number: int) -> bool:
+        """Whether the other end has said that it has this message."""
+        return not self._unconfirmed or number < self._unconfirmed[0][0]
+
+    def confirm(self) -> None:
+        """Say now what has come, and not only with what is said next."""
+        self._stamped(Kind.HAVE, 0, ())
 
     def beat(self, frames: Sequence[bytes]) -> None:
         """Send a message that may be lost, and that shows the other end what it has missed."""
@@ -165,7 +174,7 @@ class Link:
             self._untold_bytes += _size(following)
             due.append(following)
         if self._untold_bytes >= CONFIRMED_EVERY:
-            self._stamped(Kind.HAVE, 0, ())
+            self.confirm()
         if number > self._received and self._asked_after != self._received:
             self._ask()
         return due

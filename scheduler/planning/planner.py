@@ -4,7 +4,7 @@ The broker tells it what happened (`submit`, `complete`, `batch_done`, `actor_lo
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -142,18 +142,22 @@ class Planner:
             lane.skip((seq,))
             self._note_ready(lane)
 
-    def actor_lost(self, actor_id: ActorId) -> Lost:
-        """Take back all that the actor held. Its lanes stand still until `restore`."""
+    def actor_lost(self, actor_id: ActorId, unread: Collection[BatchId]) -> Lost:
+        """Take back all that the actor held. Its lanes stand still until `restore`. It did not die of what was still
+        `unread`."""
         actor = self._actors.pop(actor_id)
         pool = self._pools[actor.base_model]
         del pool.actors[actor_id]
-        held = [command for command, holder, _ in self._in_flight.values() if holder is actor]
+        in_flight = [(command, batch) for command, holder, batch in self._in_flight.values() if holder is actor]
+        held = [command for command, _ in in_flight]
         poisoned: list[Command] = []
         broken: set[LaneId] = set()
-        for command in held:
+        for command, batch in in_flight:
             del self._in_flight[command.future]
-            self._attempts[command.future] = self._attempts.get(command.future, 0) + 1
             pool.shares.charge(command.tenant, 0 if command.replay else -command.cost)
+            if batch in unread:
+                continue
+            self._attempts[command.future] = self._attempts.get(command.future, 0) + 1
             if self._attempts[command.future] >= MAX_ATTEMPTS:
                 broken.add(command.lane) if command.replay else poisoned.append(command)
         for command in reversed([c for c in held if c.kind in SAMPLING_KINDS]):

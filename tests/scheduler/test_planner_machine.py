@@ -1,6 +1,6 @@
 """The planner driven through random interleavings of submissions, completions, failures and lost actors."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -36,6 +36,7 @@ class PlannerMachine(RuleBasedStateMachine):
         self.rebuilding: dict[LaneId, list[int]] = defaultdict(list)
         self.leaving: set[ActorId] = set()
         self.taken_back: dict[int, set[str]] = defaultdict(set)
+        self.deaths: Counter[str] = Counter()
         self.born = 0
         for run, tenant in RUNS:
             self.planner.add_lane(Lane(run, tenant, MODEL))
@@ -159,6 +160,7 @@ class PlannerMachine(RuleBasedStateMachine):
             again = self.planner.complete(command.future, plan.batch, tokens)
             assert again is None, "a second completion does not count"
             self.finished.add(command.future)
+            del self.deaths[command.future]
         self.planner.batch_done(actor, plan.batch)
 
     @rule(actor=actors)
@@ -168,14 +170,18 @@ class PlannerMachine(RuleBasedStateMachine):
             self.leaving.add(actor)
             assert actor not in self.planner.actors_of(MODEL)
 
-    @rule(actor=consumes(actors))
-    def an_actor_dies(self, actor: ActorId) -> None:
+    @rule(actor=consumes(actors), read=st.integers(0, 4))
+    def an_actor_dies(self, actor: ActorId, read: int) -> None:
+        """What it was handed last may not have reached it."""
         if actor not in self.held:
             return
-        held = {c.future for plan in self.held.pop(actor) for c in self.live(plan) if not c.replay}
-        lost = self.planner.actor_lost(actor)
+        plans = self.held.pop(actor)
+        held = {c.future for plan in plans for c in self.live(plan) if not c.replay}
+        self.deaths.update(c.future for plan in plans[:read] for c in self.live(plan))
+        lost = self.planner.actor_lost(actor, {plan.batch for plan in plans[read:]})
         self.poisoned |= {command.future for command in lost.poisoned}
         assert self.poisoned <= set(self.sent)
+        assert all(self.deaths[command.future] == MAX_ATTEMPTS for command in lost.poisoned)
         assert set(lost.lanes) | set(lost.broken) == {lane for lane, home in self.homes.items() if home == actor}
         for lane in (*lost.lanes, *lost.broken):
             del self.homes[lane]
@@ -252,7 +258,7 @@ def test_a_command_that_kills_actors_runs_alone_and_then_fails_alone() -> None:
             for command in plan.commands:
                 planner.complete(command.future, plan.batch, 10)
             planner.batch_done(actor, plan.batch)
-        lost = planner.actor_lost(actor)
+        lost = planner.actor_lost(actor, ())
         failed += [command.lane for command in lost.poisoned]
         for lane in lost.lanes:
             planner.restore(lane, [])
@@ -282,7 +288,7 @@ def test_nobody_is_blamed_for_what_ran_beside_it() -> None:
                 planner.batch_done(actor, plan.batch)
             else:
                 held.append(plan)
-        lost = planner.actor_lost(actor)
+        lost = planner.actor_lost(actor, ())
         failed += [command.future for command in lost.poisoned]
         for lane in lost.lanes:
             planner.restore(lane, [])
@@ -294,11 +300,11 @@ def suspected(*others: LaneId) -> tuple[Planner, LaneId, ActorId]:
     planner, suspect, actor = Planner(), LaneId("suspect"), ActorId("last")
     for lane in (suspect, *others):
         planner.add_lane(Lane(lane, TenantId(lane), MODEL))
-    planner.submit(Command(future_id(suspect, 0), suspect, 0, "forward_backward", TENANTS[0], MODEL, 10, 0))
+    planner.submit(Command(future_id(suspect, 0), suspect, 0, "forward_backward", TenantId(suspect), MODEL, 10, 0))
     for life in range(MAX_ATTEMPTS - 1):
         planner.add_actor(ActorId(f"a{life}"), MODEL, CAPACITY)
         assert planner.next_micro_batch(ActorId(f"a{life}")) is not None
-        planner.actor_lost(ActorId(f"a{life}"))
+        planner.actor_lost(ActorId(f"a{life}"), ())
         if life < MAX_ATTEMPTS - 2:
             planner.restore(suspect, [])
     planner.add_actor(actor, MODEL, CAPACITY)
@@ -318,6 +324,20 @@ def test_nobody_is_blamed_for_weights_that_were_still_being_written() -> None:
     planner.complete(save.commands[0].future, save.batch, 1)
     alone = planner.next_micro_batch(actor)
     assert alone is not None and [command.lane for command in alone.commands] == [suspect]
+
+
+def test_nobody_is_blamed_for_the_death_of_an_actor_that_it_never_reached() -> None:
+    planner, suspect, actor = suspected()
+    planner.restore(suspect, [])
+    for life in range(MAX_ATTEMPTS):
+        alone = planner.next_micro_batch(actor)
+        assert alone is not None and alone.alone
+        lost = planner.actor_lost(actor, {alone.batch})
+        assert lost.lanes == (suspect,) and not lost.poisoned
+        planner.restore(suspect, [])
+        planner.add_actor(actor := ActorId(f"next{life}"), MODEL, CAPACITY)
+    assert planner.next_micro_batch(actor) is not None
+    assert [command.lane for command in planner.actor_lost(actor, ()).poisoned] == [suspect]
 
 
 def test_nobody_is_blamed_for_what_was_taken_back_from_an_actor_that_is_not_done_with_it() -> None:

@@ -12,8 +12,9 @@ import lorry
 from tests.conftest import MODEL, Start, children_of
 from tests.service.test_training import datum
 
-HANGS = 1999
-HANGING_ENGINE = f"""
+POISON = 1999
+POISONED_ENGINE = f"""
+import os
 import sys
 
 if "actor" in sys.orig_argv:
@@ -21,26 +22,27 @@ if "actor" in sys.orig_argv:
 
     computes = Engine.forward_backward
 
-    def hangs(engine, jobs):
-        while any({HANGS} in datum.model_input.to_ints() for job in jobs for datum in job.request.data):
-            pass
+    def dies(engine, jobs):
+        while any({POISON} in datum.model_input.to_ints() for job in jobs for datum in job.request.data):
+            DEED
         return computes(engine, jobs)
 
-    Engine.forward_backward = hangs
+    Engine.forward_backward = dies
 """
 
 
 @pytest.mark.long
-async def test_a_command_that_hangs_three_actors_fails_alone(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("deed", ["pass", "os._exit(1)"], ids=["hangs", "kills at once"])
+async def test_a_command_that_ends_three_actors_fails_alone(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deed: str
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(HANGING_ENGINE)
+    (tmp_path / "sitecustomize.py").write_text(POISONED_ENGINE.replace("DEED", deed))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     server = start("--hang-s", "2", "--heartbeat-s", "1")
     async with lorry.connect(server.address, api_key=server.new_key("alice"), timeout_s=60) as service:
         training, other = [await service.create_lora_training_client_async(MODEL, rank=4, seed=1) for _ in range(2)]
         first = await training.forward_backward([datum()], "cross_entropy")
-        poison = lorry.Datum(lorry.ModelInput.from_ints([HANGS] * 3), {"target_tokens": lorry.TensorData([1] * 3)})
+        poison = lorry.Datum(lorry.ModelInput.from_ints([POISON] * 3), {"target_tokens": lorry.TensorData([1] * 3)})
         hung = training.forward([poison], "cross_entropy")
         innocent = other.forward_backward([datum()], "cross_entropy")
         with pytest.raises(lorry.ActorKilledError, match="3 actors died"):

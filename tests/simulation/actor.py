@@ -119,6 +119,7 @@ class Actor:
         message: ToActor = decode(frames[0], ToActor)
         match message:
             case MicroBatch():
+                self._link.confirm()
                 self._batches.append((message, frames[1:]))
                 self._world.note("handed", actor=self._name, futures=[item.future for item in message.items])
             case CancelCommand():
