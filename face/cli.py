@@ -20,7 +20,7 @@ from lorry.printing import plain_console
 from lorry.scheduler.config import BrokerConfig
 from lorry.scheduler.planning.prices import Prices
 from lorry.wire.errors import LorryError
-from lorry.wire.ids import ActorId
+from lorry.wire.ids import ActorId, TenantId
 
 if TYPE_CHECKING:
     from lorry.doctor import Finding
@@ -284,6 +284,35 @@ def export(
         plain_console().print(f"Exported to {destination}.", *([note] if note else []), soft_wrap=True)
 
     _call(run)
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="With an adapter_config.json and an adapter_model.safetensors")],
+    tenant: Annotated[str, typer.Option(help="Whose it is to be")],
+    name: Annotated[str | None, typer.Option(help="Of its checkpoints [default: the folder's]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The name that its base is served under [default: what the adapter calls it]")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="The base: a folder or hub id [default: that name]")] = None,
+    connect: Annotated[str, typer.Option(help="The broker's address for clients")] = "tcp://127.0.0.1:5570",
+    server_key: options.ServerKey = None,
+    data: options.Data = None,
+) -> None:
+    """Make checkpoints of an adapter that PEFT trained: one to train on from, and one to sample from.
+
+    The service runs meanwhile; the adapter's folder is read, and not needed afterwards.
+    """
+    from lorry.importing import Given, Service, import_folder
+
+    given = Given(folder, TenantId(tenant), name or folder.resolve().name, model, base)
+
+    async def run() -> None:
+        imported = await import_folder(given, Service(connect, server_key, data or default_data()))
+        print(imported.training_path)
+        print(imported.sampler_path)
+
+    _run(run)
 
 
 @app.command()

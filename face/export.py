@@ -17,11 +17,12 @@ from lorry.actors.export.folders import (
     trains_head,
 )
 from lorry.backup import check_new
+from lorry.bases import base_folder
 from lorry.plan import floating
 from lorry.storage.checkpoints import place_of
 from lorry.storage.holding import held
 from lorry.storage.looking import looking
-from lorry.wire.errors import InvalidRequestError, NotFoundError, UnsupportedModelError
+from lorry.wire.errors import InvalidRequestError, NotFoundError
 
 TIED = (
     "It trains the output head. Where the base ties that to its embeddings, merge with `lorry export --merge`, which "
@@ -62,12 +63,12 @@ def _export(
         with _folder_of(data, path) as folder:
             copy_adapter(folder, source)
         if merges:
-            merge_adapter(source, destination, _base(source, base), dtype)
+            merge_adapter(source, destination, base_folder(base, base_name(source)), dtype)
             return None
         if is_as_pefts(source):
             copy_adapter(source, destination)
         else:
-            convert_adapter(source, destination, _base(source, base))
+            convert_adapter(source, destination, base_folder(base, base_name(source)))
         return TIED if trains_head(source) else None
 
 
@@ -79,20 +80,3 @@ def _folder_of(data: Path, path: str) -> Generator[Path]:
         if found is None:
             raise NotFoundError(f"path is {path!r}, expected that of a checkpoint in {data}", field="path")
         yield data / "checkpoints" / Path(*place_of(Path(found.folder)))
-
-
-def _base(source: Path, base: str | None) -> Path:
-    """The folder of the base model. What is served under a name is sought at the hub alone, whatever lies here."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    if base is not None and Path(base).is_dir():
-        return Path(base)
-    name = base or base_name(source)
-    try:
-        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UnsupportedModelError(
-            f"no base model {name!r} as a folder or at the hub: {reason}. --base says where it is"
-        ) from error

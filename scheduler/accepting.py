@@ -73,6 +73,8 @@ class Accepting:
             lane = self.add_run(run)
             self._planner.lose_state(lane.id)
             self._open.dormant.add(lane.id)
+            if lane.id in finished:
+                self._registry.begun(lane.id)
             count, top = finished.get(lane.id, (0, run.first_seq - 1))
             # Usually all that is over is one stretch from the first on; after a cancellation there may be gaps.
             if top == run.first_seq + count - 1:
@@ -83,6 +85,7 @@ class Accepting:
             row = self._with_folder(queued, store)
             self._open.rows[row.future] = row
             self._registry.saving(row)
+            self._registry.begun(row.lane)
             self._waiters.opened(row.future)
             self._plan(row)
 
@@ -110,12 +113,17 @@ class Accepting:
 
     def accept(self, row: CommandRow, payload: bytes, request: Request) -> None:
         """Sent again, it is acknowledged again, and that is all. Another one under its seq is a conflict."""
-        is_new = not self._waiters.is_open(row.future)
-        if is_new:
+        shaped = None
+        if not self._waiters.is_open(row.future):
             self._open.rows[row.future] = row
             if row.folder is not None and row.seq >= self._planner.next_seq(row.lane):
                 self._registry.saving(row)
-        self._journal(row, payload, payload, None, request, lambda: self._plan_or_fail(row, payload))
+                if self._registry.begins_with(row, self._planner.next_seq(row.lane)):
+                    shaped = self._registry.shaped_by(row)
+                    if shaped is not None:
+                        self._registry.add_run(shaped)
+            self._registry.begun(row.lane)
+        self._journal(row, payload, payload, None, request, lambda: self._plan_or_fail(row, payload), shaped)
 
     def refuse(self, row: CommandRow, payload: bytes | None, error: ErrorInfo, request: Request) -> None:
         """It fails with `error` and costs nothing. Without a `payload`, what it said was not understood."""
@@ -131,6 +139,7 @@ class Accepting:
         refusal: ErrorInfo | None,
         request: Request,
         go_on: Callable[[], None],
+        shaped: RunRow | None = None,
     ) -> None:
         is_new = not self._waiters.is_open(row.future)
         if is_new:
@@ -141,6 +150,8 @@ class Accepting:
             digest = _digest(row.kind, row.arguments, content)  # here, since large ones take milliseconds
             if used := store.command_accepted(row, payload, digest, self._now()):
                 return _Earlier(used, used.digest in (None, digest), store.result(row.future))
+            if shaped is not None:
+                store.run_shaped(shaped)
             if refusal is not None:
                 result = ResultRow(row.future, encode(refusal), None)
                 store.command_finished(result, "failed", None, [], self._now())

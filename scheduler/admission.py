@@ -33,8 +33,11 @@ class Admission:
                 field="seq",
             )
 
-    def admit(self, lane: RunRow | SamplerRow, row: CommandRow, payload_bytes: int) -> CommandRow:
-        """The command with its names looked up. Raises InvalidRequestError, MessageTooLargeError, NotFoundError."""
+    def admit(self, lane: RunRow | SamplerRow, row: CommandRow, payload_bytes: int, next_seq: int | None) -> CommandRow:
+        """The command with its names looked up; `next_seq` as `check_place` has it.
+
+        Raises InvalidRequestError, MessageTooLargeError, NotFoundError.
+        """
         if payload_bytes > self._config.max_payload_bytes:
             raise MessageTooLargeError(f"payload has {payload_bytes:,} bytes, limit {self._config.max_payload_bytes:,}")
         if (row.kind in SAMPLING_KINDS) != isinstance(lane, SamplerRow):
@@ -55,7 +58,8 @@ class Admission:
             self._check_save(lane, row)
             return replace(row, folder=saved_folder(row, self._config.checkpoints))
         if row.kind == "load_state":
-            return replace(row, folder=self._registry.loadable(lane, row.arguments.path, row.seq))
+            begins = self._registry.begins_with(row, next_seq)
+            return replace(row, folder=self._registry.loadable(lane, row.arguments.path, row.seq, begins=begins))
         return row
 
     def _check_save(self, run: RunRow, row: CommandRow) -> None:

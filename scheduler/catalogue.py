@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import anyio
+from anyio import to_thread
 
 from ..storage.reader import Reader
 from ..storage.reports import usage, usage_between
@@ -40,6 +41,7 @@ from ..wire.catalogue_messages import (
     TouchClientSession,
     UsageBetween,
 )
+from ..wire.client_messages import AdapterImported, ImportAdapter
 from ..wire.errors import InvalidRequestError, NotFoundError
 from ..wire.ids import KeyHash, LaneId, TenantId
 from ..wire.types import (
@@ -287,6 +289,32 @@ class Catalogue:
 
         await self._writer.write_and_wait(record)
         return CheckpointCopied(mine.path)
+
+    async def import_adapter(self, told: ImportAdapter) -> AdapterImported:
+        """Its folder is there. Raises NotFoundError where it is not, or where there is no such tenant, and what
+        `Creating.imported` does."""
+        if not await self._reader.read(lambda store: store.has_tenant(told.tenant)):
+            raise NotFoundError(f"there is no tenant {told.tenant!r}: `lorry keys create` makes one", field="tenant")
+        run, checkpoints, is_new = self.creating.imported(told)
+        folder = Path(checkpoints[0].folder)
+        if not await to_thread.run_sync(folder.is_dir):
+            raise NotFoundError(f"there is no {folder} to be imported", field="run")
+        if is_new and self._registry.run_of(LaneId(run.id)) is None:
+            self._commands.accepting.add_run(run)
+            for checkpoint in checkpoints:
+                self._registry.add_checkpoint(checkpoint)
+
+            def record(store: Store) -> None:
+                store.run_created(run)
+                for checkpoint in checkpoints:
+                    store.checkpoint_saved(checkpoint)
+                store.record_event("adapter imported", run.id, told.name, run.created_at)
+
+            await self._writer.write_and_wait(record)
+        else:
+            await self._writer.write_and_wait(lambda _: None)
+        training, sampler = checkpoints
+        return AdapterImported(training.path, sampler.path)
 
 
 def _training_run(run: RunRow) -> TrainingRun:

@@ -22,6 +22,7 @@ from ..wire.client_messages import (
     FromClient,
     Goodbye,
     Hello,
+    ImportAdapter,
     Ping,
     Pong,
     Probe,
@@ -117,8 +118,8 @@ class ClientDoor:
         try:
             if isinstance(message, Probe):
                 self.post.answer(connection, message.request, self._commands.readiness())
-            elif isinstance(message, Drain):
-                self._tasks.start_soon(self._drain_actor, connection, message)
+            elif isinstance(message, Drain | ImportAdapter):
+                self._tasks.start_soon(self._obey, connection, message)
             elif isinstance(message, Hello):
                 self._tasks.start_soon(self._hello, connection, message)
             elif session := self._sessions.at(connection):
@@ -181,7 +182,7 @@ class ClientDoor:
                 session.link.beat([encode(Pong())])
             case Goodbye():
                 self._leave(session)
-            case Hello() | Probe() | Drain():
+            case Hello() | Probe() | Drain() | ImportAdapter():
                 raise AssertionError("handled by receive")
             case _:
                 self._tasks.start_soon(self._catalogued, session, message)
@@ -199,7 +200,7 @@ class ClientDoor:
         )
         request = self._request(session, submit.request)
         try:
-            admitted = self._admission.admit(lane, row, len(payload))
+            admitted = self._admission.admit(lane, row, len(payload), self._next_seq(lane))
         except LorryError as error:
             self._commands.accepting.refuse(row, payload, error.info, request)
         else:
@@ -212,8 +213,7 @@ class ClientDoor:
 
     def _placed(self, lane: RunRow | SamplerRow, session: Session, seq: int, kind: CommandKind) -> CommandRow:
         """A command with a place in the order. Raises InvalidRequestError, TooManyWaitingError."""
-        next_seq = self._commands.next_seq(LaneId(lane.id)) if isinstance(lane, RunRow) else None
-        self._admission.check_place(lane, seq, next_seq)
+        self._admission.check_place(lane, seq, self._next_seq(lane))
         lane_id = LaneId(lane.id)
         return CommandRow(
             future=future_id(lane_id, seq),
@@ -226,6 +226,9 @@ class ClientDoor:
             rows=0,
             arguments=CommandArguments(),
         )
+
+    def _next_seq(self, lane: RunRow | SamplerRow) -> int | None:
+        return self._commands.next_seq(LaneId(lane.id)) if isinstance(lane, RunRow) else None
 
     def _request(self, session: Session, number: int) -> Request:
         def answer(error: LorryError | None) -> None:
@@ -281,15 +284,22 @@ class ClientDoor:
             if isinstance(request, RevokeKey):
                 self._close_opened_with(request.api_key)
 
-    async def _drain_actor(self, connection: bytes, drain: Drain) -> None:
+    async def _obey(self, connection: bytes, order: Drain | ImportAdapter) -> None:
+        """The operator, who has a key of his own and no session."""
+        answer: object = None
         try:
-            if not secrets.compare_digest(drain.operator_key.encode(), self._config.operator_key.encode()):
+            if not secrets.compare_digest(order.operator_key.encode(), self._config.operator_key.encode()):
                 raise InvalidRequestError.of("operator_key", "another", "what operator.key in the data folder holds")
-            await self._drain(drain.actor)
+            if isinstance(order, Drain):
+                await self._drain(order.actor)
+            elif self._writer.trouble is not None:
+                raise StorageUnavailableError(self._writer.trouble)
+            else:
+                answer = await self.catalogue.import_adapter(order)
         except LorryError as error:
-            self.post.bare(connection, Failed(drain.request, error.info))
+            self.post.bare(connection, Failed(order.request, error.info))
         else:
-            self.post.answer(connection, drain.request)
+            self.post.answer(connection, order.request, answer)
 
     # Out, and leaving ------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """New runs, samplers and copies, as rows. What was made under a nonce before is that again. Pure, but for chance."""
 
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,19 +8,22 @@ from pathlib import Path
 
 import msgspec
 
-from ..storage.rows import CheckpointRow, RunRow, SamplerRow
+from ..storage.checkpoints import imported_folder
+from ..storage.rows import CheckpointKind, CheckpointRow, RunRow, SamplerRow
 from ..wire.catalogue_messages import CopyCheckpoint, Slot
-from ..wire.client_messages import CreateRun, CreateSampler
+from ..wire.client_messages import CreateRun, CreateSampler, ImportAdapter
 from ..wire.commands import check_lora_config
 from ..wire.errors import InvalidRequestError
-from ..wire.ids import RunId, SamplerId, TenantId
+from ..wire.ids import LaneId, RunId, SamplerId, TenantId
 from ..wire.types import LoraConfig
 from .client_sessions import ClientSessions
 from .registry import Registry, checkpoint_path, run_in_slot, sampler_in_slot
 from .restore_points import snapshot_folder
 
 _NO_SEQ = -1
-"""Of a checkpoint that no command saved: a copy."""
+"""Of a checkpoint that no command saved: a copy, or one from elsewhere."""
+_IMPORTED: tuple[CheckpointKind, CheckpointKind] = ("training", "sampler")
+_RUN = re.compile(r"run-[0-9a-f]{16}")
 
 
 class Creating:
@@ -91,6 +95,50 @@ class Creating:
         mine = replace(source, path=path, run=run.id, tenant=tenant, name=path.rpartition("/")[2], seq=_NO_SEQ)
         mine = replace(mine, created_at=self._now(), expires_at=expires_at, public=False, ephemeral=False)
         return run, mine, is_new
+
+    def imported(self, told: ImportAdapter) -> tuple[RunRow, list[CheckpointRow], bool]:
+        """A run that never trained, its checkpoints to load and to sample from, and whether these are new. What an
+        operator put into their folder is of no other run.
+
+        Raises InvalidRequestError for what cannot be, UnknownModelError.
+        """
+        if not _RUN.fullmatch(told.run):
+            raise InvalidRequestError.of("run", told.run, "run-, and 16 hexadecimal digits")
+        check_lora_config(told.lora)
+        if known := self._registry.models.known(told.base_model):
+            known.check(told.lora)
+        made = self._registry.run_of(LaneId(told.run))
+        if made is not None and (made.tenant, made.nonce) != (told.tenant, told.run):
+            raise InvalidRequestError.of("run", told.run, "a new run")
+        run = made or RunRow(
+            id=told.run,
+            tenant=told.tenant,
+            nonce=told.run,
+            base_model=told.base_model,
+            lora=told.lora,
+            user_metadata={},
+            created_at=self._now(),
+            last_request_at=self._now(),
+            first_seq=1,
+            snapshot_folder=snapshot_folder(self._checkpoints, told.run),
+        )
+        rows = [
+            CheckpointRow(
+                path=checkpoint_path(run.id, kind, told.name),
+                run=run.id,
+                tenant=run.tenant,
+                kind=kind,
+                name=told.name,
+                folder=str(imported_folder(self._checkpoints, run.id)),
+                seq=_NO_SEQ,
+                size_bytes=told.size_bytes,
+                checksum=told.checksum,
+                created_at=self._now(),
+                expires_at=None,
+            )
+            for kind in _IMPORTED
+        ]
+        return run, rows, made is None
 
     def _nonce(self, tenant: TenantId, nonce: str, slot: Slot | None) -> str:
         """What a run is made under. Raises NotFoundError for a place in a client session that is not the tenant's."""

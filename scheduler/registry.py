@@ -7,9 +7,12 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+import msgspec
+
 from ..storage.rows import CheckpointKind, CheckpointRow, CommandRow, RunRow, SamplerRow
 from ..wire.errors import InvalidRequestError, NotFoundError
 from ..wire.ids import LaneId, RunId, SamplerId, TenantId
+from ..wire.types import LoraConfig
 from .models import Models
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -18,6 +21,12 @@ _SEGMENTS: dict[CheckpointKind, str] = {
     "sampler": "sampler_weights",
     "external": "external_weights",
 }
+
+_OF_A_RUN = ("rank", "train_attn", "train_mlp", "train_unembed")
+"""What a run's owner says of its adapter, and what is loaded into it has to have."""
+_COMES_WITH_WEIGHTS = ("alpha", "target_modules", "expert_lora")
+"""What the Tinker SDK cannot say: a run that begins with a load has it from there, unless its owner said otherwise."""
+_DEFAULT = LoraConfig()
 
 
 def ephemeral_path(run: RunId, seq: int) -> str:
@@ -61,6 +70,7 @@ class Registry:
         self._nonces: dict[tuple[TenantId, str], RunRow | SamplerRow] = {}
         self._checkpoints: dict[str, CheckpointRow] = {}
         self._saving: dict[str, dict[int, str]] = {}
+        self._begun: set[LaneId] = set()
 
     # Runs and samplers -----------------------------------------------------------------------------------------------
 
@@ -147,21 +157,39 @@ class Registry:
         existing = self._unexpired(path)
         return (existing is not None and existing.seq != seq) or bool(self._saving.get(path, {}).keys() - {seq})
 
-    def loadable(self, run: RunRow, path: str | None, seq: int) -> str:
+    def begins_with(self, row: CommandRow, next_seq: int | None) -> bool:
+        """Whether a load is the first of its run that is executed, so that no adapter of it was ever made."""
+        return row.kind == "load_state" and row.seq == next_seq and row.lane not in self._begun
+
+    def begun(self, lane: LaneId) -> None:
+        if RunId(lane) in self._runs:
+            self._begun.add(lane)
+
+    def loadable(self, run: RunRow, path: str | None, seq: int, *, begins: bool = False) -> str:
         """The folder of the training state that a load_state with this `seq` finds at `path`, if it fits `run`'s
-        adapter. A save of the run itself that is on its way before it counts as made."""
+        adapter. A save of the run itself that is on its way before it counts as made. What a run `begins` with may say
+        what the adapter is, where its owner did not."""
         own = [at for at in self._saving.get(path or "", {}) if at < seq]
         if own and run_of_path(path) == run.id:
             return self._saving[path or ""][max(own)]
         checkpoint = self.readable(run.tenant, path, "training")
-        source, shape = self._runs[checkpoint.run], ("rank", "train_attn", "train_mlp", "train_unembed", "expert_lora")
+        source = self._runs[checkpoint.run]
         if source.base_model != run.base_model:
             raise InvalidRequestError.of("path", path, f"a checkpoint of {run.base_model}, not {source.base_model}")
-        for name in shape:
+        comes = _COMES_WITH_WEIGHTS if begins else ()
+        for name in (*_OF_A_RUN, *_COMES_WITH_WEIGHTS):
             theirs, ours = getattr(source.lora, name), getattr(run.lora, name)
-            if theirs != ours:
+            if theirs != ours and not (name in comes and ours == getattr(_DEFAULT, name)):
                 raise InvalidRequestError.of("path", path, f"a checkpoint with {name} {ours}, its own is {theirs}")
         return checkpoint.folder
+
+    def shaped_by(self, row: CommandRow) -> RunRow | None:
+        """The run as it is made by the load that it begins with, should that change its adapter."""
+        run = self._runs[RunId(row.lane)]
+        source = self._runs[self.readable(run.tenant, row.arguments.path, "training").run].lora
+        comes = {name: getattr(source, name) for name in _COMES_WITH_WEIGHTS}
+        lora = msgspec.structs.replace(run.lora, **comes)
+        return None if lora == run.lora else replace(run, lora=lora)
 
     def saving(self, row: CommandRow) -> None:
         """A save of a training state was accepted: its name is taken, and loads behind it find its folder."""

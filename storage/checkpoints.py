@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+from ..wire.ids import RunId
 from .holding import deleting
 
 
@@ -25,6 +26,11 @@ def not_in_use(folders: Collection[Path], in_use: Collection[str]) -> list[Path]
 def place_of(folder: Path) -> tuple[str, ...]:
     """`RUN/KIND/NAME.SEQ`, in parts."""
     return folder.parts[-3:]
+
+
+def imported_folder(root: Path, run: RunId) -> Path:
+    """Where what was made elsewhere lies: no command of a run saves to a place like it."""
+    return root / run / "imported" / "adapter"
 
 
 def _is_written_aside(folder: Path, needed: Collection[tuple[str, ...]]) -> bool:

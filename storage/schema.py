@@ -244,3 +244,10 @@ def m008_root_of_folders(db: Database) -> None:
 def m009_expert_lora(db: Database) -> None:
     # Before, nobody trained routed experts.
     db.table("runs").add_column("expert_lora", str, not_null_default="shared")
+
+
+@migrations()
+def m010_imported_adapters(db: Database) -> None:
+    # JSON, NULL for all layers of the groups that are trained.
+    db.table("runs").add_column("target_modules", str)
+    db.table("runs").add_column("alpha", float, not_null_default=32.0)

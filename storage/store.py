@@ -55,6 +55,9 @@ class Store(Journal):
             self._db.table("api_keys").insert({"hash": key_hash(key), "tenant": tenant, "created_at": now})
         return key
 
+    def has_tenant(self, tenant: TenantId) -> bool:
+        return bool(self.rows("SELECT 1 FROM tenants WHERE id = ?", tenant))
+
     def tenant_of(self, key: KeyHash) -> TenantId | None:
         """A key has 256 random bits: one SHA-256 is as good as a slow hash, and the index look-up leaks nothing."""
         rows = self.rows("SELECT tenant FROM api_keys WHERE hash = ?", key)
@@ -106,9 +109,17 @@ class Store(Journal):
     # Runs and samplers -----------------------------------------------------------------------------------------------
 
     def run_created(self, run: RunRow) -> None:
-        values = values_of(run) | msgspec.to_builtins(run.lora) | {"user_metadata": json.dumps(run.user_metadata)}
+        values = values_of(run) | _shape(run.lora) | {"user_metadata": json.dumps(run.user_metadata)}
         del values["lora"]
         self._db.table("runs").insert(values)
+
+    def run_shaped(self, run: RunRow) -> None:
+        """Its adapter has another shape, before it was ever made."""
+        self._db.execute(
+            "UPDATE runs SET alpha = :alpha, target_modules = :target_modules, expert_lora = :expert_lora"
+            " WHERE id = :id",
+            {**_shape(run.lora), "id": run.id},
+        )
 
     def runs(self) -> list[RunRow]:
         return [_run(row) for row in self.rows("SELECT * FROM runs")]
@@ -223,6 +234,11 @@ def key_hash(key: str) -> KeyHash:
     return KeyHash(hashlib.sha256(key.encode()).hexdigest())
 
 
+def _shape(lora: LoraConfig) -> dict[str, Any]:
+    names = lora.target_modules
+    return msgspec.to_builtins(lora) | {"target_modules": None if names is None else json.dumps(names)}
+
+
 def _run(row: dict[str, Any]) -> RunRow:
     lora = LoraConfig(
         rank=row["rank"],
@@ -231,6 +247,8 @@ def _run(row: dict[str, Any]) -> RunRow:
         train_attn=bool(row["train_attn"]),
         train_unembed=bool(row["train_unembed"]),
         expert_lora=row["expert_lora"],
+        alpha=row["alpha"],
+        target_modules=None if row["target_modules"] is None else json.loads(row["target_modules"]),
     )
     values = {field.name: row[field.name] for field in fields(RunRow) if field.name not in ("lora", "user_metadata")}
     return RunRow(**values, lora=lora, user_metadata=json.loads(row["user_metadata"]))

@@ -16,7 +16,7 @@ import msgspec
 from .catalogue_messages import CatalogueRequest, Count, Slot
 from .commands import CommandKind
 from .errors import ErrorInfo
-from .ids import ActorId, FutureId, LaneId, SessionId
+from .ids import ActorId, FutureId, LaneId, RunId, SessionId, TenantId
 from .types import LoraConfig
 
 VERSION = 3
@@ -136,6 +136,21 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
     actor: ActorId
 
 
+class ImportAdapter(msgspec.Struct, frozen=True, tag="import_adapter"):
+    """The deployment's operator has put an adapter into the folder of `run`, which is new and of a name as the broker
+    gives them, and wants it to be checkpoints of `tenant`. Sent twice, it is imported once."""
+
+    request: int
+    operator_key: str
+    run: RunId
+    tenant: TenantId
+    base_model: str
+    lora: LoraConfig
+    name: str
+    size_bytes: int
+    checksum: str
+
+
 class Goodbye(msgspec.Struct, frozen=True, tag="goodbye"):
     pass
 
@@ -144,6 +159,7 @@ FromClient: TypeAlias = (
     Hello
     | Probe
     | Drain
+    | ImportAdapter
     | CreateRun
     | CreateSampler
     | Submit
@@ -211,6 +227,13 @@ class Readiness(msgspec.Struct, frozen=True):
     ready: int
     loading: int
     failed: int
+
+
+class AdapterImported(msgspec.Struct, frozen=True):
+    """Two names of the same weights: to load into a run, and to sample from."""
+
+    training_path: str
+    sampler_path: str
 
 
 class SamplerCreated(msgspec.Struct, frozen=True):

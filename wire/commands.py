@@ -216,6 +216,10 @@ def check_lora_config(
         raise InvalidRequestError.of("train_attn, train_mlp, train_unembed", False, "at least one of them true")
     if config.expert_lora not in get_args(ExpertLora):
         raise InvalidRequestError.of("expert_lora", config.expert_lora, "'shared' or 'independent'")
+    if not (math.isfinite(config.alpha) and config.alpha > 0):
+        raise InvalidRequestError.of("alpha", config.alpha, "a finite number above 0")
+    if config.target_modules is not None and not all(config.target_modules or [""]):
+        raise InvalidRequestError.of("target_modules", config.target_modules, "names of layers, or None for all")
     if config.seed is not None and not 0 <= config.seed < 2**63:
         raise InvalidRequestError.of("seed", config.seed, "a whole number from 0 to 2**63 - 1")
     for group in ("attn", "mlp", "unembed"):

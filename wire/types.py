@@ -151,10 +151,12 @@ ExpertLora: TypeAlias = Literal["shared", "independent"]
 
 
 class LoraConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`seed` None lets the server draw one. alpha is 32 and the scale alpha / rank, as in 'LoRA Without Regret'.
+    """`seed` None lets the server draw one. The scale is alpha / rank, and alpha 32, as in 'LoRA Without Regret', but
+    for adapters that were made elsewhere.
 
     `expert_lora` is of a mixture's routed experts: `shared`, they have A of gate and up and B of down in common, as on
-    the hosted service; `independent`, each has its own.
+    the hosted service; `independent`, each has its own. `target_modules` are as PEFT's: of what `train_mlp`,
+    `train_attn` and `train_unembed` say, only layers of such a name, whole or from a dot on, are trained.
     """
 
     rank: int = 32
@@ -163,6 +165,8 @@ class LoraConfig(msgspec.Struct, frozen=True, kw_only=True):
     train_attn: bool = True
     train_unembed: bool = True
     expert_lora: ExpertLora = "shared"
+    alpha: float = 32.0
+    target_modules: list[str] | None = None
 
 
 class AdamParams(msgspec.Struct, frozen=True, kw_only=True):

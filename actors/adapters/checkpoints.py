@@ -39,15 +39,24 @@ def save_sampler_weights(adapter: Adapter, targets: LoraTargets, folder: Path, b
         return seal(aside)
 
 
+def save_without_moments(adapter: Adapter, targets: LoraTargets, folder: Path, base_model_name: str) -> FolderFacts:
+    """Weights from elsewhere, to sample from and to train on: whoever loads them begins without moments."""
+    with written_aside(folder) as aside:
+        _write_weights(adapter, targets, aside, base_model_name)
+        write_json(aside / _STATE, {"format": _FORMAT, "step": 0, "pending": False, "moments": False})
+        return seal(aside)
+
+
 def load_state(adapter: Adapter, folder: Path, *, optimizer: bool) -> None:
     """Sets `adapter` to the saved weights, and with `optimizer` to the saved moments and step count.
 
-    Without `optimizer` these start afresh. No gradient is pending afterwards, whatever was saved. Raises
+    Without `optimizer` these start afresh, and where an adapter from elsewhere has none. No gradient is pending
+    afterwards, whatever was saved. Raises
     CheckpointError, with nothing changed, where a file is missing, differs from its checksum or is of another shape
     than the adapter.
     """
     verify(folder)
-    if optimizer:
+    if optimizer and not _is_without_moments(folder):
         state = replace(read_state(adapter, folder), grad=None)
     else:
         state = TrainingState(_read_weights(folder, adapter), None, None, None, step=0)
@@ -80,11 +89,16 @@ def read_vectors(adapter: Adapter, folder: Path, file: str, weights: Tensor | No
     return TrainingState(found, vectors["exp_avg"], vectors["exp_avg_sq"], vectors.get("grad"), facts["step"])
 
 
+def _is_without_moments(folder: Path) -> bool:
+    path = folder / _STATE
+    return path.exists() and not read_json(path).get("moments", True)
+
+
 def load_sampler_weights(targets: LoraTargets, folder: Path, device: torch.device | str) -> Adapter:
     """An adapter for sampling, from a folder of either kind. Raises CheckpointError as `load_state` does."""
     verify(folder)
     config, path = read_json(folder / CONFIG), folder / WEIGHTS
-    factors, left = _read_factors(path, targets.modules)
+    factors, left = read_factors(path, targets.modules)
     if left or not factors:
         raise CheckpointError(f"{path} trains {min(left, default='nothing')}, which this base model does not have")
     chosen = [target for target in targets.modules if target.name in factors]
@@ -98,9 +112,23 @@ def load_sampler_weights(targets: LoraTargets, folder: Path, device: torch.devic
         expert_lora="shared" if is_shared(factors, chosen) else "independent",
     )
     adapter = Adapter(spec, chosen, dtype=targets.dtype, device=device, trainable=False)
+    fill(adapter, path, factors)
+    return adapter
+
+
+def read_factors(path: Path, targets: Sequence[Target]) -> tuple[dict[str, Factors], dict[str, Tensor]]:
+    """What a file has of the targets, by their names, and what belongs to none of them."""
+    tensors = read_tensors(path)
+    try:
+        return read(tensors, targets), tensors
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def fill(adapter: Adapter, path: Path, factors: Mapping[str, Factors]) -> None:
+    """With what was read of `path`. Raises CheckpointError for what does not fit, with nothing changed."""
     adapter.weights.copy_(_flat(path, adapter, factors))
     adapter.refresh()
-    return adapter
 
 
 def _write_weights(adapter: Adapter, targets: LoraTargets, folder: Path, base_model_name: str) -> None:
@@ -123,19 +151,10 @@ def _write_weights(adapter: Adapter, targets: LoraTargets, folder: Path, base_mo
 def _read_weights(folder: Path, adapter: Adapter) -> Tensor:
     """The folder's weights in the adapter's own order, [P] on the host."""
     path = folder / WEIGHTS
-    factors, left = _read_factors(path, adapter.targets)
+    factors, left = read_factors(path, adapter.targets)
     if left:
         raise CheckpointError(f"{path} trains {min(left)}, which the adapter does not")
     return _flat(path, adapter, factors)
-
-
-def _read_factors(path: Path, targets: Sequence[Target]) -> tuple[dict[str, Factors], dict[str, Tensor]]:
-    """And what belongs to none of the targets."""
-    tensors = read_tensors(path)
-    try:
-        return read(tensors, targets), tensors
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _flat(path: Path, adapter: Adapter, factors: Mapping[str, Factors]) -> Tensor:

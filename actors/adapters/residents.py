@@ -130,7 +130,7 @@ class Residents:
         if run is None:
             run = _Run(state.lora, state.folder, state.snapshot)
         if state.key not in self.pool:
-            adapter = self._targets.new_adapter(_spec(run.lora), self.pool.host)
+            adapter = self._targets.new_adapter(spec_of(run.lora), self.pool.host)
             if run.folder is not None:
                 self._restore(state.key, adapter, run.folder)
             self._add(state.key, adapter)
@@ -263,7 +263,7 @@ class Residents:
         return snapshot
 
 
-def _spec(lora: LoraConfig) -> AdapterSpec:
+def spec_of(lora: LoraConfig) -> AdapterSpec:
     return AdapterSpec(
         rank=lora.rank,
         seed=lora.seed or 0,
@@ -271,4 +271,6 @@ def _spec(lora: LoraConfig) -> AdapterSpec:
         train_mlp=lora.train_mlp,
         train_unembed=lora.train_unembed,
         expert_lora=lora.expert_lora,
+        alpha=lora.alpha,
+        target_modules=None if lora.target_modules is None else tuple(lora.target_modules),
     )

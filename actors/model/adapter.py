@@ -62,6 +62,7 @@ class AdapterSpec:
     train_mlp: bool = True
     train_unembed: bool = True
     expert_lora: ExpertLora = "shared"
+    target_modules: tuple[str, ...] | None = None
 
     @property
     def scale(self) -> float:
@@ -71,6 +72,11 @@ class AdapterSpec:
     def groups(self) -> frozenset[Group]:
         chosen: dict[Group, bool] = {"attn": self.train_attn, "mlp": self.train_mlp, "unembed": self.train_unembed}
         return frozenset(group for group, train in chosen.items() if train)
+
+    def takes(self, name: str) -> bool:
+        """Whether it trains a layer of that name, if it trains its group. Names match as PEFT matches them."""
+        ends = self.target_modules
+        return ends is None or any(name == end or name.endswith(f".{end}") for end in ends)
 
 
 @dataclass(frozen=True, slots=True)

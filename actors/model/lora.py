@@ -3,6 +3,7 @@
 The backward is written by hand: it computes no gradient for the base and adds the adapters' in place. Knows no loss.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -183,7 +184,20 @@ class LoraTargets:
             raise InvalidRequestError.of(
                 f"train_{group}", True, f"train_{group}=False: the base model has no such layer"
             )
-        return [target for target in self.modules if target.group in spec.groups]
+        chosen = [target for target in self.modules if target.group in spec.groups]
+        for end in spec.target_modules or ():
+            if not any(target.name == end or target.name.endswith(f".{end}") for target in chosen):
+                raise InvalidRequestError.of("target_modules", end, "layers of this base model, of what is trained")
+        return [target for target in chosen if spec.takes(target.name)]
+
+    def names_of(self, chosen: Collection[Target]) -> tuple[str, ...] | None:
+        """`target_modules` for these; None where they are all of their groups."""
+        groups, names = {target.group for target in chosen}, {target.name for target in chosen}
+        if names == {target.name for target in self.modules if target.group in groups}:
+            return None
+        leaf_of = {target.name: target.name.rpartition(".")[2] for target in self.modules if target.group in groups}
+        partly = {leaf for name, leaf in leaf_of.items() if name not in names}
+        return tuple(sorted({name if leaf_of[name] in partly else leaf_of[name] for name in names}))
 
     def new_adapter(self, spec: AdapterSpec, device: torch.device | str, *, trainable: bool = True) -> Adapter:
         """A fresh adapter on the modules that `spec` selects; raises as `select` does."""

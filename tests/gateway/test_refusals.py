@@ -27,9 +27,10 @@ OUTCOME = "an actor's outcome like any other, shown in tests/actors: the broker 
 IS_OVER = "its command has a seq that is over, or ends with it: shown in tests/scheduler and tests/service"
 
 EXPORT = "an operator's command that no run sees: tests/actors/test_export"
+IMPORT = "an operator's command that no run sees: tests/actors/test_foreign"
 ELSEWHERE: dict[str, tuple[int, str]] = {
     "wire/codec.py::decode": (1, NO_PLACE),  # a header above the limit, which no client of ours sends
-    "wire/commands.py::check_lora_config": (5, f"{NO_COMMAND}; of a run made early: tests/service/test_waiting"),
+    "wire/commands.py::check_lora_config": (7, f"{NO_COMMAND}; of a run made early: tests/service/test_waiting"),
     "wire/commands.py::check_sample": (10, NO_COMMAND),
     "wire/commands.py::_check_prompt_targets": (2, NO_COMMAND),
     "wire/commands.py::_check_stop": (1, NO_COMMAND),
@@ -55,7 +56,9 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "scheduler/admission.py::admit": (1, NO_COMMAND),  # rows of a sample
     "scheduler/admission.py::_check_save": (1, "a slot of a run without a session: tests/gateway/test_names"),
     "scheduler/actor_door.py::drain": (2, NO_COMMAND),
-    "scheduler/client_door.py::_drain_actor": (1, NO_COMMAND),
+    "scheduler/client_door.py::_obey": (2, NO_COMMAND),
+    "scheduler/catalogue.py::import_adapter": (2, NO_COMMAND),
+    "scheduler/creating.py::imported": (2, NO_COMMAND),
     "scheduler/catalogue.py::_revoke": (1, NO_COMMAND),
     "scheduler/catalogue.py::_expiry": (1, NO_COMMAND),
     "scheduler/client_door.py::_handle": (1, COMES_AGAIN),
@@ -114,10 +117,13 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "actors/adapters/checkpoints.py::read_vectors": (2, OUTCOME),
     "actors/adapters/checkpoints.py::load_sampler_weights": (1, NO_COMMAND),
     "actors/adapters/checkpoints.py::_read_weights": (1, OUTCOME),
-    "actors/adapters/checkpoints.py::_read_factors": (1, OUTCOME),
+    "actors/adapters/checkpoints.py::read_factors": (1, OUTCOME),
     "actors/adapters/checkpoints.py::_flat": (1, OUTCOME),
     "actors/adapters/folders.py::verify": (1, OUTCOME),
-    "actors/adapters/folders.py::read_json": (1, OUTCOME),
+    "actors/adapters/foreign.py::_config": (1, IMPORT),
+    "actors/adapters/foreign.py::_checked": (5, IMPORT),
+    "actors/adapters/foreign.py::read_foreign": (3, IMPORT),
+    "actors/adapters/folders.py::read_json": (2, OUTCOME),
     "actors/adapters/layouts.py::_pop": (1, OUTCOME),
     "actors/adapters/layouts.py::_pop_modules": (1, OUTCOME),
     "actors/adapters/layouts.py::_read_experts": (2, OUTCOME),
@@ -136,7 +142,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "actors/model/loading.py::without_weights": (1, EXPORT),
     "actors/model/base_model.py::wrap_model": (2, AT_START),
     "actors/model/base_model.py::_probe": (2, AT_START),
-    "actors/model/lora.py::select": (2, OUTCOME),
+    "actors/model/lora.py::select": (3, OUTCOME),
     "actors/model/sizing.py::_configuration": (1, AT_START),
     "actors/model/sizing.py::_built": (1, AT_START),
     "actors/model/targets.py::find_sites": (1, AT_START),

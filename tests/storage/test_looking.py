@@ -24,7 +24,7 @@ from .test_blobs import PAYLOAD, accept
 from .test_store import ALICE, RUN
 from .test_store import store as store  # a fixture
 
-LAST = "m009_expert_lora"
+LAST = "m010_imported_adapters"
 BESIDE = (f"{FILE}-wal", f"{FILE}-shm")
 
 

@@ -24,6 +24,10 @@ def test_a_sample_is_planned_at_its_prompt_and_the_longest_of_each_sequence(
         (LoraConfig(rank=8, train_mlp=False, train_unembed=True), "train_unembed is True"),
         (LoraConfig(rank=65, train_mlp=False, train_unembed=False), "rank is 65"),
         (LoraConfig(rank=8, expert_lora=cast(Any, "odd")), "expert_lora is 'odd'"),
+        (LoraConfig(rank=8, alpha=0.0), "alpha is 0.0"),
+        (LoraConfig(rank=8, alpha=float("inf")), "alpha is inf"),
+        (LoraConfig(rank=8, target_modules=[]), r"target_modules is \[\]"),
+        (LoraConfig(rank=8, target_modules=["q_proj", ""]), "target_modules is"),
     ],
 )
 def test_an_adapter_that_a_model_cannot_have_is_refused_by_its_facts(config: LoraConfig, words: str) -> None:

@@ -133,3 +133,27 @@ def long_run(count: str) -> dict[str, Any]:
     losses = steps(training, data, 1)
     print("begun", flush=True)
     return {"losses": losses + steps(training, data, int(count))}
+
+
+def from_elsewhere(to_train: str, to_sample: str, *tokens: str) -> dict[str, Any]:
+    """Both of an imported adapter's checkpoints."""
+    service, data = tinker.ServiceClient(), [example([int(token) for token in tokens])]
+
+    def logprobs(training: Any) -> list[float]:
+        (output,) = training.forward(data, "cross_entropy").result().loss_fn_outputs
+        return output["logprobs"].tolist()
+
+    training = ready(service.create_training_client_from_state(to_train))
+    before = logprobs(training)
+    training.forward_backward(data, "cross_entropy").result()
+    training.optim_step(types.AdamParams(learning_rate=3e-3)).result()
+    sampler = service.create_sampling_client(to_sample)
+    prompt = types.ModelInput.from_ints([int(token) for token in tokens])
+    rest = service.create_rest_client()
+    return {
+        "trained": before,
+        "after_a_step": logprobs(training),
+        "with_optimizer": logprobs(ready(service.create_training_client_from_state_with_optimizer(to_train))),
+        "sampled": sampler.compute_logprobs(prompt).result()[1:],
+        "listed": sorted(found.tinker_path for found in rest.list_user_checkpoints().result().checkpoints),
+    }
