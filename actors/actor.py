@@ -120,7 +120,7 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
         from .adapters.residents import Residents
         from .adapters.slots import AdapterPool
         from .model.base_model import load_base_model
-        from .model.lora import attach_lora
+        from .model.lora import attach_lora, quantise_experts
         from .outbox import Outbox, Written
         from .progress import Progress
         from .sampling.compiled import CompiledModel
@@ -136,9 +136,13 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
         torch.set_num_threads(settings.threads)
     _check_device(settings.device)
     trusted = settings.trust_remote_code
-    base = load_base_model(config.model, settings.device, settings.dtype, trust_remote_code=trusted)
+    base = load_base_model(
+        config.model, settings.device, settings.dtype, trust_remote_code=trusted, quantize=settings.quantize
+    )
     tokenizer = _load_tokenizer(config.model, trusted)
     targets = attach_lora(base, settings.adapter_layout)
+    if settings.quantize == "nf4":
+        quantise_experts(base)
     pool = AdapterPool(settings.slots, base.device)
     engine = Engine(base, targets, pool, token_budget=settings.token_budget)
     memory = settings.kv_cache_bytes or _kv_cache_bytes(base.device)

@@ -6,7 +6,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from ..wire.ids import ActorId
-from ..wire.types import FileLayout
+from ..wire.types import FileLayout, Quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,12 @@ class ActorSettings:
     dtype: Annotated[
         str, Meta(description="The base model's: auto (its checkpoint's own), float32, bfloat16, float16")
     ] = "auto"
+    quantize: Annotated[
+        Quantization,
+        Meta(
+            description="The base model's linear layers and experts: nf4, in 4 bits by bitsandbytes; none, as they are"
+        ),
+    ] = "none"
     trust_remote_code: Annotated[
         bool, Meta(description="Run the code that lies beside a model's weights or tokenizer, where it has some")
     ] = False

@@ -21,6 +21,7 @@ from lorry.scheduler.config import BrokerConfig
 from lorry.scheduler.planning.prices import Prices
 from lorry.wire.errors import LorryError
 from lorry.wire.ids import ActorId, TenantId
+from lorry.wire.types import Quantization
 
 if TYPE_CHECKING:
     from lorry.doctor import Finding
@@ -248,12 +249,13 @@ def plan(
     gpu_memory: Annotated[float | None, typer.Option(min=1, help="GiB of each: whether it fits, and what with")] = None,
     dtype: Annotated[str, typer.Option(help="The base model's: float32, bfloat16, float16")] = "bfloat16",
     rank: Annotated[int, typer.Option(min=1, help="Of the adapters that are to fit")] = 32,
+    quantize: Annotated[Quantization, typer.Option(help="As `lorry serve` has it")] = "none",
 ) -> None:
     """Print what a base model and its adapters take of memory, from its configuration alone: no weights are read."""
     from lorry.plan import Devices, print_plan
 
     devices = None if gpu_memory is None else Devices(gpus, gpu_memory)
-    _call(lambda: print_plan(plain_console(), model, dtype, rank, devices))
+    _call(lambda: print_plan(plain_console(), model, dtype, rank, devices, quantize))
 
 
 @app.command()

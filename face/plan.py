@@ -9,6 +9,7 @@ from rich.table import Table
 from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.sizing import PASS_TOKENS, Sizing, size_of
 from lorry.wire.errors import InvalidRequestError
+from lorry.wire.types import Quantization
 
 _GIB = 2**30
 _RANKS = (8, 32, 64)
@@ -34,21 +35,26 @@ def floating(dtype: str) -> torch.dtype:
     return found
 
 
-def print_plan(console: Console, model: str, dtype: str, rank: int, devices: Devices | None) -> None:
+def print_plan(
+    console: Console, model: str, dtype: str, rank: int, devices: Devices | None, quantize: Quantization
+) -> None:
     """Raises UnsupportedModelError and InvalidRequestError."""
     itemsize = floating(dtype).itemsize
     size = size_of(model)
-    console.print(_of_model(model, size, dtype, itemsize))
+    console.print(_of_model(model, size, dtype, itemsize, quantize))
     console.print(_of_adapters(size, itemsize))
     if devices is not None:
-        console.print(_verdict(size, itemsize, AdapterSpec(rank), devices), soft_wrap=True)
+        console.print(_verdict(size, itemsize, AdapterSpec(rank), devices, quantize), soft_wrap=True)
 
 
-def _of_model(model: str, size: Sizing, dtype: str, itemsize: int) -> Table:
+def _of_model(model: str, size: Sizing, dtype: str, itemsize: int, quantize: Quantization) -> Table:
     table = Table(model, "", title="The base model", title_justify="left")
     table.add_row("parameters", f"{size.parameters / 1e9:,.3f} billion")
     for name, width in {dtype: itemsize, "float32": 4}.items():
-        table.add_row(f"weights in {name}", f"{size.parameters * width / _GIB:,.1f} GiB")
+        table.add_row(f"weights in {name}", f"{size.weights_bytes(width) / _GIB:,.1f} GiB")
+    if quantize != "none":
+        taken = size.weights_bytes(itemsize, quantize)
+        table.add_row(f"weights in {quantize}, the rest in {dtype}", f"{taken / _GIB:,.1f} GiB")
     table.add_row("keys and values of a token", f"{size.cache_numbers * itemsize / 1024:,.0f} KiB")
     table.add_row(f"a training pass of {PASS_TOKENS:,} tokens, about", f"{size.pass_bytes(itemsize) / _GIB:,.1f} GiB")
     if size.sites.frozen_experts:
@@ -76,14 +82,14 @@ def _of_adapters(size: Sizing, itemsize: int) -> Table:
     return table
 
 
-def _verdict(size: Sizing, itemsize: int, spec: AdapterSpec, devices: Devices) -> str:
+def _verdict(size: Sizing, itemsize: int, spec: AdapterSpec, devices: Devices, quantize: Quantization) -> str:
     """Of adapters on everything, beside a pass of PASS_TOKENS tokens."""
     have = f"{devices.count} x {devices.gib_each:g} GiB"
-    least = size.least_bytes(spec, itemsize)
+    least = size.least_bytes(spec, itemsize, quantize)
     if least > devices.bytes:
         needed = -(-least // int(devices.gib_each * _GIB))
         return f"{have}: too little. Weights, one adapter of rank {spec.rank} and a pass take {needed} such devices."
-    free = devices.bytes - size.parameters * itemsize
+    free = devices.bytes - size.weights_bytes(itemsize, quantize)
     cache = _CACHE_SHARE * free
     slots = max(1, int((free - cache - size.pass_bytes(itemsize)) // size.adapter_bytes(spec, itemsize)))
     tokens = int(cache // (size.cache_numbers * itemsize))

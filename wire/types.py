@@ -148,6 +148,7 @@ def _tensor(name: str, value: Any) -> TensorData:
 
 FileLayout: TypeAlias = Literal["peft", "tinker"]
 ExpertLora: TypeAlias = Literal["shared", "independent"]
+Quantization: TypeAlias = Literal["none", "nf4"]
 
 
 class LoraConfig(msgspec.Struct, frozen=True, kw_only=True):

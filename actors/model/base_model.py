@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...wire.errors import UnsupportedModelError
+from ...wire.types import Quantization
 from .agreement import agree
 from .attention import PACKED, PROBED, set_attention
 from .in_flight import InFlight
@@ -62,14 +63,20 @@ class BaseModel:
 
 
 def load_base_model(
-    path: str | Path, device: str = "cpu", dtype: str = "auto", *, trust_remote_code: bool = False
+    path: str | Path,
+    device: str = "cpu",
+    dtype: str = "auto",
+    *,
+    trust_remote_code: bool = False,
+    quantize: Quantization = "none",
 ) -> BaseModel:
     """Loads any decoder that AutoModelForCausalLM knows, from a local folder or a hub id, as `load_model` does.
 
     Raises UnsupportedModelError where there is no such model, none that runs packed, or one that needs code of its own.
     """
-    model = load_model(path, dtype, trust_remote_code=trust_remote_code)
-    model.to(device)  # pyright: ignore[reportArgumentType]
+    model = load_model(path, dtype, trust_remote_code=trust_remote_code, quantize=quantize, device=device)
+    if quantize == "none":
+        model.to(device)  # pyright: ignore[reportArgumentType]
     return wrap_model(model)
 
 

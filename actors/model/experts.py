@@ -25,6 +25,7 @@ from .expert_lora import (
     add_gate_up_backward,
 )
 from .in_flight import InFlight
+from .nf4 import Stack, stacked
 from .products import linear_of_each
 from .routing import Routing, route
 
@@ -40,10 +41,23 @@ class RoutedExperts:
     def __init__(self, module: nn.Module, gate_up: int, down: int, in_flight: InFlight) -> None:
         self.module: Any = module
         self.gate_up, self.down, self.in_flight = gate_up, down, in_flight
+        self.count = len(self.module.gate_up_proj)
+        self._quantised: tuple[Stack, Stack] | None = None
+
+    def quantise(self) -> None:
+        """The base's own weights go."""
+        gate_up, down = self.weights
+        assert isinstance(gate_up, Tensor) and isinstance(down, Tensor), "once"
+        self._quantised = stacked(gate_up), stacked(down)
+        for name in ("gate_up_proj", "down_proj"):
+            parameter: nn.Parameter = getattr(self.module, name)
+            parameter.data = parameter.new_empty(0)
 
     @property
-    def weights(self) -> tuple[Tensor, Tensor]:
+    def weights(self) -> tuple[Tensor, Tensor] | tuple[Stack, Stack]:
         """[experts, outputs, inputs] each, of gate and up together, and of down."""
+        if self._quantised is not None:
+            return self._quantised
         gate_up, down = self.module.gate_up_proj, self.module.down_proj
         return (gate_up.mT, down.mT) if self.module.is_transposed else (gate_up, down)
 
@@ -71,7 +85,7 @@ class RoutedExperts:
 
     def _routes(self, chosen: Tensor) -> "_Routes":
         """An adapter that trains experts trains both of their weights."""
-        experts, spans = len(self.module.gate_up_proj), list[tuple[int, int]]()
+        experts, spans = self.count, list[tuple[int, int]]()
         gate_up: list[Share] = []
         down: list[Share] = []
         for segment in self.in_flight.segments:

@@ -45,8 +45,14 @@ class AttentionCache(Protocol):
 class LinearLayer(Protocol):
     """One trainable linear layer of the base model."""
 
-    weight: "torch.Tensor"
     bias: "torch.Tensor | None"
+    out_features: int
+    is_quantised: bool
+
+    @property
+    def weight(self) -> "torch.Tensor":
+        """[outputs, inputs]"""
+        ...
 
 
 class Linears(Protocol):

@@ -12,7 +12,9 @@ from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from ...wire.errors import UnsupportedModelError
+from ...wire.types import Quantization
 from .memory import give_back_freed
+from .nf4 import keep_readable, nf4_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,9 +26,17 @@ _SAME_AS = {"kimi_k2": "deepseek_v3"}
 """Families that are another's under a name of their own, with code beside the weights that need not be run."""
 
 
-def load_model(path: str | Path, dtype: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+def load_model(
+    path: str | Path,
+    dtype: str,
+    *,
+    trust_remote_code: bool = False,
+    quantize: Quantization = "none",
+    device: str | None = None,
+) -> "PreTrainedModel":
     """`dtype` "auto" is the checkpoint's own; otherwise the name of a torch dtype.
 
+    `quantize` nf4: linear layers but the output head are in 4 bits, made while the files are read, on `device`.
     Code that lies beside the weights is not run, unless `trust_remote_code`. Raises UnsupportedModelError.
     """
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
@@ -34,8 +44,9 @@ def load_model(path: str | Path, dtype: str, *, trust_remote_code: bool = False)
     try:
         config = configuration_of(str(path), trust_remote_code=trust_remote_code)
         is_expanded = _expand(config)
+        how = {} if quantize == "none" else _in_4_bits(config, dtype, device, is_expanded=is_expanded)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            str(path), config=config, dtype=dtype, trust_remote_code=trust_remote_code
+            str(path), config=config, dtype=dtype, trust_remote_code=trust_remote_code, **how
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -44,6 +55,7 @@ def load_model(path: str | Path, dtype: str, *, trust_remote_code: bool = False)
         for parameter in model.parameters():
             if parameter.dtype == torch.bfloat16:  # as some formats are expanded, whatever was asked for
                 parameter.data = parameter.data.to(getattr(torch, dtype))
+    keep_readable(model)
     give_back_freed()  # as much as the files, where they were expanded
     return model
 
@@ -73,6 +85,15 @@ def configuration_of(path: str, *, trust_remote_code: bool = False) -> PreTraine
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     own = ("model_type", "architectures", "auto_map")
     return AutoConfig.for_model(known, **{name: value for name, value in described.items() if name not in own})
+
+
+def _in_4_bits(config: PreTrainedConfig, dtype: str, device: str | None, *, is_expanded: bool) -> dict[str, Any]:
+    """What `from_pretrained` is to be told."""
+    if is_expanded:
+        raise UnsupportedModelError("the checkpoint is quantised already: serve it without --quantize")
+    own: torch.dtype | None = getattr(config, "dtype", None)
+    computes = getattr(torch, dtype) if dtype != "auto" else own or torch.float32
+    return {"quantization_config": nf4_config(computes), "device_map": {"": device or "cpu"}}
 
 
 def _expand(config: PreTrainedConfig) -> bool:

@@ -19,6 +19,7 @@ from .base_model import BaseModel
 from .experts import PACKED as ROUTED
 from .experts import RoutedExperts
 from .in_flight import InFlight
+from .nf4 import is_quantised, weight_of
 from .probe import AttentionProbe
 from .products import linear, linear_backward
 from .targets import find_sites
@@ -50,15 +51,20 @@ class Layout:
 class LoraLinear(nn.Module):
     """Takes the place of one `nn.Linear`, shares its weight and bias, and adds what the segments in flight ask for."""
 
-    weight: Tensor
     bias: Tensor | None
 
     def __init__(self, linear: nn.Linear, index: int, in_flight: InFlight) -> None:
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
+        self.base, self.bias = linear, linear.bias
+        self.is_quantised = is_quantised(linear)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.index = index
         self.in_flight = in_flight
+
+    @property
+    def weight(self) -> Tensor:
+        """[outputs, inputs], the base's own; where that is quantised, expanded each time."""
+        return weight_of(self.base) if self.is_quantised else self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., inputs] with the packed row's tokens in its leading axes -> [..., outputs]."""
@@ -70,7 +76,7 @@ class LoraLinear(nn.Module):
         rows = x.view(-1, self.in_features)  # [tokens, inputs]
         layout = self.layout(len(rows))
         if torch.is_grad_enabled():
-            y = _SegmentLora.apply(rows, self.weight, self.bias, layout, self.in_flight)
+            y = _SegmentLora.apply(rows, self, layout)
         else:
             y = linear(rows, self.weight, self.bias)
             add_lora(layout, rows, y)
@@ -134,24 +140,22 @@ class _SegmentLora(torch.autograd.Function):
     """y = x W.T + bias, and per stretch y += scale (x A.T) B; saves x and x A.T, and neither where nobody trains it."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout, in_flight: InFlight
-    ) -> Tensor:
-        y = linear(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, layer: LoraLinear, layout: Layout) -> Tensor:
+        y = linear(x, layer.weight, layer.bias)
         ctx.downs = add_lora(layout, x, y)
         trained = any(part is not None for part in layout.parts)
-        ctx.save_for_backward(x if trained else None, weight)
-        ctx.layout, ctx.in_flight = layout, in_flight
+        ctx.save_for_backward(x if trained else None)
+        ctx.layer, ctx.layout = layer, layout
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.in_flight.pause()
-        x, weight = ctx.saved_tensors
-        dx = linear_backward(dy, weight)  # [tokens, inputs]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.layer.in_flight.pause()
+        (x,) = ctx.saved_tensors
+        dx = linear_backward(dy, ctx.layer.weight)  # [tokens, inputs]
         if x is not None:
             add_lora_backward(ctx.layout, x, ctx.downs, dy, dx)
-        return dx, None, None, None, None
+        return dx, None, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +272,12 @@ def experts_of(base: BaseModel) -> dict[int, RoutedExperts]:
     """The routed experts that adapters may train, by the index of their first weight."""
     found = (getattr(module, "lorry", None) for module in base.model.modules())
     return {experts.gate_up: experts for experts in found if isinstance(experts, RoutedExperts)}
+
+
+def quantise_experts(base: BaseModel) -> None:
+    """Their weights are in 4 bits from now on, as those of the layers around them are."""
+    for experts in experts_of(base).values():
+        experts.quantise()
 
 
 def head_of(base: BaseModel) -> LoraLinear:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .nf4 import Stack
+
 # The operators that TorchInductor emits for a linear layer; absent from builds without oneDNN.
 _onednn_linear: Any = (
     getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
@@ -61,22 +63,22 @@ def linear_backward(dy: Tensor, weight: Tensor) -> Tensor:
 
 
 def linear_of_each(
-    x: Tensor, weights: Tensor, biases: Tensor | None, counts: Sequence[int], y: Tensor
+    x: Tensor, weights: Tensor | Stack, biases: Tensor | None, counts: Sequence[int], y: Tensor
 ) -> Generator[int]:
     """Neighbouring `counts[i]` rows through `weights[i]`: x [rows, inputs], weights [n, outputs, inputs], biases
-    [n, outputs], y [rows, outputs].
+    [n, outputs], y [rows, outputs]. Of quantised ones those are expanded that have rows.
 
     Yields each i as soon as its rows of `y` are there: to add to them costs least while they are in the cache. It is
     torch's own product, which writes where it is told to; a copy costs more than oneDNN gains with so few rows.
     """
-    pieces = x.split_with_sizes(counts), weights.mT.unbind(), y.split_with_sizes(counts)
-    for i, (rows, weight, to) in enumerate(zip(*pieces, strict=True)):
+    each, pieces = weights.mT.unbind(), (x.split_with_sizes(counts), y.split_with_sizes(counts))
+    for i, (rows, to) in enumerate(zip(*pieces, strict=True)):
         if not len(rows):
             pass
         elif biases is None:
-            torch.mm(rows, weight, out=to)
+            torch.mm(rows, each[i], out=to)
         else:
-            torch.addmm(biases[i], rows, weight, out=to)
+            torch.addmm(biases[i], rows, each[i], out=to)
         yield i
 
 

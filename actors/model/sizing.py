@@ -10,9 +10,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
 from ...wire.errors import UnsupportedModelError
+from ...wire.types import Quantization
 from .adapter import AdapterSpec, shapes_of
 from .lineup import LINE_UP
 from .loading import configuration_of, plain
+from .nf4 import NF4_BYTES
 from .targets import Sites, find_sites
 
 if TYPE_CHECKING:
@@ -42,13 +44,21 @@ class Sizing:
         the base has another dtype, of `itemsize` bytes."""
         return self.adapter_parameters(spec) * (16 + (itemsize if itemsize != 4 else 0))
 
+    def weights_bytes(self, itemsize: int, quantize: Quantization = "none") -> int:
+        """Of the base: what adapters train is what is quantised, but for the head."""
+        if quantize == "none":
+            return self.parameters * itemsize
+        quantised = [target for target in self.sites.targets if target.group != "unembed"]
+        numbers = sum(target.inputs * target.outputs * (target.experts or 1) for target in quantised)
+        return (self.parameters - numbers) * itemsize + int(numbers * NF4_BYTES)
+
     def pass_bytes(self, itemsize: int) -> int:
         """Of a training pass of PASS_TOKENS tokens, about."""
         return PASS_TOKENS * _NUMBERS_OF_TOKEN * self.layers * self.hidden * itemsize
 
-    def least_bytes(self, spec: AdapterSpec, itemsize: int) -> int:
+    def least_bytes(self, spec: AdapterSpec, itemsize: int, quantize: Quantization = "none") -> int:
         """The weights, one adapter of `spec`, and a pass over it."""
-        return self.parameters * itemsize + self.adapter_bytes(spec, itemsize) + self.pass_bytes(itemsize)
+        return self.weights_bytes(itemsize, quantize) + self.adapter_bytes(spec, itemsize) + self.pass_bytes(itemsize)
 
 
 def size_of(model: str) -> Sizing:

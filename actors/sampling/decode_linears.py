@@ -24,14 +24,18 @@ from .lora.walked import Walked
 class BaseProducts:
     """`groups` are the layers that read one tensor, in the order in which they do.
 
-    Where weights can be packed they are, once more beside the plain ones that training reads. The output `head`'s
+    Where weights can be packed they are, once more beside the plain ones that training reads; what is quantised is not,
+    which would be packed expanded. The output `head`'s
     products are in float32 always, as the trainer's are.
     """
 
     def __init__(self, groups: Sequence[Sequence[LinearLayer]], head: object = None) -> None:
         self._groups, self._head = groups, head
-        self._packed = [pack([m.weight for m in group], [m.bias for m in group]) for group in groups]
-        self._sizes = [[len(m.weight) for m in group] for group in groups]
+        self._packed = [
+            None if any(m.is_quantised for m in group) else pack([m.weight for m in group], [m.bias for m in group])
+            for group in groups
+        ]
+        self._sizes = [[m.out_features for m in group] for group in groups]
 
     def products(self, group: int, x: Tensor) -> Sequence[Tensor]:
         """Of every layer of the group: x [rows, inputs] -> [rows, outputs], which may be views of one tensor."""

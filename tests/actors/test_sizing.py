@@ -20,6 +20,7 @@ from lorry.actors.model.sizing import Sizing, size_of, sizing
 from lorry.actors.model.survey import survey
 from lorry.plan import Devices, print_plan
 from lorry.wire.errors import InvalidRequestError, UnsupportedModelError
+from lorry.wire.types import Quantization
 
 from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_llama, tiny_qwen3, tiny_qwen3_moe
 from .test_quantised import FORMATS
@@ -145,9 +146,11 @@ def test_the_page_of_models_has_all_of_the_line_up_with_its_numbers() -> None:
             assert f"def {test}(" in sources, test
 
 
-def printed(model: str, dtype: str = "bfloat16", devices: Devices | None = None) -> str:
+def printed(
+    model: str, dtype: str = "bfloat16", devices: Devices | None = None, quantize: Quantization = "none"
+) -> str:
     console = Console(record=True, width=160)
-    print_plan(console, model, dtype, 32, devices)
+    print_plan(console, model, dtype, 32, devices, quantize)
     return " ".join(console.export_text().split())
 
 
@@ -159,6 +162,9 @@ def test_a_plan_says_what_fits() -> None:
     assert "--slots 1 for rank 32" in printed("Qwen/Qwen3-30B-A3B", devices=Devices(1, 80))
     slots = re.search(r"--slots (\d+) for", printed("Qwen/Qwen3-8B", devices=Devices(1, 80)))
     assert slots is not None and int(slots[1]) > 10
+    in_4_bits = printed("Qwen/Qwen3-32B", devices=Devices(1, 48), quantize="nf4")
+    assert "weights in nf4, the rest in bfloat16 │ 17.9 GiB" in in_4_bits
+    assert "--slots 1 for rank 32" in in_4_bits
 
 
 def test_a_plan_of_what_is_not_there_says_so(tmp_path: Path) -> None:

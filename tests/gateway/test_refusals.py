@@ -139,6 +139,8 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "actors/model/attention.py::_window_of_mask": (1, AT_START),
     "actors/model/loading.py::load_model": (2, AT_START),
     "actors/model/loading.py::_expand": (2, AT_START),
+    "actors/model/loading.py::_in_4_bits": (1, AT_START),
+    "actors/model/nf4.py::nf4_config": (1, AT_START),
     "actors/model/loading.py::without_weights": (1, EXPORT),
     "actors/model/base_model.py::wrap_model": (2, AT_START),
     "actors/model/base_model.py::_probe": (2, AT_START),

@@ -13,6 +13,7 @@ from lorry.cli import app
 OTHER = ActorSettings(
     device="cuda:1",
     dtype="bfloat16",
+    quantize="nf4",
     trust_remote_code=True,
     adapter_layout="tinker",
     slots=3,
