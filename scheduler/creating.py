@@ -40,10 +40,7 @@ class Creating:
         nonce = self._nonce(tenant, create.nonce, create.slot)
         if isinstance(made := self._registry.made_before(tenant, nonce), RunRow):
             return made, False
-        check_lora_config(create.lora)
-        if known := self._registry.models.known(create.base_model):
-            known.check(create.lora)
-        lora = create.lora
+        self._check(create.base_model, lora := create.lora)
         if lora.seed is None:
             lora = msgspec.structs.replace(lora, seed=secrets.randbits(63))
         run = self._new_run(tenant, nonce, create.slot, create.base_model, lora)
@@ -104,9 +101,7 @@ class Creating:
         """
         if not _RUN.fullmatch(told.run):
             raise InvalidRequestError.of("run", told.run, "run-, and 16 hexadecimal digits")
-        check_lora_config(told.lora)
-        if known := self._registry.models.known(told.base_model):
-            known.check(told.lora)
+        self._check(told.base_model, told.lora)
         made = self._registry.run_of(LaneId(told.run))
         if made is not None and (made.tenant, made.nonce) != (told.tenant, told.run):
             raise InvalidRequestError.of("run", told.run, "a new run")
@@ -139,6 +134,13 @@ class Creating:
             for kind in _IMPORTED
         ]
         return run, rows, made is None
+
+    def _check(self, base_model: str, lora: LoraConfig) -> None:
+        """Against what is known of the model, whose limits are the ones to tell."""
+        if known := self._registry.models.known(base_model):
+            known.check(lora)
+        else:
+            check_lora_config(lora)
 
     def _nonce(self, tenant: TenantId, nonce: str, slot: Slot | None) -> str:
         """What a run is made under. Raises NotFoundError for a place in a client session that is not the tenant's."""

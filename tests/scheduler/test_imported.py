@@ -86,7 +86,8 @@ async def test_sent_twice_it_is_imported_once_and_nobody_elses(tmp_path: Path) -
         ({"name": "../up"}, InvalidRequestError, "name is '../up'"),
         ({"run": "../../up"}, InvalidRequestError, "run is '../../up'"),
         ({"run": "run-0123456789abcdef"}, NotFoundError, "there is no .*run-0123456789abcdef"),
-        ({"lora": LoraConfig(rank=65)}, InvalidRequestError, "rank is 65"),
+        ({"lora": LoraConfig(rank=65)}, InvalidRequestError, "rank is 65, expected a whole number from 1 to 64"),
+        ({"lora": LoraConfig(rank=0)}, InvalidRequestError, "rank is 0, expected a whole number from 1 to 64"),
         ({"lora": LoraConfig(alpha=float("nan"))}, InvalidRequestError, "alpha is nan"),
     ],
 )
