@@ -64,7 +64,7 @@ class UnknownModelError(LorryError, LookupError):
 
 
 class UnsupportedModelError(LorryError):
-    """Serve a decoder that `AutoModelForCausalLM` loads from a local folder or a hub id, with causal attention."""
+    """Serve a decoder that transformers loads from a local folder or a hub id, with causal attention."""
 
     category = "user"
 

@@ -70,7 +70,8 @@ def load_base_model(
     trust_remote_code: bool = False,
     quantize: Quantization = "none",
 ) -> BaseModel:
-    """Loads any decoder that AutoModelForCausalLM knows, from a local folder or a hub id, as `load_model` does.
+    """Loads any decoder that transformers knows, and of a model that can see the part that reads text, from a local
+    folder or a hub id, as `load_model` does.
 
     Raises UnsupportedModelError where there is no such model, none that runs packed, or one that needs code of its own.
     """

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from packaging.version import Version
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+)
 
 from ...wire.errors import UnsupportedModelError
 from ...wire.types import Quantization
@@ -45,7 +52,7 @@ def load_model(
         config = configuration_of(str(path), trust_remote_code=trust_remote_code)
         is_expanded = _expand(config)
         how = {} if quantize == "none" else _in_4_bits(config, dtype, device, is_expanded=is_expanded)
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = auto_class(config).from_pretrained(
             str(path), config=config, dtype=dtype, trust_remote_code=trust_remote_code, **how
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -65,10 +72,17 @@ def without_weights(path: str | Path) -> "PreTrainedModel":
     try:
         config = configuration_of(str(path))
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(plain(config))
+            return auto_class(config).from_config(plain(config))
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UnsupportedModelError(f"no base model is described in {str(path)!r}: {reason}") from error
+
+
+def auto_class(config: PreTrainedConfig) -> Any:
+    """Of transformers, what builds the decoder: one that can see is known by another name there."""
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText
 
 
 def plain(config: PreTrainedConfig) -> PreTrainedConfig:

@@ -4,16 +4,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from ...wire.errors import UnsupportedModelError
 from ...wire.types import Quantization
 from .adapter import AdapterSpec, shapes_of
 from .lineup import LINE_UP
-from .loading import configuration_of, plain
+from .loading import auto_class, configuration_of, plain
 from .nf4 import NF4_BYTES
 from .targets import Sites, find_sites
 
@@ -97,13 +97,11 @@ def configuration(dimensions: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def _built(config: PreTrainedConfig) -> "PreTrainedModel":
-    reason = ""
-    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
-        try:
-            return cast("PreTrainedModel", auto.from_config(config))
-        except ValueError as error:  # a configuration of none of its models
-            reason = str(error).splitlines()[0]
-    raise UnsupportedModelError(f"transformers builds no decoder of a {type(config).__name__}: {reason}")
+    try:
+        return auto_class(config).from_config(config)
+    except ValueError as error:  # a configuration of none of its models
+        reason = str(error).splitlines()[0]
+        raise UnsupportedModelError(f"transformers builds no decoder of a {type(config).__name__}: {reason}") from error
 
 
 def _cache_numbers(text: PreTrainedConfig) -> int:

@@ -4,7 +4,6 @@ from typing import Any, cast
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     DeepseekV3Config,
     GptOssConfig,
     LlamaConfig,
@@ -12,7 +11,11 @@ from transformers import (
     PreTrainedModel,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3VLConfig,
+    Qwen3VLMoeConfig,
 )
+
+from lorry.actors.model.loading import auto_class
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97,
@@ -34,7 +37,7 @@ MOE: dict[str, Any] = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
 def build(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval())
+        return cast("PreTrainedModel", auto_class(config).from_config(config, attn_implementation="eager").eval())
 
 
 def tiny_qwen3(seed: int = 0, **changes: Any) -> PreTrainedModel:
@@ -43,6 +46,31 @@ def tiny_qwen3(seed: int = 0, **changes: Any) -> PreTrainedModel:
 
 def tiny_llama(seed: int = 0, **changes: Any) -> PreTrainedModel:
     return build(LlamaConfig(**(SHAPE | changes)), seed)
+
+
+def with_eyes(config: type[PreTrainedConfig], seed: int, text: dict[str, Any]) -> PreTrainedModel:
+    """Of the Qwen3-VL family: 16 patches of 4 x 4 pixels make 4 tokens."""
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_heads": 2,
+        "patch_size": 4,
+        "out_hidden_size": SHAPE["hidden_size"],
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0, 1],
+    }
+    tokens = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
+    return build(config(text_config=text | {"rope_parameters": rope}, vision_config=vision, **tokens), seed)
+
+
+def tiny_qwen3_vl(seed: int = 0, **changes: Any) -> PreTrainedModel:
+    return with_eyes(Qwen3VLConfig, seed, SHAPE | changes)
+
+
+def tiny_qwen3_vl_moe(seed: int = 0, **changes: Any) -> PreTrainedModel:
+    return with_eyes(Qwen3VLMoeConfig, seed, SHAPE | MOE | {"num_experts": 4} | changes)
 
 
 def tiny_qwen3_moe(seed: int = 0, **changes: Any) -> PreTrainedModel:

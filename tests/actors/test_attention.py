@@ -7,10 +7,10 @@ from transformers import Gemma2Config, Llama4TextConfig, MambaConfig, PreTrained
 from lorry.actors.model.base_model import BaseModel, wrap_model
 from lorry.wire.errors import UnsupportedModelError
 
-from .models import SHAPE, build, tiny_deepseek_v3, tiny_gpt_oss, tiny_llama, tiny_qwen3, tiny_qwen3_moe
+from .models import SHAPE, build, tiny_deepseek_v3, tiny_gpt_oss, tiny_llama, tiny_qwen3, tiny_qwen3_moe, tiny_qwen3_vl
 
 LENGTHS = [9, 5, 5, 14, 1, 1, 1]
-FAMILIES = [tiny_qwen3, tiny_llama, tiny_qwen3_moe, tiny_gpt_oss, tiny_deepseek_v3]
+FAMILIES = [tiny_qwen3, tiny_llama, tiny_qwen3_moe, tiny_gpt_oss, tiny_deepseek_v3, tiny_qwen3_vl]
 
 
 def sequences() -> list[torch.Tensor]:

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from lorry.actors.model.base_model import load_base_model, wrap_model
+from lorry.actors.model.lora import attach_lora
 from lorry.wire.errors import UnsupportedModelError
 
-from .models import tiny_llama, tiny_qwen3
+from .models import tiny_llama, tiny_qwen3, tiny_qwen3_vl, tiny_qwen3_vl_moe
+from .workshop import Family
 
 
 @pytest.fixture
@@ -25,6 +27,18 @@ def test_the_operator_may_ask_for_another_dtype(saved: Path) -> None:
     base = load_base_model(saved, dtype="float32")
     assert base.dtype == torch.float32
     assert {parameter.dtype for parameter in base.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("family", [tiny_qwen3_vl, tiny_qwen3_vl_moe])
+def test_a_model_with_eyes_is_loaded_and_computes_text(family: Family, tmp_path: Path) -> None:
+    model = family()
+    model.save_pretrained(tmp_path)
+    base, tokens = load_base_model(tmp_path, dtype="float32"), torch.arange(9)
+    assert {target.group for target in attach_lora(base).modules} == {"attn", "mlp", "unembed"}
+    base.in_flight.lengths = [9]
+    with torch.no_grad():
+        expected = model(tokens[None], use_cache=False).logits[0]
+        torch.testing.assert_close(base.logits(base.hidden_states(tokens, tokens, grad=False)), expected)
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:

@@ -24,7 +24,15 @@ from lorry.actors.model.adapter import Adapter, AdapterSpec
 from lorry.wire.errors import CheckpointError
 from lorry.wire.types import AdamParams, ExpertLora, FileLayout
 
-from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_llama, tiny_qwen3, tiny_qwen3_moe
+from .models import (
+    tiny_deepseek_v3,
+    tiny_gpt_oss,
+    tiny_llama,
+    tiny_qwen3,
+    tiny_qwen3_moe,
+    tiny_qwen3_vl,
+    tiny_qwen3_vl_moe,
+)
 from .workshop import Family, Workshop, assert_agrees, job, request
 
 EXPERTS = "base_model.model.model.layers.1.mlp.experts"
@@ -50,6 +58,7 @@ def assert_peft_agrees(shop: Workshop, family: Family, folder: Path) -> None:
     [
         *((family, spec) for family in (tiny_qwen3, tiny_llama) for spec in SPECS),
         (tiny_qwen3_moe, SPECS[1]),
+        (tiny_qwen3_vl, SPECS[0]),
     ],
 )
 def test_peft_loads_a_saved_sampler_and_gives_the_same_logprobs(
@@ -194,7 +203,7 @@ def test_saving_again_replaces_the_folder_and_tells_its_size(tmp_path: Path) -> 
 # PEFT gives experts that are modules in the file twice the rank, by a pattern that it seeks among modules alone.
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")
 @pytest.mark.parametrize("layout", ["shared", "independent"])
-@pytest.mark.parametrize("family", [tiny_qwen3_moe, tiny_gpt_oss, tiny_deepseek_v3])
+@pytest.mark.parametrize("family", [tiny_qwen3_moe, tiny_gpt_oss, tiny_deepseek_v3, tiny_qwen3_vl_moe])
 def test_peft_loads_an_adapter_on_experts_and_gives_the_same_logprobs(
     family: Family, layout: ExpertLora, tmp_path: Path
 ) -> None:
@@ -206,7 +215,7 @@ def test_peft_loads_an_adapter_on_experts_and_gives_the_same_logprobs(
 
 @pytest.mark.parametrize("layout", ["peft", "tinker"])
 @pytest.mark.parametrize("experts", ["shared", "independent"])
-@pytest.mark.parametrize("family", [tiny_qwen3_moe, tiny_gpt_oss])
+@pytest.mark.parametrize("family", [tiny_qwen3_moe, tiny_gpt_oss, tiny_qwen3_vl_moe])
 def test_an_adapter_on_experts_comes_back_from_either_layout(
     family: Family, experts: ExpertLora, layout: FileLayout, tmp_path: Path
 ) -> None:

@@ -18,14 +18,31 @@ from lorry.wire.commands import SampleInput
 from lorry.wire.errors import NonFiniteError
 from lorry.wire.types import ModelInput, SampleResponse, SamplingParams
 
-from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_llama, tiny_qwen3, tiny_qwen3_moe
+from .models import (
+    tiny_deepseek_v3,
+    tiny_gpt_oss,
+    tiny_llama,
+    tiny_qwen3,
+    tiny_qwen3_moe,
+    tiny_qwen3_vl,
+    tiny_qwen3_vl_moe,
+)
 
 
 def tiny_sliding_qwen3() -> PreTrainedModel:
     return tiny_qwen3(use_sliding_window=True, sliding_window=4, max_window_layers=1)
 
 
-FAMILIES = [tiny_qwen3, tiny_sliding_qwen3, tiny_llama, tiny_qwen3_moe, tiny_gpt_oss, tiny_deepseek_v3]
+FAMILIES = [
+    tiny_qwen3,
+    tiny_sliding_qwen3,
+    tiny_llama,
+    tiny_qwen3_moe,
+    tiny_gpt_oss,
+    tiny_deepseek_v3,
+    tiny_qwen3_vl,
+    tiny_qwen3_vl_moe,
+]
 PROMPTS = [[5, 6, 7], [40, 2, 9, 9, 31, 60, 8], list(range(20, 50)), [3], [90, 1, 14, 15, 92, 65, 35]]
 
 

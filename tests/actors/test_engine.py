@@ -10,7 +10,7 @@ from lorry.actors.training.logprobs import OutputHead
 from lorry.wire.errors import InvalidRequestError, LorryError, NonFiniteError, NotFoundError, OutOfMemoryError
 from lorry.wire.types import AdamParams, Datum, ModelInput
 
-from .models import tiny_llama, tiny_qwen3
+from .models import tiny_llama, tiny_qwen3, tiny_qwen3_vl
 from .reference import PeftRun
 from .workshop import Family, Workshop, assert_close, job, logprobs, request, succeeded
 
@@ -50,7 +50,7 @@ def test_a_sequence_ratio_spans_the_chunks_of_the_head_and_stays_in_its_own_sequ
     assert_close(adapter.grad, reference.grad())
 
 
-@pytest.mark.parametrize("family", [tiny_qwen3, tiny_llama])
+@pytest.mark.parametrize("family", [tiny_qwen3, tiny_llama, tiny_qwen3_vl])
 def test_a_mixed_micro_batch_equals_peft_run_after_run(family: Family) -> None:
     assert_mixed_equals_peft(family, SPECS)
 

@@ -16,14 +16,14 @@ from lorry.actors.model.lora import experts_of
 from lorry.actors.model.routing import route
 from lorry.wire.types import ExpertLora
 
-from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_qwen3_moe
+from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_qwen3_moe, tiny_qwen3_vl_moe
 from .reference import PeftRun
 from .test_decoder import PROMPTS, assert_is_the_models_own, new_decoder, run
 from .test_decoder import request as sampling
 from .test_engine import SPECS, assert_mixed_equals_peft
 from .workshop import Family, Workshop, assert_close, job, logprobs, request, succeeded
 
-FAMILIES = [tiny_qwen3_moe, tiny_gpt_oss, tiny_deepseek_v3]
+FAMILIES = [tiny_qwen3_moe, tiny_gpt_oss, tiny_deepseek_v3, tiny_qwen3_vl_moe]
 LAYOUTS: list[ExpertLora] = ["shared", "independent"]
 
 
