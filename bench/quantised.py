@@ -1,13 +1,12 @@
 """What a base in 4 bits (`--quantize nf4`) takes of memory and of time.
 
-The model of `bench.engine` from files: weights and the peak of a process that loads them, in float32 and in 4 bits; and
-training passes of eight runs, in turns, over the 4-bit base through Lorry and through PEFT run after run, and over the
-plain one through Lorry. Prints a table and a JSON line.
+The model of `bench.engine` from files: its linear layers' weights in float32 and in 4 bits; and training passes of
+eight runs, in turns, over the 4-bit base through Lorry and through PEFT run after run, and over the plain one through
+Lorry. Prints a table and a JSON line.
 """
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import warnings
 from pathlib import Path
@@ -29,19 +28,6 @@ MOST_OF_WEIGHTS = 0.131
 LEAST_OVER_PEFT, MOST_OF_PLAIN = 1.5, 1.5
 
 
-def peak_of_loading(folder: str, quantize: Quantization) -> int:
-    """Bytes of memory by which loading raises a process's peak; to be called in one that has loaded nothing yet."""
-    before = _most_resident()
-    load_model(folder, "float32", quantize=quantize)
-    return _most_resident() - before
-
-
-def _most_resident() -> int:
-    """So far, of this program alone: what getrusage says has been its parent's."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-
-
 def weights_of_layers(way: Lorry) -> int:
     """Bytes of the layers that are quantised, which the output head is not."""
     base = way.engine.base
@@ -57,14 +43,9 @@ def main(arguments: list[str] | None = None) -> list[str]:
     parser.add_argument("--repetitions", type=int, default=9)
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", module="peft")
-    spawned = multiprocessing.get_context("spawn")
     with TemporaryDirectory() as folder:
         build_model().save_pretrained(folder)
         kinds: tuple[Quantization, Quantization] = ("none", "nf4")
-        peaks: dict[Quantization, int] = {}
-        for kind in kinds:
-            with spawned.Pool(1) as pool:
-                peaks[kind] = pool.apply(peak_of_loading, (folder, kind))
         plain, four_bit = (Lorry(load_model(Path(folder), "float32", quantize=kind), options.runs) for kind in kinds)
         peft = Peft(load_model(Path(folder), "float32", quantize="nf4"), options.runs)
     ways: dict[str, Way] = {"lorry": four_bit, "peft": peft, "plain": plain}
@@ -75,10 +56,9 @@ def main(arguments: list[str] | None = None) -> list[str]:
     table = Table("", "4 bits", "float32", "PEFT over 4 bits", title=f"{options.runs} runs of {options.tokens} tokens")
     weights = (f"{weights_of_layers(way) / 2**20:.1f} MiB" for way in (four_bit, plain))
     table.add_row("weights of linear layers", *weights, "")
-    table.add_row("peak of loading", *(f"{peaks[kind] / 2**20:.0f} MiB" for kind in ("nf4", "none")), "")
     table.add_row("a training pass", *(f"{medians[name]:.0f} ms" for name in ("lorry", "plain", "peft")))
     Console().print(table)
-    found = {"weights": share, "peaks": peaks, "ms": medians, "peft_over_lorry": over_peft, "over_plain": of_plain}
+    found = {"weights": share, "ms": medians, "peft_over_lorry": over_peft, "over_plain": of_plain}
     print(json.dumps({"bench": "quantised"} | found))
     missed = at_most("weights in 4 bits over float32", share, MOST_OF_WEIGHTS)
     missed += at_least("training over a 4-bit base, over PEFT", over_peft[0], LEAST_OVER_PEFT)
