@@ -51,9 +51,8 @@ def load_state(adapter: Adapter, folder: Path, *, optimizer: bool) -> None:
     """Sets `adapter` to the saved weights, and with `optimizer` to the saved moments and step count.
 
     Without `optimizer` these start afresh, and where an adapter from elsewhere has none. No gradient is pending
-    afterwards, whatever was saved. Raises
-    CheckpointError, with nothing changed, where a file is missing, differs from its checksum or is of another shape
-    than the adapter.
+    afterwards, whatever was saved. Raises CheckpointError, with nothing changed, where a file is missing, differs from
+    its checksum or is of another shape than the adapter.
     """
     verify(folder)
     if optimizer and not _is_without_moments(folder):

@@ -75,8 +75,7 @@ class AdapterSpec:
 
     def takes(self, name: str) -> bool:
         """Whether it trains a layer of that name, if it trains its group. Names match as PEFT matches them."""
-        ends = self.target_modules
-        return ends is None or any(name == end or name.endswith(f".{end}") for end in ends)
+        return self.target_modules is None or any(is_called(name, end) for end in self.target_modules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +245,11 @@ class Adapter:
         for target, (a, b), (grad_a, grad_b) in zip(self.targets, self.views(self.compute), grads, strict=True):
             parts[target.index] = Part(self.spec.scale, a, b, a.mT, b.mT, grad_a, grad_b)
         return parts
+
+
+def is_called(name: str, end: str) -> bool:
+    """Whether a layer's whole name, or what is behind one of its dots, is `end`."""
+    return name == end or name.endswith(f".{end}")
 
 
 def shapes_of(spec: AdapterSpec, target: Target) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...wire.errors import InvalidRequestError, UnsupportedModelError
 from ...wire.types import FileLayout
 from . import operators
-from .adapter import Adapter, AdapterSpec, Group, Part, Target, accumulate
+from .adapter import Adapter, AdapterSpec, Group, Part, Target, accumulate, is_called
 from .agreement import agree
 from .base_model import BaseModel
 from .experts import PACKED as ROUTED
@@ -190,7 +190,7 @@ class LoraTargets:
             )
         chosen = [target for target in self.modules if target.group in spec.groups]
         for end in spec.target_modules or ():
-            if not any(target.name == end or target.name.endswith(f".{end}") for target in chosen):
+            if not any(is_called(target.name, end) for target in chosen):
                 raise InvalidRequestError.of("target_modules", end, "layers of this base model, of what is trained")
         return [target for target in chosen if spec.takes(target.name)]
 
