@@ -118,10 +118,8 @@ class Accepting:
             self._open.rows[row.future] = row
             if row.folder is not None and row.seq >= self._planner.next_seq(row.lane):
                 self._registry.saving(row)
-                if self._registry.begins_with(row, self._planner.next_seq(row.lane)):
-                    shaped = self._registry.shaped_by(row)
-                    if shaped is not None:
-                        self._registry.add_run(shaped)
+                if shaped := self._registry.shaped_by(row, self._planner.next_seq(row.lane)):
+                    self._registry.add_run(shaped)
             self._registry.begun(row.lane)
         self._journal(row, payload, payload, None, request, lambda: self._plan_or_fail(row, payload), shaped)
 

@@ -183,8 +183,10 @@ class Registry:
                 raise InvalidRequestError.of("path", path, f"a checkpoint with {name} {ours}, its own is {theirs}")
         return checkpoint.folder
 
-    def shaped_by(self, row: CommandRow) -> RunRow | None:
+    def shaped_by(self, row: CommandRow, next_seq: int) -> RunRow | None:
         """The run as it is made by the load that it begins with, should that change its adapter."""
+        if not self.begins_with(row, next_seq):
+            return None
         run = self._runs[RunId(row.lane)]
         source = self._runs[self.readable(run.tenant, row.arguments.path, "training").run].lora
         comes = {name: getattr(source, name) for name in _COMES_WITH_WEIGHTS}
