@@ -137,7 +137,13 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
     _check_device(settings.device)
     trusted = settings.trust_remote_code
     base = load_base_model(
-        config.model, settings.device, settings.dtype, trust_remote_code=trusted, quantize=settings.quantize
+        config.model,
+        settings.device,
+        settings.dtype,
+        trust_remote_code=trusted,
+        quantize=settings.quantize,
+        max_pixels=settings.image_pixels,
+        image_cache_bytes=settings.image_cache_bytes,
     )
     tokenizer = _load_tokenizer(config.model, trusted)
     targets = attach_lora(base, settings.adapter_layout)

@@ -64,6 +64,12 @@ class ActorSettings:
             description="What keys and values may take [default: a tenth of the host's memory, or 2/5 of a GPU's free]",
         ),
     ] = None
+    image_pixels: Annotated[
+        int, Meta(ge=1, description="Of an image, at most: larger ones are refused before they are decoded")
+    ] = 2**25
+    image_cache_bytes: Annotated[
+        int, Meta(ge=0, description="What is kept of images that were seen, on the device, should they come again")
+    ] = 2**28
     sample_share: Annotated[
         float,
         Meta(ge=0.01, le=0.99, description="Of the device's time, what sampling gets while training waits too"),

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Protocol, TypeAlias, cast
 from zlib import crc32
 
+import msgspec
 import structlog
 import torch
 
@@ -37,6 +38,7 @@ from ..wire.ids import BatchId, FutureId
 from .adapters.residents import Residents
 from .adapters.samplers import SamplerSave, SamplerSaved
 from .adapters.snapshots import write_snapshot
+from .images.layout import count_images
 from .model.memory import memory_ran_out
 from .orders import Leave, Order, Sample, Stop, Train, changed_by, runs_of, take_together
 from .outbox import End, Outbox
@@ -192,8 +194,11 @@ class Worker:
     # Sampling --------------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Requests join the decode loop, as long as their adapters fit the slots together."""
-        while self._samples:
+        """Requests join the decode loop, as long as their adapters fit the slots together: of those with images that
+        are to be looked at, one a step, for that may take long."""
+        eyes = self._engine.base.eyes
+        looked = eyes.seen if eyes else 0
+        while self._samples and (eyes is None or eyes.seen == looked):
             sample = self._samples[0]
             state = sample.item.adapter
             adapters = self._sampled_adapters() | ({state.key} if state else set())
@@ -223,10 +228,15 @@ class Worker:
         owner = key or (f"scope {item.scope}" if item.scope else None)
         if item.kind == "sample":
             request = decode(sample.payload, SampleInput)
+            request = msgspec.structs.replace(
+                request, prompt=count_images("prompt", request.prompt, base.eyes, base.max_context)
+            )
             check_sample(request, base.vocab_size, base.max_context)
             self._decoder.add(item.future, request, adapter, seed, owner)
         else:
-            prompt = decode(sample.payload, ComputeLogprobsInput).prompt
+            prompt = count_images(
+                "prompt", decode(sample.payload, ComputeLogprobsInput).prompt, base.eyes, base.max_context
+            )
             check_tokens("prompt", prompt, base.vocab_size, base.max_context)
             self._decoder.add_prompt(item.future, prompt, adapter, owner)
 

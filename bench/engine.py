@@ -29,7 +29,8 @@ from lorry.actors.model.base_model import wrap_model
 from lorry.actors.model.lora import attach_lora
 from lorry.actors.training.engine import Engine, ForwardBackwardJob
 from lorry.wire.commands import ForwardBackwardInput
-from lorry.wire.types import Datum, ForwardBackwardOutput, ModelInput, TensorData
+from lorry.wire.model_input import ModelInput
+from lorry.wire.types import Datum, ForwardBackwardOutput, TensorData
 
 RANKS = (8, 16, 32)
 VOCAB = 32_000

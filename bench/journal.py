@@ -31,7 +31,8 @@ from lorry.storage.store import Store
 from lorry.wire.codec import encode
 from lorry.wire.commands import ForwardBackwardInput
 from lorry.wire.ids import TenantId
-from lorry.wire.types import Datum, ModelInput, TensorData
+from lorry.wire.model_input import ModelInput
+from lorry.wire.types import Datum, TensorData
 from tests.scheduler.scripted import scripted_actor
 
 MIB = 1 << 20

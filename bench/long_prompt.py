@@ -20,7 +20,8 @@ from lorry.actors.model.base_model import wrap_model
 from lorry.actors.model.lora import attach_lora
 from lorry.actors.sampling.decoder import Decoder
 from lorry.wire.commands import SampleInput
-from lorry.wire.types import ModelInput, SamplingParams
+from lorry.wire.model_input import ModelInput
+from lorry.wire.types import SamplingParams
 
 LONG = 2000
 GOAL = 1.15

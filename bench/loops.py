@@ -24,7 +24,8 @@ from bench.engine import ratios
 from bench.goals import at_most, settle
 from lorry.config import ModelConfig, ServeConfig
 from lorry.serve import serving
-from lorry.wire.types import AdamParams, Datum, ModelInput, SampleResponse, SamplingParams
+from lorry.wire.model_input import ModelInput
+from lorry.wire.types import AdamParams, Datum, SampleResponse, SamplingParams
 
 GOAL = 1.15
 PROMPT = ModelInput.from_ints(list(range(1, 33)))

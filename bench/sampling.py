@@ -32,7 +32,8 @@ from lorry.actors.sampling.compiled import CompiledModel
 from lorry.actors.sampling.decode_linears import BaseProducts
 from lorry.actors.sampling.decoder import Decoder
 from lorry.wire.commands import SampleInput
-from lorry.wire.types import ModelInput, SampleResponse, SamplingParams
+from lorry.wire.model_input import ModelInput
+from lorry.wire.types import SampleResponse, SamplingParams
 
 DEMO_MODEL = Path(__file__).parent.parent / "tests" / "assets" / "base-model"
 PROMPT = 64

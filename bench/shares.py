@@ -41,7 +41,8 @@ from lorry.wire.actor_messages import AdapterState, Completion, FromActor, Item,
 from lorry.wire.codec import encode
 from lorry.wire.commands import ForwardBackwardInput, SampleInput
 from lorry.wire.ids import BatchId, FutureId
-from lorry.wire.types import LoraConfig, ModelInput, SamplingParams
+from lorry.wire.model_input import ModelInput
+from lorry.wire.types import LoraConfig, SamplingParams
 
 RUNS, ROWS = 4, 16
 ROUNDS_ALONE, FIRST = 2, 16

@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING, TypeVar
 from ..wire.catalogue_messages import Query, SamplerInfo
 from ..wire.client_messages import CreateSampler, SamplerCreated, Submit
 from ..wire.codec import decode, encode
-from ..wire.commands import CommandKind, ComputeLogprobsInput, SampleInput, check_sample, check_tokens, planned_tokens
+from ..wire.commands import (
+    CommandKind,
+    ComputeLogprobsInput,
+    SampleInput,
+    check_sample,
+    check_tokens,
+    planned_length,
+    planned_tokens,
+)
 from ..wire.ids import LaneId, SamplerId, future_id
-from ..wire.types import ModelInput, SampleResponse, SamplingParams, TensorData
+from ..wire.model_input import ModelInput
+from ..wire.types import SampleResponse, SamplingParams, TensorData
 from .connection import Connection
 from .futures import Future
 from .tokenizers import load_tokenizer
@@ -85,7 +94,7 @@ class SamplingClient:
         return self._submit(
             "compute_logprobs",
             request,
-            prompt.length,
+            planned_length(prompt),
             1,
             lambda payload: decode(payload, SampleResponse).prompt_logprobs or [],
         )

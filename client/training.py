@@ -12,6 +12,7 @@ from ..wire.commands import (
     OptimStepInput,
     check_adam_params,
     check_forward_backward,
+    planned_length,
 )
 from ..wire.ids import LaneId, RunId, future_id
 from ..wire.types import (
@@ -254,7 +255,7 @@ def _forward_backward_input(
 
 
 def _size(data: Sequence[Datum]) -> tuple[int, int]:
-    return sum(datum.model_input.length for datum in data), len(data)
+    return sum(planned_length(datum.model_input) for datum in data), len(data)
 
 
 def _gradient(gradient: Any, like: Any) -> Any:

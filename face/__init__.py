@@ -23,13 +23,12 @@ from lorry.wire.errors import (
     UnknownModelError,
     UnsupportedModelError,
 )
+from lorry.wire.model_input import EncodedTextChunk, ImageChunk, ModelInput
 from lorry.wire.types import (
     AdamParams,
     Datum,
-    EncodedTextChunk,
     ForwardBackwardOutput,
     LoraConfig,
-    ModelInput,
     OptimStepResponse,
     SampledSequence,
     SampleResponse,
@@ -49,6 +48,7 @@ __all__ = [
     "EncodedTextChunk",
     "ForwardBackwardOutput",
     "Future",
+    "ImageChunk",
     "InternalError",
     "InvalidRequestError",
     "LoraConfig",

@@ -18,11 +18,12 @@ PACKAGES = {
     "gateway": {"wire", "client"},
 }
 ROOMS = {
-    "actors.model": set[str](),
+    "actors.images": set[str](),
+    "actors.model": {"actors.images"},
     "actors.adapters": {"actors.model"},
     "actors.export": {"actors.model", "actors.adapters"},
-    "actors.training": {"actors.model", "actors.adapters"},
-    "actors.sampling": {"actors.model", "actors.sampling.lora"},
+    "actors.training": {"actors.images", "actors.model", "actors.adapters"},
+    "actors.sampling": {"actors.images", "actors.model", "actors.sampling.lora"},
     "actors.sampling.lora": {"actors.model"},
     "scheduler.planning": set[str](),
     "gateway.tinker": {"gateway"},

@@ -6,13 +6,14 @@ them again, because it trusts nobody, and with the model's own limits.
 
 import math
 from collections.abc import Collection
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, cast, get_args
 
 import msgspec
 import numpy as np
 
 from .errors import InvalidRequestError
-from .types import AdamParams, Datum, ExpertLora, LoraConfig, ModelInput, SamplingParams, TensorData
+from .model_input import ImageChunk, ImageFormat, ModelInput
+from .types import AdamParams, Datum, ExpertLora, LoraConfig, SamplingParams, TensorData
 
 CommandKind: TypeAlias = Literal[
     "forward",
@@ -79,12 +80,21 @@ class SampleInput(msgspec.Struct, frozen=True):
 
 _UNKNOWN_LENGTH_TOKENS = 256
 """What a sample without `max_tokens` is planned at, per sequence."""
+_UNKNOWN_IMAGE_TOKENS = 1024
+"""And an image without `expected_tokens`."""
+
+
+def planned_length(tokens: ModelInput) -> int:
+    """What it is planned at, before its actor counts an image's tokens; billed is what they come to."""
+    unknown = sum(chunk.expected_tokens is None for chunk in tokens.images)
+    known = [chunk for chunk in tokens.chunks if not isinstance(chunk, ImageChunk) or chunk.expected_tokens is not None]
+    return sum(chunk.length for chunk in known) + unknown * _UNKNOWN_IMAGE_TOKENS
 
 
 def planned_tokens(request: SampleInput) -> int:
     """What a sample is planned at, before anybody knows where its sequences stop; billed is what they come to."""
     new = request.sampling_params.max_tokens or _UNKNOWN_LENGTH_TOKENS
-    return request.prompt.length + request.num_samples * new
+    return planned_length(request.prompt) + request.num_samples * new
 
 
 class ComputeLogprobsInput(msgspec.Struct, frozen=True):
@@ -151,10 +161,12 @@ def _check_datum(
         wanted = ", ".join(sorted(spec.required | spec.optional))
         raise InvalidRequestError.of(f"{name}.loss_fn_inputs", sorted(unknown), f"for {loss_fn} only {wanted}")
     check_tokens(f"{name}.model_input", datum.model_input, vocab_size, max_context)
-    length, targets = datum.model_input.length, inputs["target_tokens"]
+    length, targets = datum.model_input.known_length, inputs["target_tokens"]
     several = loss_fn == "cross_entropy" and len(targets.shape) == 2
-    if targets.shape[:1] != [length] or not (several or len(targets.shape) == 1):
-        shape = f"[{length}]" + (f" or [{length}, K]" if loss_fn == "cross_entropy" else "")
+    fits = length is None or targets.shape[:1] == [length]
+    if not (fits and (several or len(targets.shape) == 1)):
+        n = "tokens" if length is None else length
+        shape = f"[{n}]" + (f" or [{n}, K]" if loss_fn == "cross_entropy" else "")
         raise InvalidRequestError.of(f"{name}.loss_fn_inputs['target_tokens'].shape", targets.shape, shape)
     if targets.dtype != "int64":
         raise InvalidRequestError.of(f"{name}.loss_fn_inputs['target_tokens'].dtype", targets.dtype, "int64")
@@ -170,16 +182,34 @@ def _check_datum(
 
 
 def check_tokens(name: str, tokens: ModelInput, vocab_size: int | None, max_context: int | None) -> None:
-    if tokens.length == 0:
+    for i, chunk in enumerate(tokens.chunks):
+        if isinstance(chunk, ImageChunk):
+            _check_image(f"{name}.chunks[{i}]", chunk)
+    length = tokens.known_length
+    if length == 0:
         raise InvalidRequestError.of(name, [], "at least one token")
-    if max_context is not None and tokens.length > max_context:
-        raise InvalidRequestError.of(f"{name}.length", tokens.length, f"at most {max_context}, the model's context")
+    if max_context is not None and length is not None and length > max_context:
+        raise InvalidRequestError.of(f"{name}.length", length, f"at most {max_context}, the model's context")
     for chunk in tokens.chunks:
+        if isinstance(chunk, ImageChunk):
+            continue
         try:
             values = np.asarray(chunk.tokens, dtype=np.int64)
         except (TypeError, ValueError, OverflowError):
             raise InvalidRequestError.of(name, chunk.tokens[:8], "integers below 2**63") from None
         _check_range(name, values, vocab_size)
+
+
+def _check_image(name: str, image: ImageChunk) -> None:
+    """As far as can be told without a look at its bytes, which is the actors' alone."""
+    if not isinstance(cast("object", image.data), bytes):
+        raise InvalidRequestError.of(f"{name}.data", type(image.data).__name__, "bytes, those of a PNG or JPEG file")
+    if image.format not in get_args(ImageFormat):
+        raise InvalidRequestError.of(f"{name}.format", image.format, "'png' or 'jpeg'")
+    tokens = cast("object", image.expected_tokens)
+    if tokens is not None and not (isinstance(tokens, int) and 1 <= tokens <= MAX_NEW_TOKENS):
+        wanted = f"a whole number from 1 to {MAX_NEW_TOKENS}, or None"
+        raise InvalidRequestError.of(f"{name}.expected_tokens", tokens, wanted)
 
 
 def _check_range(name: str, tokens: np.ndarray, vocab_size: int | None) -> None:
@@ -253,25 +283,33 @@ def check_sample(request: SampleInput, vocab_size: int | None = None, max_contex
     if params.max_tokens is not None and not 1 <= params.max_tokens <= MAX_NEW_TOKENS:
         wanted = f"a whole number from 1 to {MAX_NEW_TOKENS}"
         raise InvalidRequestError.of("sampling_params.max_tokens", params.max_tokens, wanted)
-    room = None if max_context is None else most_new_tokens(request.prompt.length, max_context)
-    if room is not None and room < (params.max_tokens or 1):
-        wanted = f"at most {room}: the prompt has {request.prompt.length} tokens and the context {max_context}"
-        raise InvalidRequestError.of("sampling_params.max_tokens", params.max_tokens, wanted)
-    last = request.prompt_logprobs_last_n
-    if last is not None and not 1 <= last < request.prompt.length:
-        wanted = f"a whole number from 1 to {request.prompt.length - 1}, one below the prompt's length"
-        if request.prompt.length == 1:
-            wanted = "None: the one token of the prompt has no logprob, for nothing comes before it"
-        raise InvalidRequestError.of("prompt_logprobs_last_n", last, wanted)
+    length = request.prompt.known_length
+    if length is not None:
+        _check_against_prompt(request, length, vocab_size, max_context)
     alternatives = request.prompt_alt_tokens_k
     if not 0 <= alternatives <= MAX_PROMPT_ALT_TOKENS:
         raise InvalidRequestError.of("prompt_alt_tokens_k", alternatives, f"0 to {MAX_PROMPT_ALT_TOKENS}")
-    if request.target_prompt_logprobs is not None:
-        _check_prompt_targets(request.target_prompt_logprobs, request.prompt.length - 1, vocab_size)
     for name in ("topk_prompt_logprobs", "topk_sample_logprobs"):
         if not 0 <= getattr(request, name) <= 20:
             raise InvalidRequestError.of(name, getattr(request, name), "a whole number from 0 to 20")
     _check_stop(params)
+
+
+def _check_against_prompt(request: SampleInput, length: int, vocab_size: int | None, max_context: int | None) -> None:
+    """What depends on the prompt's `length`."""
+    params = request.sampling_params
+    room = None if max_context is None else most_new_tokens(length, max_context)
+    if room is not None and room < (params.max_tokens or 1):
+        wanted = f"at most {room}: the prompt has {length} tokens and the context {max_context}"
+        raise InvalidRequestError.of("sampling_params.max_tokens", params.max_tokens, wanted)
+    last = request.prompt_logprobs_last_n
+    if last is not None and not 1 <= last < length:
+        wanted = f"a whole number from 1 to {length - 1}, one below the prompt's length"
+        if length == 1:
+            wanted = "None: the one token of the prompt has no logprob, for nothing comes before it"
+        raise InvalidRequestError.of("prompt_logprobs_last_n", last, wanted)
+    if request.target_prompt_logprobs is not None:
+        _check_prompt_targets(request.target_prompt_logprobs, length - 1, vocab_size)
 
 
 def _check_prompt_targets(targets: TensorData, rows: int, vocab_size: int | None) -> None:

@@ -10,6 +10,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from .model_input import ModelInput
+
 if TYPE_CHECKING:
     import torch
 
@@ -82,41 +84,6 @@ class TensorData:
 
     def __repr__(self) -> str:
         return f"TensorData(dtype={self.dtype!r}, shape={self.shape})"
-
-
-class EncodedTextChunk(msgspec.Struct, frozen=True):
-    tokens: list[int]
-
-    @property
-    def length(self) -> int:
-        return len(self.tokens)
-
-
-class ModelInput(msgspec.Struct, frozen=True):
-    """A sequence of tokens, in chunks."""
-
-    chunks: list[EncodedTextChunk]
-
-    @classmethod
-    def from_ints(cls, tokens: Sequence[int]) -> "ModelInput":
-        return cls([EncodedTextChunk(list(tokens))])
-
-    @classmethod
-    def empty(cls) -> "ModelInput":
-        return cls([])
-
-    def to_ints(self) -> list[int]:
-        return self.chunks[0].tokens if len(self.chunks) == 1 else [t for chunk in self.chunks for t in chunk.tokens]
-
-    def append(self, chunk: EncodedTextChunk) -> "ModelInput":
-        return ModelInput([*self.chunks, chunk])
-
-    def append_int(self, token: int) -> "ModelInput":
-        return self.append(EncodedTextChunk([token]))
-
-    @property
-    def length(self) -> int:
-        return sum(chunk.length for chunk in self.chunks)
 
 
 class Datum(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ understand it refuses.
 import math
 from collections.abc import Callable, Iterator
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from ...wire.errors import UnsupportedModelError
 from . import operators
 from .in_flight import InFlight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PACKED = "lorry"
 PROBED = "lorry_probed"
@@ -31,6 +34,12 @@ def set_attention(model: nn.Module, in_flight: InFlight) -> None:
     for module in model.modules():
         if hasattr(module, "layer_idx"):
             module.in_flight = in_flight  # pyright: ignore[reportArgumentType]
+
+
+def set_decoders_attention(model: "PreTrainedModel", implementation: str) -> None:
+    """Of the part that reads text; eyes, where there are some, attend as they did."""
+    is_part = model.config.get_text_config() is not model.config
+    model.set_attn_implementation({"text_config": implementation} if is_part else implementation)
 
 
 def attend_packed(

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from ...wire.errors import UnsupportedModelError
 from ...wire.types import Quantization
+from ..images.eyes import CACHE_BYTES, MAX_PIXELS, Eyes, eyes_of
+from ..images.layout import Seen
 from .agreement import agree
-from .attention import PACKED, PROBED, set_attention
+from .attention import PACKED, PROBED, set_attention, set_decoders_attention
 from .in_flight import InFlight
 from .loading import load_model
 from .probe import AttentionProbe
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """`model` is frozen, in eval mode, and attends within the sequences that `in_flight.lengths` names."""
+    """`model` is frozen, in eval mode, and attends within the sequences that `in_flight.lengths` names. Without `eyes`
+    it reads text alone."""
 
     model: "PreTrainedModel"
     in_flight: InFlight
@@ -33,26 +36,35 @@ class BaseModel:
     end_tokens: tuple[int, ...]
     device: torch.device
     dtype: torch.dtype
+    eyes: Eyes | None = None
 
-    def hidden_states(self, tokens: Tensor, positions: Tensor, *, grad: bool) -> Tensor:
-        """tokens, positions [tokens] int64 -> [tokens, hidden], after the final norm: what the output head takes.
+    def hidden_states(self, tokens: Tensor, positions: Tensor, *, grad: bool, seen: Seen | None = None) -> Tensor:
+        """tokens [tokens], positions [tokens] or [3, tokens] int64 -> [tokens, hidden], after the final norm: what the
+        output head takes. Tokens of images, which `seen` has, may be any.
 
         With `grad` the autograd graph spans the whole decoder, from the input embeddings on; the embeddings themselves
         are detached. Fill `in_flight` first.
         """
         with torch.set_grad_enabled(grad):
-            if not grad:
+            if not grad and seen is None:
                 return self.run_decoder(tokens, positions)
             embeddings: Tensor = self.model.get_input_embeddings()(tokens.unsqueeze(0))  # [1, tokens, hidden]
-            return self._decode(embeddings.detach().requires_grad_(), positions)
+            if seen is not None:
+                embeddings = embeddings.index_copy(1, seen.places, seen.embeddings.to(self.dtype).unsqueeze(0))
+            return self._decode(embeddings.detach().requires_grad_(grad), positions, seen)
 
     def run_decoder(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """As `hidden_states`, in whatever mode of autograd the caller is."""
         return self._decode(self.model.get_input_embeddings()(tokens.unsqueeze(0)), positions)
 
-    def _decode(self, embeddings: Tensor, positions: Tensor) -> Tensor:
-        decoder = self.model.get_decoder()
-        output = decoder(inputs_embeds=embeddings, position_ids=positions.unsqueeze(0), use_cache=False)
+    def _decode(self, embeddings: Tensor, positions: Tensor, seen: Seen | None = None) -> Tensor:
+        decoder, added = self.model.get_decoder(), {}
+        if seen is not None:
+            is_image = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=self.device)
+            is_image[0, seen.places] = True
+            added = {"visual_pos_masks": is_image, "deepstack_visual_embeds": list(seen.layers)}
+        places = positions.unsqueeze(-2)  # [1, tokens] or [3, 1, tokens]
+        output = decoder(inputs_embeds=embeddings, position_ids=places, use_cache=False, **added)
         return output.last_hidden_state.squeeze(0)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -69,19 +81,21 @@ def load_base_model(
     *,
     trust_remote_code: bool = False,
     quantize: Quantization = "none",
+    max_pixels: int = MAX_PIXELS,
+    image_cache_bytes: int = CACHE_BYTES,
 ) -> BaseModel:
-    """Loads any decoder that transformers knows, and of a model that can see the part that reads text, from a local
-    folder or a hub id, as `load_model` does.
+    """Loads any decoder that transformers knows from a local folder or a hub id, as `load_model` does, with its eyes
+    where they are known to be right; see `Eyes`.
 
     Raises UnsupportedModelError where there is no such model, none that runs packed, or one that needs code of its own.
     """
     model = load_model(path, dtype, trust_remote_code=trust_remote_code, quantize=quantize, device=device)
     if quantize == "none":
         model.to(device)  # pyright: ignore[reportArgumentType]
-    return wrap_model(model)
+    return wrap_model(model, eyes_of(model, path, max_pixels, image_cache_bytes))
 
 
-def wrap_model(model: "PreTrainedModel") -> BaseModel:
+def wrap_model(model: "PreTrainedModel", eyes: Eyes | None = None) -> BaseModel:
     """Freezes `model` in place, gives it packed attention and tries both once, on a few tokens.
 
     Raises UnsupportedModelError where the model would compute something else packed than it does alone.
@@ -102,6 +116,7 @@ def wrap_model(model: "PreTrainedModel") -> BaseModel:
         end_tokens=_end_tokens(model),
         device=model.device,
         dtype=model.dtype,
+        eyes=eyes,
     )
     _probe(base)
     return base
@@ -119,13 +134,13 @@ def _probe(base: BaseModel) -> None:
     Every layer must attend, and keep nothing else of a sequence; the logits must be the head's own.
     """
     model, name, probe = base.model, type(base.model).__name__, AttentionProbe()
-    model.set_attn_implementation(PROBED)
+    set_decoders_attention(model, PROBED)
     base.in_flight.cache = probe
     tokens = torch.arange(2, device=base.device)
     with torch.no_grad():
         # An explicit mask keeps transformers from looking for packed sequences in the positions.
         expected = model(tokens[None], attention_mask=torch.ones_like(tokens)[None], use_cache=False).logits[0]
-        model.set_attn_implementation(PACKED)
+        set_decoders_attention(model, PACKED)
         logits = base.logits(base.hidden_states(tokens, tokens, grad=False))  # [2, vocab]
     base.in_flight.cache = None
     layers = model.config.get_text_config().num_hidden_layers

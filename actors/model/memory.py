@@ -2,13 +2,28 @@
 
 import ctypes
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import torch
+
+from ...wire.errors import OutOfMemoryError
 
 
 def memory_ran_out(error: BaseException) -> bool:
     """On CUDA by its type; the CPU's allocator raises a bare RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def told_as_ours(what: str, field: str) -> Generator[None]:
+    """Raises OutOfMemoryError where memory runs out inside: `what` does not fit."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not memory_ran_out(error):
+            raise
+        raise OutOfMemoryError(f"{what} does not fit into the actor's memory", field=field) from error
 
 
 def give_back_freed() -> None:

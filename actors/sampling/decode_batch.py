@@ -35,7 +35,9 @@ class DecodeBatch:
         self.segments = segments_of(owners, [1] * len(rows))
         self.sampling = sampling_rows(self.rows, device)
         self.tokens = torch.tensor([row.tokens[-1] for row in self.rows], dtype=torch.int64, device=device)  # [rows]
-        self.positions = torch.tensor([row.held.computed for row in self.rows], dtype=torch.int64, device=device)
+        self.places = torch.tensor([row.held.computed for row in self.rows], dtype=torch.int64, device=device)
+        offsets = [0 if row.request.images is None else row.request.images.offset for row in self.rows]
+        self.offsets = torch.tensor(offsets, dtype=torch.int64, device=device) if any(offsets) else None
         self.readings: list[Reading] = []
         self._starts = torch.empty(0)  # [rows] int64: the slot of the first token of each row's last block
         self._blocks = -1
@@ -50,14 +52,19 @@ class DecodeBatch:
             self._starts = last * self._cache.block_tokens
 
     @property
+    def positions(self) -> Tensor:
+        """As the model counts them, [rows] int64: after images not the tokens' places in their sequences."""
+        return self.places if self.offsets is None else self.places + self.offsets
+
+    @property
     def slots(self) -> Tensor:
         """Where the new keys and values go, [rows] int64."""
-        return self._starts + self.positions % self._cache.block_tokens
+        return self._starts + self.places % self._cache.block_tokens
 
     def advance(self, tokens: Tensor) -> None:
         """`tokens` [rows] int64 were sampled."""
         self.tokens = tokens
-        self.positions += 1
+        self.places += 1
 
 
 def sampling_rows(rows: Sequence[Row], device: torch.device) -> SamplingRows:

@@ -13,8 +13,11 @@ from torch import Tensor
 
 from ...wire.commands import SampleInput
 from ...wire.errors import InvalidRequestError, LorryError
-from ...wire.types import ModelInput, SampleResponse
+from ...wire.model_input import ModelInput
+from ...wire.types import SampleResponse
+from ..images.layout import Images, see_images
 from ..model.base_model import BaseModel
+from ..model.memory import told_as_ours
 from ..model.survey import Survey, block_count, survey
 from .block_pool import BlockPool
 from .compiled import CompiledModel
@@ -87,12 +90,13 @@ class Decoder:
         """Queues a request that `check_sample` accepted. Its samples depend on its seed, or else on `default_seed`.
 
         Requests of one `owner` share what is computed of equal prompts: it names the weights, and they must never
-        change under it. None shares nothing. Raises InvalidRequestError where one sample alone may outgrow the cache.
+        change under it. None shares nothing. Raises InvalidRequestError where one sample alone may outgrow the cache,
+        or an image is broken, and OutOfMemoryError for one that is too large to be seen.
         """
         base = self._base
-        found = Request.to_sample(
-            key, self._next(), request, adapter, owner, default_seed, base.end_tokens, base.max_context
-        )
+        prompt, images = self._read(request.prompt)
+        ends, most = base.end_tokens, base.max_context
+        found = Request.to_sample(key, self._next(), request, prompt, images, adapter, owner, default_seed, ends, most)
         rows = [Row(found, i, seed_of_sample(found.seed, i)) for i in range(request.num_samples)]
         self._join(found, rows)
 
@@ -100,7 +104,8 @@ class Decoder:
         self, key: Hashable, prompt: ModelInput, adapter: "Adapter | None", owner: str | None = None
     ) -> None:
         """Queues a prompt for its logprobs alone: its response has `prompt_logprobs` and no sequences."""
-        self._join(Request.to_score(key, self._next(), prompt, adapter, owner), [])
+        ids, images = self._read(prompt)
+        self._join(Request.to_score(key, self._next(), ids, images, adapter, owner), [])
 
     def cancel(self, key: Hashable) -> None:
         """The request is forgotten, and nothing is reported of it; an unknown key is one that ended already."""
@@ -127,6 +132,10 @@ class Decoder:
         if ended:
             self._rest()
         return [(request.key, request.result, request.usage) for request in ended]
+
+    def _read(self, prompt: ModelInput) -> tuple[list[int], Images | None]:
+        with told_as_ours("what is seen in the prompt's images", "prompt"):
+            return see_images("prompt", prompt, self._base.eyes, keep=False)
 
     def _next(self) -> int:
         self._arrivals += 1
@@ -167,7 +176,7 @@ class Decoder:
         hidden = self._pass.hidden_states(batch, chunks)  # [tokens, hidden]
         self._pass.score(chunks, hidden[len(rows) :])
         logits = self._pass.logits(batch, chunks, hidden)  # [rows and complete stems, vocab]
-        drawn = None if batch is None else draw_tokens(logits[: len(rows)], batch.sampling, batch.positions + 1)
+        drawn = None if batch is None else draw_tokens(logits[: len(rows)], batch.sampling, batch.places + 1)
         return _Computed(batch, drawn, logits[len(rows) :])
 
     def _commit(self, pieces: "Sequence[Row | Chunk]", computed: "_Computed") -> dict[Request, None]:

@@ -40,7 +40,7 @@ class PromptChunk:
 @dataclass(slots=True)
 class _Batch:
     readings: Sequence[Reading]
-    positions: Tensor  # [rows] int64
+    places: Tensor  # [rows] int64
     chunks: Sequence[PromptChunk]
     slots: Tensor  # [tokens] int64: where each token's key and value go, as block * block_tokens + offset
     visible: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)  # [n, 1, 1, length] bool
@@ -88,16 +88,14 @@ class KVCache:
             readings.append(Reading(rows, torch.tensor(blocks, device=self._device), width))
         return readings
 
-    def begin(
-        self, readings: Sequence[Reading], positions: Tensor, slots: Tensor, chunks: Sequence[PromptChunk]
-    ) -> None:
-        """The packed row is one token of each decoding row, at `positions` [rows], whose key and value go to `slots`
+    def begin(self, readings: Sequence[Reading], places: Tensor, slots: Tensor, chunks: Sequence[PromptChunk]) -> None:
+        """The packed row is one token of each decoding row, at `places` [rows], whose key and value go to `slots`
         [rows], and then the chunks."""
         n = self.block_tokens
         own = [chunk.blocks[at // n] * n + at % n for chunk in chunks for at in range(chunk.start, _end(chunk))]
         if own:
             slots = torch.cat((slots, torch.tensor(own, device=self._device)))
-        self._batch = _Batch(readings, positions, chunks, slots)
+        self._batch = _Batch(readings, places, chunks, slots)
 
     def end(self) -> None:
         self._batch = None
@@ -118,7 +116,7 @@ class KVCache:
         cached = self._layer(layer)
         entries = torch.cat((key[0], value[0]), -1).transpose(0, 1)  # [tokens, kv_heads, width]
         cached.flatten(0, 1).index_copy_(0, batch.slots, entries.to(cached.dtype))
-        rows = len(batch.positions)
+        rows = len(batch.places)
         outputs: list[Tensor] = []  # [heads, some tokens, value_dim] each
         if rows:
             outputs.append(self._attend_rows(batch, cached, shape, query[0, :, :rows], scaling, sliding_window, sinks))
@@ -203,11 +201,11 @@ class KVCache:
     def _visible(self, batch: _Batch, i: int, sliding_window: int | None) -> Tensor:
         if (i, sliding_window) not in batch.visible:
             reading = batch.readings[i]
-            positions = batch.positions if reading.rows is None else batch.positions[reading.rows]
+            places = batch.places if reading.rows is None else batch.places[reading.rows]
             at = torch.arange(reading.width * self.block_tokens, device=self._device)
-            visible = positions[:, None] >= at  # [n, length]
+            visible = places[:, None] >= at  # [n, length]
             if sliding_window is not None:
-                visible &= positions[:, None] < at + sliding_window
+                visible &= places[:, None] < at + sliding_window
             batch.visible[i, sliding_window] = visible[:, None, None]
         return batch.visible[i, sliding_window]
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..images.layout import Stretch, positions_of, seen_in
 from ..model.base_model import BaseModel
 from .compiled import CompiledModel
 from .decode_batch import DecodeBatch, segments_of
@@ -26,7 +27,9 @@ class ModelPass:
     def hidden_states(self, batch: DecodeBatch | None, chunks: Sequence[Chunk]) -> Tensor:
         """[tokens, hidden] of the rows, then of the chunks."""
         in_flight, rows = self._base.in_flight, 0 if batch is None else len(batch.rows)
-        tokens, positions = self._pack(batch, chunks)
+        stretches = [Stretch(chunk.start, chunk.end, chunk.request.images) for chunk in chunks]
+        seen = seen_in(stretches, self._base.eyes, self._base.device, at=rows)
+        tokens, positions = self._pack(batch, chunks, stretches)
         none = torch.empty(0, dtype=torch.int64, device=self._base.device)
         prompts = [PromptChunk(chunk.start, chunk.end - chunk.start, chunk.stem.held.blocks) for chunk in chunks]
         try:
@@ -34,11 +37,11 @@ class ModelPass:
             if batch is None:
                 self._cache.begin([], none, none, prompts)
             else:
-                self._cache.begin(batch.readings, positions[:rows], batch.slots, prompts)
+                self._cache.begin(batch.readings, batch.places, batch.slots, prompts)
             in_flight.cache = self._cache
-            if self._compiled is not None:
+            if self._compiled is not None and seen is None:
                 return self._compiled.hidden_states(tokens, positions)
-            return self._base.hidden_states(tokens, positions, grad=False)
+            return self._base.hidden_states(tokens, positions, grad=False, seen=seen)
         finally:
             in_flight.cache = None
             self._cache.end()
@@ -79,17 +82,19 @@ class ModelPass:
         finally:
             self._clear_adapters()
 
-    def _pack(self, batch: DecodeBatch | None, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
-        """Tokens and positions of the packed row, [tokens] int64 each."""
-        device = self._base.device
-        new = [token for chunk in chunks for token in chunk.stem.slice(chunk.start, chunk.end)]
-        at = [position for chunk in chunks for position in range(chunk.start, chunk.end)]
-        if batch is None:
-            return torch.tensor(new, device=device), torch.tensor(at, device=device)
-        if not new:
+    def _pack(
+        self, batch: DecodeBatch | None, chunks: Sequence[Chunk], stretches: Sequence[Stretch]
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens of the packed row, [tokens] int64, and positions, [tokens] or, with images, [3, tokens] int64."""
+        if batch is not None and not chunks:
             return batch.tokens, batch.positions
-        tokens = torch.cat((batch.tokens, torch.tensor(new, device=device)))
-        return tokens, torch.cat((batch.positions, torch.tensor(at, device=device)))
+        new = [token for chunk in chunks for token in chunk.stem.slice(chunk.start, chunk.end)]
+        tokens = torch.tensor(new, device=self._base.device).clamp_(min=0)
+        positions = torch.from_numpy(positions_of(stretches)).to(self._base.device)
+        if batch is None:
+            return tokens, positions
+        of_rows = batch.positions.expand(*positions.shape[:-1], -1)
+        return torch.cat((batch.tokens, tokens)), torch.cat((of_rows, positions), -1)
 
     def _set_adapters(self, batch: DecodeBatch | None, chunks: Sequence[Chunk], lengths: Sequence[int]) -> None:
         in_flight, rows = self._base.in_flight, 0 if batch is None else len(batch.rows)

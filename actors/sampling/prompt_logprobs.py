@@ -37,7 +37,7 @@ def score_prompt(base: BaseModel, hidden: Tensor, start: int, request: Request) 
         base.in_flight.segments = [] if request.adapter is None else [Segment(request.adapter, 0, last - first)]
         logits = base.logits(hidden[first - start : last - start]).float()  # [chunk, vocab]
         logprobs = logits.log_softmax(-1)
-        targets = torch.tensor(prompt[first + 1 : last + 1], device=hidden.device)
+        targets = torch.tensor(prompt[first + 1 : last + 1], device=hidden.device).clamp_(min=0)
         found = logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).tolist()
         top: list[TopkLogprobs] = []
         of_targets: list[list[float]] = []

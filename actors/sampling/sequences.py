@@ -15,7 +15,6 @@ import numpy.typing as npt
 from ...wire.commands import most_new_tokens
 from ...wire.errors import LorryError, NonFiniteError
 from ...wire.types import (
-    ModelInput,
     PromptAltTokens,
     SampledSequence,
     SampleResponse,
@@ -24,6 +23,7 @@ from ...wire.types import (
     TensorData,
     TopkLogprobs,
 )
+from ..images.layout import Images
 from .block_pool import PrefixKey
 from .stopping import Detokenizer, StopRule
 
@@ -109,8 +109,9 @@ class PromptScores:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """`arrival` grows from one to the next. `owner` names who may share its prompt's keys and values: those whose
-    weights are the same; None shares them with nobody. `error` is set as soon as one of its sequences cannot go on.
+    """`arrival` grows from one to the next. Ids of the `prompt` are below 0 where an image's tokens are. `owner` names
+    who may share its keys and values: those whose weights are the same; None shares them with nobody. `error` is set as
+    soon as one of its sequences cannot go on.
     """
 
     key: Hashable
@@ -122,6 +123,7 @@ class Request:
     stop: StopRule
     seed: int
     max_new_tokens: int
+    images: Images | None = None
     top_sample: int = 0
     top_prompt: int = 0
     scores: PromptScores | None = None
@@ -136,13 +138,15 @@ class Request:
         key: Hashable,
         arrival: int,
         request: "SampleInput",
+        prompt: list[int],
+        images: Images | None,
         adapter: "Adapter | None",
         owner: str | None,
         default_seed: int,
         end_tokens: Sequence[int],
         max_context: int,
     ) -> "Request":
-        params, prompt = request.sampling_params, request.prompt.to_ints()
+        params = request.sampling_params
         room = most_new_tokens(len(prompt), max_context)
         return cls(
             key,
@@ -154,6 +158,7 @@ class Request:
             StopRule.of(params, end_tokens),
             seed=default_seed if params.seed is None else params.seed,
             max_new_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+            images=images,
             top_sample=request.topk_sample_logprobs,
             top_prompt=request.topk_prompt_logprobs,
             scores=PromptScores.wanted_by(request),
@@ -162,13 +167,18 @@ class Request:
 
     @classmethod
     def to_score(
-        cls, key: Hashable, arrival: int, prompt: ModelInput, adapter: "Adapter | None", owner: str | None
+        cls,
+        key: Hashable,
+        arrival: int,
+        prompt: list[int],
+        images: Images | None,
+        adapter: "Adapter | None",
+        owner: str | None,
     ) -> "Request":
         """Only the prompt's logprobs are wanted."""
-        params = SamplingParams()
+        params, scores = SamplingParams(), PromptScores(1, 1)
         rule = StopRule.of(params, ())
-        tokens = prompt.to_ints()
-        return cls(key, arrival, tokens, adapter, owner, params, rule, 0, max_new_tokens=0, scores=PromptScores(1, 1))
+        return cls(key, arrival, prompt, adapter, owner, params, rule, 0, 0, images, scores=scores)
 
     @property
     def most_computed(self) -> int:
@@ -198,13 +208,20 @@ class Request:
             return SampleResponse(sequences, prompt_cache_hit_tokens=hits)
         return SampleResponse(
             sequences,
-            scores.show(scores.logprobs),
+            self._shown_logprobs(scores),
             scores.show(scores.top) if self.top_prompt else None,
             scores.target_table,
             scores.sparse_targets,
             scores.alternative_tables,
             hits,
         )
+
+    def _shown_logprobs(self, scores: PromptScores) -> list[float | None] | None:
+        """An image's tokens have none: no text could have stood in their place."""
+        shown = scores.show(scores.logprobs)
+        if shown is None or self.images is None:
+            return shown
+        return [None if token < 0 else logprob for token, logprob in zip(self.prompt, shown, strict=True)]
 
 
 @dataclass(slots=True, eq=False)
@@ -231,7 +248,7 @@ class Row:
 
     @property
     def length(self) -> int:
-        """Tokens so far, with the prompt: also the position of the next one."""
+        """Tokens so far, with the prompt: also the place of the next one."""
         return len(self.request.prompt) + len(self.tokens)
 
     @property

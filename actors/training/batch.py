@@ -11,9 +11,11 @@ from torch import Tensor
 
 from ...wire.commands import ForwardBackwardInput
 from ...wire.types import Datum
+from ..images.layout import Stretch, positions_of
 from .logprobs import Targets
 from .losses import LossInputs, evaluate, sequence_ratios
 from .packing import Pass
+from .reading import Readable
 
 _Array = npt.NDArray[np.generic]
 
@@ -33,12 +35,13 @@ class Batch:
     """One pass on the device. Row i of the pass owns targets `bounds[i]` to `bounds[i + 1]`."""
 
     tokens: Tensor  # [tokens] int64
-    positions: Tensor  # [tokens] int64, from 0 in every row
+    positions: Tensor  # [tokens] or, with images, [3, tokens] int64, from 0 in every row
     targets: Targets
     inputs: LossInputs  # [targets]
     spans: tuple[Span, ...]
     bounds: tuple[int, ...]  # [rows + 1]
     ratio_mask: Tensor | None  # [targets] float32, there where a loss needs to know its sequence's ratio first
+    stretches: tuple[Stretch, ...]  # the rows, with their images
 
     def with_sequence_ratios(self, logprobs: Tensor) -> "Batch":
         """What losses that look at whole sequences want, given the logprobs of all targets, [targets] float32."""
@@ -59,9 +62,11 @@ class Batch:
         return losses, grads
 
 
-def lay_out(rows: Pass, requests: Sequence[ForwardBackwardInput], device: torch.device) -> Batch:
-    """`requests[row.job]` holds the datum of each row; they have passed `check_forward_backward`."""
-    data = [requests[row.job].data[row.datum] for row in rows.rows]
+def lay_out(rows: Pass, jobs: Sequence[Readable], device: torch.device) -> Batch:
+    """`jobs[row.job]` holds the datum of each row."""
+    data = [jobs[row.job].request.data[row.datum] for row in rows.rows]
+    read = [jobs[row.job].rows[row.datum] for row in rows.rows]
+    stretches = tuple(Stretch(0, len(row.ids), row.images) for row in read)
     lengths = [row.length for row in rows.rows]
     widths = [_targets(datum).size // length for datum, length in zip(data, lengths, strict=True)]  # K of [N, K]
     bounds = np.concatenate(([0], np.cumsum(np.multiply(lengths, widths)))).tolist()
@@ -72,17 +77,18 @@ def lay_out(rows: Pass, requests: Sequence[ForwardBackwardInput], device: torch.
         starts=np.concatenate(([0], np.cumsum(per_token))).tolist(),
     )
     return Batch(
-        tokens=_to_device([np.asarray(datum.model_input.to_ints(), dtype=np.int64) for datum in data], device),
-        positions=_to_device([np.arange(length) for length in lengths], device),
+        tokens=_to_device([np.asarray(row.ids, dtype=np.int64) for row in read], device).clamp_(min=0),
+        positions=torch.from_numpy(positions_of(stretches)).to(device),
         targets=targets,
         inputs=LossInputs(
             weights=_to_device([_weights(datum) for datum in data], device),
             logprobs=_to_device([_input(datum, "logprobs", 0.0) for datum in data], device),
             advantages=_to_device([_input(datum, "advantages", 0.0) for datum in data], device),
         ),
-        spans=tuple(_spans(rows, requests, bounds)),
+        spans=tuple(_spans(rows, [job.request for job in jobs], bounds)),
         bounds=tuple(bounds),
         ratio_mask=_ratio_mask(data, device),
+        stretches=stretches,
     )
 
 

@@ -14,6 +14,7 @@ from ...wire.commands import ForwardBackwardInput, check_adam_params, check_forw
 from ...wire.errors import InvalidRequestError, LorryError, NonFiniteError, NotFoundError, OutOfMemoryError
 from ...wire.types import AdamParams, ForwardBackwardOutput, LossFnOutput, OptimStepResponse, TensorData
 from ..adapters.slots import AdapterPool
+from ..images.layout import seen_in
 from ..model.base_model import BaseModel
 from ..model.in_flight import Segment
 from ..model.lora import LoraTargets, head_of
@@ -22,6 +23,7 @@ from .adam import adam_step, all_finite
 from .batch import lay_out
 from .logprobs import OutputHead, Scores
 from .packing import Pass, Row, pack
+from .reading import Readable, read_rows, with_counts
 
 PASS_TOKENS = 256
 """Of a pass beside others. Products of fewer rows cost more by the row; those of more would let others wait longer."""
@@ -38,6 +40,14 @@ class ForwardBackwardJob:
 
 ForwardBackwardOutcome: TypeAlias = ForwardBackwardOutput | LorryError
 OptimStepOutcome: TypeAlias = OptimStepResponse | LorryError
+
+
+@dataclass(frozen=True, slots=True)
+class _Job(Readable):
+    """A ForwardBackwardJob that can be run."""
+
+    adapter: str
+    backward: bool
 
 
 @dataclass(slots=True)
@@ -79,11 +89,10 @@ class Engine:
 
         The errors among the outcomes: InvalidRequestError, NotFoundError, NonFiniteError, OutOfMemoryError.
         """
-        refusals = [self._refusal(job) for job in jobs]
-        accepted = [job for job, refusal in zip(jobs, refusals, strict=True) if refusal is None]
+        prepared = [self._prepare(job) for job in jobs]
         budget = min(self.token_budget, PASS_TOKENS) if self.base.in_flight.beside_others else self.token_budget
-        outcomes = iter(self._attempt(accepted, budget))
-        return [next(outcomes) if refusal is None else refusal for refusal in refusals]
+        outcomes = iter(self._attempt([job for job in prepared if isinstance(job, _Job)], budget))
+        return [next(outcomes) if isinstance(job, _Job) else job for job in prepared]
 
     def optim_step(self, steps: Sequence[tuple[str, AdamParams]]) -> list[OptimStepOutcome]:
         """One Adam step for each (adapter, hyperparameters); nothing happens where no gradient is pending.
@@ -100,16 +109,18 @@ class Engine:
             together[key] = params
         return outcomes + self._step(together)
 
-    def _refusal(self, job: ForwardBackwardJob) -> LorryError | None:
+    def _prepare(self, job: ForwardBackwardJob) -> _Job | LorryError:
         if job.adapter not in self.pool:
             return _unknown(job.adapter)
         try:
-            check_forward_backward(job.request, self.base.vocab_size, self.base.max_context)
-        except InvalidRequestError as error:
+            request = with_counts(job.request, self.base.eyes, self.base.max_context)
+            check_forward_backward(request, self.base.vocab_size, self.base.max_context)
+            rows = read_rows(request, self.base.eyes, self.base.in_flight.pause)
+            return _Job(request, rows, job.adapter, job.backward)
+        except LorryError as error:
             return error
-        return None
 
-    def _attempt(self, jobs: Sequence[ForwardBackwardJob], token_budget: int) -> list[ForwardBackwardOutcome]:
+    def _attempt(self, jobs: Sequence[_Job], token_budget: int) -> list[ForwardBackwardOutcome]:
         """Runs all jobs in as few passes as fit; what fails is narrowed down, and whoever it pulled down runs again."""
         passes = [
             (rows, backward)
@@ -127,9 +138,7 @@ class Engine:
                 outcomes[i] = outcome
         return outcomes
 
-    def _attempt_smaller(
-        self, jobs: Sequence[ForwardBackwardJob], passes: Sequence[Pass]
-    ) -> list[ForwardBackwardOutcome]:
+    def _attempt_smaller(self, jobs: Sequence[_Job], passes: Sequence[Pass]) -> list[ForwardBackwardOutcome]:
         """After memory ran out: halves the passes; where each is one datum, the jobs run one by one."""
         divisible = [rows.tokens for rows in passes if len(rows.rows) > 1]
         if divisible:
@@ -140,7 +149,7 @@ class Engine:
         return [OutOfMemoryError(f"a datum of {longest} tokens does not fit into the actor's memory", field="data")]
 
     def _transact(
-        self, jobs: Sequence[ForwardBackwardJob], passes: Sequence[tuple[Pass, bool]], tallies: Sequence[_Tally]
+        self, jobs: Sequence[_Job], passes: Sequence[tuple[Pass, bool]], tallies: Sequence[_Tally]
     ) -> set[str] | None:
         """Runs the passes and fills the tallies; None, with every gradient as it was, where memory ran out.
 
@@ -152,7 +161,7 @@ class Engine:
             for adapter in adapters.values():
                 adapter.mark()
             for rows, backward in passes:
-                spoiled |= self._run(rows, backward, [job.request for job in jobs], tallies)
+                spoiled |= self._run(rows, backward, jobs, tallies)
                 self.base.in_flight.pause()
         except BaseException as error:
             for adapter in adapters.values():
@@ -165,14 +174,13 @@ class Engine:
             adapter.rollback() if key in spoiled else adapter.commit()
         return spoiled
 
-    def _run(
-        self, rows: Pass, backward: bool, requests: Sequence[ForwardBackwardInput], tallies: Sequence[_Tally]
-    ) -> set[str]:
+    def _run(self, rows: Pass, backward: bool, jobs: Sequence[_Job], tallies: Sequence[_Tally]) -> set[str]:
         """One pass through the model, and back; returns the adapters whose gradient is not finite now."""
         segments = rows.segments()
         keys = [key for key, _, _ in segments]
         adapters = self.pool.acquire(keys)
-        batch = lay_out(rows, requests, self.base.device)
+        batch = lay_out(rows, jobs, self.base.device)
+        seen = seen_in(batch.stretches, self.base.eyes, self.base.device)
         in_flight = self.base.in_flight
         in_flight.lengths = [row.length for row in rows.rows]
         in_flight.segments = [
@@ -180,7 +188,8 @@ class Engine:
         ]
         try:
             with self.pool.pin(keys):
-                hidden = self.base.hidden_states(batch.tokens, batch.positions, grad=backward)  # [tokens, hidden]
+                tokens, positions = batch.tokens, batch.positions
+                hidden = self.base.hidden_states(tokens, positions, grad=backward, seen=seen)  # [tokens, hidden]
                 if batch.ratio_mask is not None:
                     batch = batch.with_sequence_ratios(self.head.logprobs(hidden.detach(), batch.targets).targets)
                 scores = self.head.score(hidden.detach(), batch.targets, batch.evaluate, backward=backward)
@@ -188,7 +197,7 @@ class Engine:
                     hidden.backward(scores.d_hidden)
         finally:
             in_flight.lengths, in_flight.segments = [], []
-        _record(rows, batch.bounds, scores, requests, tallies)
+        _record(rows, batch.bounds, scores, jobs, tallies)
         if not backward:
             return set()
         for adapter in adapters:
@@ -226,7 +235,7 @@ class Engine:
         return [outcomes[key] for key in steps]
 
 
-def _rows(jobs: Sequence[ForwardBackwardJob], backward: bool) -> list[Row]:
+def _rows(jobs: Sequence[_Job], backward: bool) -> list[Row]:
     return [
         Row(i, j, job.adapter, datum.model_input.length)
         for i, job in enumerate(jobs)
@@ -239,7 +248,7 @@ def _record(
     rows: Pass,
     bounds: Sequence[int],
     scores: Scores,
-    requests: Sequence[ForwardBackwardInput],
+    jobs: Sequence[_Job],
     tallies: Sequence[_Tally],
 ) -> None:
     logprobs, losses = scores.logprobs.cpu().numpy(), scores.losses.cpu().numpy()  # [targets] each
@@ -247,12 +256,12 @@ def _record(
         tally, found, loss = tallies[row.job], logprobs[start:end], float(losses[start:end].sum(dtype=np.float64))
         if not (math.isfinite(loss) and np.isfinite(found).all()):
             tally.problem = f"data[{row.datum}] has a loss of {loss} and logprobs down to {found.min()}"
-        shape = requests[row.job].data[row.datum].loss_fn_inputs["target_tokens"].shape
+        shape = jobs[row.job].request.data[row.datum].loss_fn_inputs["target_tokens"].shape
         tally.outputs[row.datum] = {"logprobs": TensorData(found.reshape(shape))}
         tally.loss += loss
 
 
-def _innocent(jobs: Sequence[ForwardBackwardJob], tallies: Sequence[_Tally], spoiled: set[str]) -> list[list[int]]:
+def _innocent(jobs: Sequence[_Job], tallies: Sequence[_Tally], spoiled: set[str]) -> list[list[int]]:
     """Which jobs of the spoiled adapters to run again, and which of them together.
 
     Where no job of an adapter has a problem of its own, their gradients have: each runs alone, and one that was

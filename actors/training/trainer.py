@@ -21,6 +21,7 @@ from ..adapters.residents import Residents
 from ..adapters.samplers import SamplerSave, SamplerSaved, write_sampler_weights
 from ..model.lora import LoraTargets
 from .engine import Engine, ForwardBackwardJob
+from .reading import with_counts
 
 log = structlog.get_logger("lorry.actor")
 
@@ -109,7 +110,8 @@ class Trainer:
 
     def _prepare(self, item: Item, payload: bytes) -> ForwardBackwardJob | LorryError:
         try:
-            request = decode(payload, ForwardBackwardInput)
+            base = self._engine.base
+            request = with_counts(decode(payload, ForwardBackwardInput), base.eyes, base.max_context)
             return ForwardBackwardJob(_run_of(item), request, item.kind == "forward_backward")
         except LorryError as error:
             return error

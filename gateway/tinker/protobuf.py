@@ -1,6 +1,7 @@
 """forward_backward's request: the SDK's protobuf message to Lorry's words. It touches no socket and no clock."""
 
 from collections.abc import Iterable
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -8,9 +9,10 @@ from google.protobuf.message import DecodeError
 from tinker.proto import tinker_public_pb2 as public_pb
 
 from ...wire.codec import encode
-from ...wire.commands import ForwardBackwardInput, check_forward_backward
+from ...wire.commands import ForwardBackwardInput, check_forward_backward, planned_length
 from ...wire.errors import InvalidRequestError
-from ...wire.types import Datum, EncodedTextChunk, ModelInput, TensorData
+from ...wire.model_input import Chunk, EncodedTextChunk, ImageChunk, ImageFormat, ModelInput
+from ...wire.types import Datum, TensorData
 from ..errors import MalformedBodyError, NotSupportedError
 from .ordered import Wanted
 from .tensors import check_shape, fill, unfold
@@ -42,7 +44,7 @@ def read_pass(body: bytes) -> Wanted:
     ]
     request = ForwardBackwardInput(data, message.loss_fn, _config(message))
     check_forward_backward(request)
-    tokens = sum(datum.model_input.length for datum in data)
+    tokens = sum(planned_length(datum.model_input) for datum in data)
     return Wanted(
         message.model_id,
         message.seq_id,
@@ -64,12 +66,26 @@ def _config(message: public_pb.ForwardBackwardRequest) -> dict[str, float]:
 
 
 def _model_input(name: str, chunks: Iterable[public_pb.Chunk]) -> ModelInput:
-    read: list[EncodedTextChunk] = []
-    for chunk in chunks:
-        if (kind := chunk.WhichOneof("chunk")) != "encoded_text":
-            raise NotSupportedError(f"{name} has a chunk of type {kind}, expected text: Lorry serves text models")
-        read.append(EncodedTextChunk(_array(name, chunk.encoded_text.tokens, np.dtype("<i4")).tolist()))
+    read: list[Chunk] = []
+    for i, chunk in enumerate(chunks):
+        match kind := chunk.WhichOneof("chunk"):
+            case "encoded_text":
+                read.append(EncodedTextChunk(_array(name, chunk.encoded_text.tokens, np.dtype("<i4")).tolist()))
+            case "image":
+                read.append(_image(f"{name}.chunks[{i}]", chunk.image))
+            case _:
+                raise NotSupportedError(
+                    f"{name}.chunks[{i}] is {kind or 'of no known type'}, expected text or an image"
+                )
     return ModelInput(read)
+
+
+def _image(name: str, image: public_pb.ImageChunk) -> ImageChunk:
+    """Its format is checked with the rest of the request."""
+    if image.HasField("override_dimensions"):
+        raise NotSupportedError(f"{name}.override_dimensions: send the image in the size that the model is to see")
+    expected = image.expected_tokens if image.HasField("expected_tokens") else None
+    return ImageChunk(image.data, cast("ImageFormat", image.format), expected)
 
 
 def _tensor(name: str, tensor: public_pb.Tensor) -> TensorData:

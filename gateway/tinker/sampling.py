@@ -9,6 +9,7 @@ from tinker.types import (
     CreateSamplingSessionResponse,
     EncodedTextChunk,
     GetSamplerResponse,
+    ImageChunk,
     JoinSamplingSessionRequest,
     JoinSamplingSessionResponse,
     SampleRequest,
@@ -17,6 +18,7 @@ from tinker.types import (
 from tinker.types import ModelInput as SdkModelInput
 from tinker.types import SamplingParams as SdkSamplingParams
 
+from ...wire import model_input
 from ...wire import types as lorry
 from ...wire.catalogue_messages import JoinSampler, SamplerInfo, SamplerJoined, Slot
 from ...wire.client_messages import CreateSampler, SamplerCreated
@@ -118,13 +120,18 @@ def _prompt_targets(body: SampleRequest) -> lorry.TensorData | None:
     return lorry.TensorData(unfold(name, values, starts, columns, shape, -1))
 
 
-def _model_input(prompt: SdkModelInput) -> lorry.ModelInput:
-    chunks: list[lorry.EncodedTextChunk] = []
-    for chunk in prompt.chunks:
-        if not isinstance(chunk, EncodedTextChunk):
-            raise NotSupportedError(f"the prompt has a chunk of type {chunk.type}, expected text", field="prompt")
-        chunks.append(lorry.EncodedTextChunk(list(chunk.tokens)))
-    return lorry.ModelInput(chunks)
+def _model_input(prompt: SdkModelInput) -> model_input.ModelInput:
+    chunks: list[model_input.Chunk] = []
+    for i, chunk in enumerate(prompt.chunks):
+        match chunk:
+            case EncodedTextChunk():
+                chunks.append(model_input.EncodedTextChunk(list(chunk.tokens)))
+            case ImageChunk():
+                chunks.append(model_input.ImageChunk(chunk.data, chunk.format, chunk.expected_tokens))
+            case _:
+                wanted = "text, or an image with its bytes: Lorry keeps none and fetches none"
+                raise NotSupportedError(f"prompt.chunks[{i}] is {chunk.type}, expected {wanted}", field="prompt")
+    return model_input.ModelInput(chunks)
 
 
 def _sampling_params(params: SdkSamplingParams) -> lorry.SamplingParams:

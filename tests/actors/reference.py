@@ -11,6 +11,8 @@ from lorry.actors.model.adapter import Adapter, Target, shapes_of
 from lorry.wire.commands import ForwardBackwardInput
 from lorry.wire.types import AdamParams, Datum
 
+from .pictures import as_the_model_takes
+
 
 def plain_loss(loss_fn: str, p: Tensor, inputs: dict[str, Tensor], config: dict[str, float]) -> Tensor:
     """Per token, from the formulas of the documentation, differentiable in p."""
@@ -68,7 +70,7 @@ class PeftRun:
 
     def logprobs(self, datum: Datum) -> Tensor:
         """In the shape of the targets, [N] or [N, K]."""
-        logits = self.model(torch.tensor([datum.model_input.to_ints()]), use_cache=False).logits[0]
+        logits = self.model(**as_the_model_takes(datum.model_input), use_cache=False).logits[0]
         targets = datum.loss_fn_inputs["target_tokens"].to_torch()
         return logits.log_softmax(-1).gather(1, targets.reshape(len(targets), -1)).reshape(targets.shape)
 

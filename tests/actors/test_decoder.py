@@ -16,7 +16,8 @@ from lorry.actors.model.survey import survey
 from lorry.actors.sampling.decoder import BLOCK_TOKENS, Decoder
 from lorry.wire.commands import SampleInput
 from lorry.wire.errors import NonFiniteError
-from lorry.wire.types import ModelInput, SampleResponse, SamplingParams
+from lorry.wire.model_input import ModelInput
+from lorry.wire.types import SampleResponse, SamplingParams
 
 from .models import (
     tiny_deepseek_v3,

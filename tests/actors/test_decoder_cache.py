@@ -14,7 +14,8 @@ from lorry.actors.sampling.decoder import BLOCK_TOKENS, Decoder
 from lorry.actors.training.engine import Engine, ForwardBackwardJob
 from lorry.wire.commands import ForwardBackwardInput, check_sample
 from lorry.wire.errors import InvalidRequestError
-from lorry.wire.types import Datum, ForwardBackwardOutput, ModelInput, TensorData
+from lorry.wire.model_input import ModelInput
+from lorry.wire.types import Datum, ForwardBackwardOutput, TensorData
 
 from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_qwen3
 from .test_decoder import PROMPTS, assert_is_the_models_own, new_decoder, request, run, sample, tokens_of, with_adapters

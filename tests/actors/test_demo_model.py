@@ -6,7 +6,8 @@ from transformers import AutoTokenizer
 from lorry.actors.model.base_model import load_base_model
 from lorry.actors.sampling.decoder import Decoder
 from lorry.wire.commands import SampleInput
-from lorry.wire.types import ModelInput, SampleResponse, SamplingParams
+from lorry.wire.model_input import ModelInput
+from lorry.wire.types import SampleResponse, SamplingParams
 
 ASSETS = Path(__file__).parent.parent / "assets"
 

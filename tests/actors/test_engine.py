@@ -8,7 +8,8 @@ from torch import Tensor
 from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.training.logprobs import OutputHead
 from lorry.wire.errors import InvalidRequestError, LorryError, NonFiniteError, NotFoundError, OutOfMemoryError
-from lorry.wire.types import AdamParams, Datum, ModelInput
+from lorry.wire.model_input import ModelInput
+from lorry.wire.types import AdamParams, Datum
 
 from .models import tiny_llama, tiny_qwen3, tiny_qwen3_vl
 from .reference import PeftRun

@@ -18,7 +18,7 @@ from lorry.actors.sampling.kv_cache import KVCache
 from lorry.actors.sampling.narrowing import in_parts
 from lorry.actors.sampling.sequences import Row
 from lorry.wire.errors import InternalError, OutOfMemoryError
-from lorry.wire.types import ModelInput
+from lorry.wire.model_input import ModelInput
 
 from .test_decoder import PROMPTS, WANTED, alone, new_decoder, request, run, sample, tokens_of, with_adapters
 from .test_decoder_cache import LONG

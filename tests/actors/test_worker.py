@@ -7,6 +7,7 @@ from functools import partial
 from math import inf
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,8 @@ from lorry.wire.actor_messages import (
 from lorry.wire.codec import encode
 from lorry.wire.commands import SampleInput
 from lorry.wire.ids import BatchId, FutureId
-from lorry.wire.types import LoraConfig, ModelInput, SamplingParams
+from lorry.wire.model_input import ModelInput
+from lorry.wire.types import LoraConfig, SamplingParams
 
 from .models import tiny_qwen3
 from .test_decoder import Letters
@@ -243,10 +245,10 @@ def test_a_request_that_outgrows_the_cache_fails_alone(desk: Desk) -> None:
 def test_memory_that_runs_out_in_one_request_ends_it_alone(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     hidden_states = BaseModel.hidden_states
 
-    def scarce(self: BaseModel, tokens: torch.Tensor, positions: torch.Tensor, *, grad: bool) -> torch.Tensor:
+    def scarce(self: BaseModel, tokens: torch.Tensor, positions: torch.Tensor, **options: Any) -> torch.Tensor:
         if ((tokens == MARK) & (positions == len(PROMPT))).any():
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return hidden_states(self, tokens, positions, grad=grad)
+        return hidden_states(self, tokens, positions, **options)
 
     monkeypatch.setattr(BaseModel, "hidden_states", scarce)
     desk.sample("before", "one", new=30)

@@ -8,11 +8,12 @@ from transformers import PreTrainedModel
 
 from lorry.actors.adapters.slots import AdapterPool
 from lorry.actors.model.adapter import Adapter, AdapterSpec
-from lorry.actors.model.base_model import wrap_model
+from lorry.actors.model.base_model import BaseModel, wrap_model
 from lorry.actors.model.lora import LoraTargets, attach_lora
 from lorry.actors.training.engine import Engine, ForwardBackwardJob, ForwardBackwardOutcome
 from lorry.wire.commands import ForwardBackwardInput
-from lorry.wire.types import Datum, ForwardBackwardOutput, ModelInput, TensorData
+from lorry.wire.model_input import ModelInput
+from lorry.wire.types import Datum, ForwardBackwardOutput, TensorData
 
 VOCAB = 97
 
@@ -20,8 +21,14 @@ VOCAB = 97
 class Workshop:
     """An engine, its pool, and adapters added by key. B is made random, since a zero B hides half of the gradient."""
 
-    def __init__(self, model: PreTrainedModel, slots: int = 8, token_budget: int = 8192) -> None:
-        self.base = wrap_model(model)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        slots: int = 8,
+        token_budget: int = 8192,
+        base: Callable[[PreTrainedModel], BaseModel] = wrap_model,
+    ) -> None:
+        self.base = base(model)
         self.targets: LoraTargets = attach_lora(self.base)
         self.pool = AdapterPool(slots, self.base.device)
         self.engine = Engine(self.base, self.targets, self.pool, token_budget=token_budget, logits_bytes=4 * VOCAB * 11)

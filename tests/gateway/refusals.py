@@ -264,7 +264,27 @@ MISTAKES = [
         "expected a number",
         lambda m: m.loss_fn_config_v2["beta"].MergeFrom(type(m.loss_fn_config_v2["beta"])(text="much")),
     ),
-    _with(PROTOBUF + "_model_input", "of type image", lambda m: _image(m.data[0].model_input[0])),
+    _with(PROTOBUF + "_model_input", "chunks[0] is dmel", lambda m: _become(m, dmel={"dmel": b"x"})),
+    _with(
+        PROTOBUF + "_image",
+        "override_dimensions",
+        lambda m: _become(m, image={"data": b"x", "format": "png", "override_dimensions": {"width": 1, "height": 1}}),
+    ),
+    _with(
+        COMMANDS + "_check_image",
+        "chunks[0].format is 'gif'",
+        lambda m: _become(m, image={"data": b"x", "format": "gif"}),
+    ),
+    _with(
+        COMMANDS + "_check_image",
+        "chunks[0].expected_tokens is 0",
+        lambda m: _become(m, image={"data": b"x", "format": "png", "expected_tokens": 0}),
+    ),
+    _with(
+        "actors/images/layout.py::_eyes",
+        "served without eyes",
+        lambda m: _become(m, image={"data": b"x", "format": "png"}),
+    ),
     _pass(PROTOBUF + "_tensor", "which no tensor has", weights=public_pb.Tensor(shape=[2], dense=bytes(8))),
     _pass(PROTOBUF + "_array", "no whole number of", weights=tensor(dense=bytes(7))),
     _pass(
@@ -364,6 +384,6 @@ def _target() -> dict[str, object]:
     return {"target_tokens": {"dtype": "int64", "shape": [1], "data": bytes(8)}}
 
 
-def _image(chunk: Any) -> None:
-    chunk.ClearField("encoded_text")
-    chunk.image.data = b"x"
+def _become(message: Any, **chunk: dict[str, object]) -> None:
+    """In place of the text."""
+    message.data[0].model_input[0].CopyFrom(public_pb.Chunk(**chunk))

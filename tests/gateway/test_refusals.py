@@ -28,10 +28,13 @@ IS_OVER = "its command has a seq that is over, or ends with it: shown in tests/s
 
 EXPORT = "an operator's command that no run sees: tests/actors/test_export"
 IMPORT = "an operator's command that no run sees: tests/actors/test_foreign"
+IMAGES = "an actor's outcome, each followed by a right call: tests/service/test_images"
 ELSEWHERE: dict[str, tuple[int, str]] = {
     "wire/codec.py::decode": (1, NO_PLACE),  # a header above the limit, which no client of ours sends
     "wire/commands.py::check_lora_config": (7, f"{NO_COMMAND}; of a run made early: tests/service/test_waiting"),
-    "wire/commands.py::check_sample": (10, NO_COMMAND),
+    "wire/commands.py::check_sample": (8, NO_COMMAND),
+    "wire/commands.py::_check_against_prompt": (2, NO_COMMAND),
+    "wire/commands.py::_check_image": (1, "raised where the command is made, before its seq is used"),
     "wire/commands.py::_check_prompt_targets": (2, NO_COMMAND),
     "wire/commands.py::_check_stop": (1, NO_COMMAND),
     "wire/sockets.py::_channel": (1, AT_START),
@@ -134,6 +137,11 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "actors/export/base_files.py::_json": (1, EXPORT),
     "actors/export/folders.py::merge_adapter": (1, EXPORT),
     "actors/export/merging.py::added_to": (1, EXPORT),
+    "actors/images/eyes.py::open": (2, IMAGES),
+    "actors/images/layout.py::count_images": (1, IMAGES),
+    "actors/images/pictures.py::open_picture": (3, IMAGES),
+    "actors/images/pictures.py::pixels_of": (1, IMAGES),
+    "actors/model/memory.py::told_as_ours": (1, OUTCOME),
     "actors/model/attention.py::attend_packed": (1, AT_START),
     "actors/model/attention.py::_refuse_unknown": (3, AT_START),
     "actors/model/attention.py::_window_of_mask": (1, AT_START),

@@ -28,8 +28,9 @@ from lorry.wire.actor_messages import (
 from lorry.wire.codec import decode, encode
 from lorry.wire.errors import ActorKilledError
 from lorry.wire.ids import ActorId, TenantId
+from lorry.wire.model_input import ModelInput
 from lorry.wire.sequenced import Link, stamp_of
-from lorry.wire.types import ModelInput, SamplingParams
+from lorry.wire.types import SamplingParams
 
 from .scripted import FACTS, scripted_actor
 

@@ -20,8 +20,9 @@ from lorry.wire.client_messages import VERSION, CreateSampler, Hello, Resolved, 
 from lorry.wire.codec import decode, encode
 from lorry.wire.errors import NotFoundError
 from lorry.wire.ids import LaneId, TenantId, future_id
+from lorry.wire.model_input import ModelInput
 from lorry.wire.sequenced import UNCONFIRMED_AT_MOST, Link, stamp_of
-from lorry.wire.types import Datum, ModelInput, SamplingParams, TensorData
+from lorry.wire.types import Datum, SamplingParams, TensorData
 
 from .scripted import SAMPLE, scripted_actor
 

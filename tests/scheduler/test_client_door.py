@@ -16,7 +16,8 @@ from lorry.wire.client_messages import CommandArguments, CreateRun, CreateSample
 from lorry.wire.codec import decode
 from lorry.wire.errors import CommandCancelledError, NotFoundError
 from lorry.wire.ids import FutureId, LaneId, TenantId, future_id
-from lorry.wire.types import Datum, LoraConfig, ModelInput, SaveWeightsForSamplerResponse, TensorData
+from lorry.wire.model_input import ModelInput
+from lorry.wire.types import Datum, LoraConfig, SaveWeightsForSamplerResponse, TensorData
 
 from .scripted import scripted_actor
 

@@ -19,7 +19,8 @@ from lorry.doctor import examine
 from lorry.storage.checkpoints import place_of
 from lorry.storage.connection import FILE
 from lorry.wire.errors import InvalidRequestError
-from lorry.wire.types import Datum, ModelInput, TensorData
+from lorry.wire.model_input import ModelInput
+from lorry.wire.types import Datum, TensorData
 from tests.conftest import MODEL, Server, Start, start_server
 from tests.service.test_recovery import STEP, learn, run_row, wait_until_saved
 from tests.service.test_training import datum

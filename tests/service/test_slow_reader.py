@@ -8,7 +8,8 @@ import lorry
 from lorry.wire.client_messages import SamplerCreated
 from lorry.wire.codec import decode, encode
 from lorry.wire.commands import SampleInput
-from lorry.wire.types import ModelInput, SamplingParams, TensorData
+from lorry.wire.model_input import ModelInput
+from lorry.wire.types import SamplingParams, TensorData
 from tests.conftest import MODEL, Server, standing_still
 from tests.service.raw import Raw
 from tests.service.test_protocol import resolved

@@ -18,7 +18,8 @@ from lorry.actors.adapters.checkpoints import save_sampler_weights
 from lorry.actors.export.folders import merge_adapter
 from lorry.actors.model.adapter import AdapterSpec
 from lorry.wire.commands import ForwardBackwardInput
-from lorry.wire.types import Datum, ModelInput, TensorData
+from lorry.wire.model_input import ModelInput
+from lorry.wire.types import Datum, TensorData
 from tests.actors.models import tiny_gpt_oss, tiny_llama, tiny_qwen3, tiny_qwen3_moe
 from tests.actors.workshop import Workshop, job, logprobs
 from tests.conftest import ROOT

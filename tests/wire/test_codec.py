@@ -22,7 +22,8 @@ from lorry.wire.errors import (
     revive,
 )
 from lorry.wire.ids import LaneId
-from lorry.wire.types import Datum, ModelInput, SampledSequence, SampleResponse, TensorData
+from lorry.wire.model_input import ModelInput
+from lorry.wire.types import Datum, SampledSequence, SampleResponse, TensorData
 
 SHAPES = array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
 

@@ -6,7 +6,8 @@ import pytest
 
 from lorry.wire.commands import SampleInput, check_lora_config, planned_tokens
 from lorry.wire.errors import InvalidRequestError
-from lorry.wire.types import LoraConfig, ModelInput, SamplingParams
+from lorry.wire.model_input import ModelInput
+from lorry.wire.types import LoraConfig, SamplingParams
 
 
 @pytest.mark.parametrize(("max_tokens", "tokens"), [(5, 3 + 2 * 5), (None, 3 + 2 * 256)])

@@ -1,0 +1,174 @@
+"""Where images are in a sequence of tokens, and in a packed row: ids, positions, and what the decoder gets of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...wire.errors import InvalidRequestError
+from ...wire.model_input import Chunk, ImageChunk, ModelInput
+from .pictures import Digest, Picture
+
+if TYPE_CHECKING:
+    from .eyes import Eyes, Sight
+
+_IDS = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An image whose first token is number `start` of its sequence. `sight` is what was seen, where it is to be kept
+    in memory as long as this is."""
+
+    start: int
+    height: int
+    width: int
+    picture: Picture
+    sight: "Sight | None" = None
+
+    @property
+    def end(self) -> int:
+        return self.start + self.height * self.width
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Images:
+    """Of one sequence. What comes after its `positions` has its own place plus `offset` for a position."""
+
+    placed: tuple[Placed, ...]
+    positions: _IDS  # [3, tokens]: in time, down, across
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Tokens `start` to `end` of a sequence, laid into a packed row."""
+
+    start: int
+    end: int
+    images: Images | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """What the decoder gets of images: see `Sight`. `places` are the packed row's, in order."""
+
+    places: Tensor  # [n] int64
+    embeddings: Tensor  # [n, hidden]
+    layers: tuple[Tensor, ...]  # [n, hidden] each
+
+
+def count_images(name: str, tokens: ModelInput, eyes: "Eyes | None", max_context: int) -> ModelInput:
+    """With every image's `expected_tokens`. Only the heads of its files are read.
+
+    Raises InvalidRequestError for a file that is none, one that is too large, or where the caller expected others; and
+    as soon as there are more than `max_context` tokens.
+    """
+    if not tokens.has_images:
+        return tokens
+    chunks: list[Chunk] = []
+    length = 0
+    for i, chunk in enumerate(tokens.chunks):
+        if isinstance(chunk, ImageChunk):
+            where = f"{name}.chunks[{i}]"
+            chunk = chunk._replace(expected_tokens=_eyes(where, eyes).open(where, chunk)[1])
+        chunks.append(chunk)
+        length += chunk.length
+        if length > max_context:
+            problem = f"{name} has {length} tokens up to chunk {i}, expected at most {max_context}, the model's context"
+            raise InvalidRequestError(problem, field=name)
+    return ModelInput(chunks)
+
+
+def see_images(name: str, tokens: ModelInput, eyes: "Eyes | None", *, keep: bool) -> tuple[list[int], Images | None]:
+    """The ids of all tokens, and the images, once all have been seen: with `keep`, what was seen stays in memory.
+
+    An image's ids are below 0 and made of its bytes: where two sequences have the same ids, they have the same images.
+    Raises InvalidRequestError as `count_images` does, and for a file that is broken.
+    """
+    if not tokens.has_images:
+        return tokens.to_ints(), None
+    ids: list[int] = []
+    placed: list[Placed] = []
+    for i, chunk in enumerate(tokens.chunks):
+        if not isinstance(chunk, ImageChunk):
+            ids += chunk.tokens
+            continue
+        where = f"{name}.chunks[{i}]"
+        picture, count = _eyes(where, eyes).open(where, chunk)
+        sight = _eyes(where, eyes).see(picture)
+        placed.append(Placed(len(ids), sight.height, sight.width, picture, sight if keep else None))
+        ids += _ids_of(picture.digest, count)
+    return ids, lay_out_positions(placed, len(ids))
+
+
+def lay_out_positions(placed: Sequence[Placed], tokens: int) -> Images:
+    """As Qwen2-VL has them (M-RoPE, arXiv:2409.12191): text counts on in all three; an image's tokens have one time,
+    and count down and across from it; what follows goes on behind the larger of the two."""
+    positions = np.empty((3, tokens), dtype=np.int64)
+    at = next_ = 0
+    for image in placed:
+        positions[:, at : image.start] = np.arange(next_, next_ := next_ + image.start - at)
+        down, across = np.divmod(np.arange(image.height * image.width), image.width)
+        positions[:, image.start : image.end] = next_ + np.stack((np.zeros_like(down), down, across))
+        at, next_ = image.end, next_ + max(image.height, image.width)
+    positions[:, at:] = np.arange(next_, next_ := next_ + tokens - at)
+    return Images(tuple(placed), positions, next_ - tokens)
+
+
+def positions_of(stretches: Sequence[Stretch]) -> _IDS:
+    """[tokens], or [3, tokens] where an image's tokens are among them."""
+    each = [_positions(stretch) for stretch in stretches]
+    if not any(_placed(stretch) for stretch in stretches):
+        return np.concatenate([positions[0] for positions in each])
+    return np.concatenate(each, axis=1)
+
+
+def seen_in(stretches: Sequence[Stretch], eyes: "Eyes | None", device: torch.device, at: int = 0) -> Seen | None:
+    """Of stretches that lie end to end in a packed row from `at` on; None where no image's tokens are among them."""
+    places: list[_IDS] = []
+    parts: list[tuple[Tensor, ...]] = []
+    for stretch in stretches:
+        for image in _placed(stretch):
+            sight = image.sight or _eyes(image.picture.name, eyes).see(image.picture)
+            first, last = max(stretch.start, image.start), min(stretch.end, image.end)
+            places.append(np.arange(first, last) + (at - stretch.start))
+            chosen = slice(first - image.start, last - image.start)
+            parts.append(tuple(tensor[chosen] for tensor in (sight.embeddings, *sight.layers)))
+        at += stretch.end - stretch.start
+    if not parts:
+        return None
+    embeddings, *layers = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return Seen(torch.from_numpy(np.concatenate(places)).to(device), embeddings, tuple(layers))
+
+
+def _positions(stretch: Stretch) -> _IDS:
+    """[3, tokens]"""
+    start, end, images = stretch.start, stretch.end, stretch.images
+    if images is None:
+        return np.broadcast_to(np.arange(start, end), (3, end - start))
+    inside = images.positions[:, start:end]
+    after = np.arange(max(start, images.positions.shape[1]), max(end, images.positions.shape[1])) + images.offset
+    return np.concatenate((inside, np.broadcast_to(after, (3, len(after)))), axis=1)
+
+
+def _placed(stretch: Stretch) -> list[Placed]:
+    images = () if stretch.images is None else stretch.images.placed
+    return [image for image in images if image.start < stretch.end and stretch.start < image.end]
+
+
+def _ids_of(digest: Digest, tokens: int) -> list[int]:
+    """The digest's words over and over, each with the sign's bit."""
+    words = np.frombuffer(digest, "<i8") | np.iinfo(np.int64).min
+    return np.resize(words, tokens).tolist()
+
+
+def _eyes(name: str, eyes: "Eyes | None") -> "Eyes":
+    if eyes is None:
+        problem = f"{name} is an image, and this model is served without eyes: docs/models.md lists those that can see"
+        raise InvalidRequestError(problem, field=name)
+    return eyes
