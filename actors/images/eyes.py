@@ -93,7 +93,8 @@ def eyes_of(
     model: "PreTrainedModel", path: str | Path, max_pixels: int = MAX_PIXELS, cache_bytes: int = CACHE_BYTES
 ) -> Eyes | None:
     """None for a model that cannot see, or whose files describe no image processor."""
-    from transformers import AutoImageProcessor
+    # Of older releases, `transformers` itself offers it to those who have torchvision alone.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     if model.config.model_type not in CAN_SEE:
         return None

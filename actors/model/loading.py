@@ -107,7 +107,10 @@ def _in_4_bits(config: PreTrainedConfig, dtype: str, device: str | None, *, is_e
         raise UnsupportedModelError("the checkpoint is quantised already: serve it without --quantize")
     own: torch.dtype | None = getattr(config, "dtype", None)
     computes = getattr(torch, dtype) if dtype != "auto" else own or torch.float32
-    return {"quantization_config": nf4_config(computes), "device_map": {"": device or "cpu"}}
+    return {
+        "quantization_config": nf4_config(computes, can_see=auto_class(config) is AutoModelForImageTextToText),
+        "device_map": {"": device or "cpu"},
+    }
 
 
 def _expand(config: PreTrainedConfig) -> bool:

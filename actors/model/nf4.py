@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...wire.errors import UnsupportedModelError
+from .targets import EYES
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -20,8 +21,9 @@ NF4_BYTES = (4 + 8 / 64 + 32 / 64 / 256) / 8
 """Of a number: its code, the byte that 64 of them have for a factor, and the float32 that 256 of those bytes have."""
 
 
-def nf4_config(dtype: torch.dtype) -> "BitsAndBytesConfig":
-    """Of a model that computes in `dtype`. Raises UnsupportedModelError where bitsandbytes is not installed."""
+def nf4_config(dtype: torch.dtype, *, can_see: bool) -> "BitsAndBytesConfig":
+    """Of a model that computes in `dtype`: one that `can_see` keeps its eyes as they are, for they are a small part of
+    it. Raises UnsupportedModelError where bitsandbytes is not installed."""
     from transformers import BitsAndBytesConfig
 
     if find_spec("bitsandbytes") is None:
@@ -31,6 +33,7 @@ def nf4_config(dtype: torch.dtype) -> "BitsAndBytesConfig":
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=[*(f"model.{name}" for name in sorted(EYES)), "lm_head"] if can_see else None,
     )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _ATTENTION = frozenset(("self_attn", "attn", "attention", "self_attention"))
 _MLP = frozenset(("mlp", "feed_forward", "ffn"))
 _ROUTERS = frozenset(("gate", "router", "shared_expert_gate"))
-_EYES = frozenset(("visual", "vision_tower", "vision_model"))
+EYES = frozenset(("visual", "vision_tower", "vision_model"))
 """Towers that see: they stay frozen, as on the hosted service."""
 
 
@@ -80,7 +80,7 @@ def _grouped(model: "PreTrainedModel") -> Iterator[tuple[str, nn.Module, Group]]
         *path, leaf = name.split(".")
         if module is head:
             yield name, module, "unembed"
-        elif leaf in _ROUTERS or _EYES.intersection(path):
+        elif leaf in _ROUTERS or EYES.intersection(path):
             continue
         elif _ATTENTION.intersection(path):
             yield name, module, "attn"

@@ -48,15 +48,15 @@ def tiny_llama(seed: int = 0, **changes: Any) -> PreTrainedModel:
     return build(LlamaConfig(**(SHAPE | changes)), seed)
 
 
-def with_eyes(config: type[PreTrainedConfig], seed: int, text: dict[str, Any]) -> PreTrainedModel:
-    """Of the Qwen3-VL family: 16 patches of 4 x 4 pixels make 4 tokens."""
+def with_eyes(config: type[PreTrainedConfig], seed: int, text: dict[str, Any], patch_size: int = 4) -> PreTrainedModel:
+    """Of the Qwen3-VL family: four patches, which are squares of that many pixels, make a token."""
     rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
     vision = {
         "depth": 2,
         "hidden_size": 16,
         "intermediate_size": 24,
         "num_heads": 2,
-        "patch_size": 4,
+        "patch_size": patch_size,
         "out_hidden_size": SHAPE["hidden_size"],
         "num_position_embeddings": 16,
         "deepstack_visual_indexes": [0, 1],
@@ -65,8 +65,8 @@ def with_eyes(config: type[PreTrainedConfig], seed: int, text: dict[str, Any]) -
     return build(config(text_config=text | {"rope_parameters": rope}, vision_config=vision, **tokens), seed)
 
 
-def tiny_qwen3_vl(seed: int = 0, **changes: Any) -> PreTrainedModel:
-    return with_eyes(Qwen3VLConfig, seed, SHAPE | changes)
+def tiny_qwen3_vl(seed: int = 0, patch_size: int = 4, **changes: Any) -> PreTrainedModel:
+    return with_eyes(Qwen3VLConfig, seed, SHAPE | changes, patch_size)
 
 
 def tiny_qwen3_vl_moe(seed: int = 0, **changes: Any) -> PreTrainedModel:

@@ -18,6 +18,18 @@ IMAGE, START, END = 90, 92, 93
 """The tokens of `models.with_eyes` that stand for an image's, and for its beginning and end."""
 
 
+def published_processor() -> Qwen2VLImageProcessorPil:
+    """With the numbers that Qwen3-VL is published with."""
+    return Qwen2VLImageProcessorPil(
+        patch_size=16,
+        merge_size=2,
+        temporal_patch_size=2,
+        size={"shortest_edge": 65_536, "longest_edge": 16_777_216},
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+
+
 def processor() -> Qwen2VLImageProcessorPil:
     return Qwen2VLImageProcessorPil(
         patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 64, "longest_edge": 4096}

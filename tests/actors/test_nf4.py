@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from lorry.actors.model import nf4
@@ -14,12 +15,21 @@ from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.base_model import load_base_model
 from lorry.actors.model.loading import load_model
 from lorry.actors.model.lora import experts_of, layers_of, quantise_experts
-from lorry.actors.model.nf4 import nbytes_of, stacked
+from lorry.actors.model.nf4 import is_quantised, nbytes_of, stacked
 from lorry.actors.model.sizing import size_of
 from lorry.wire.errors import UnsupportedModelError
 from lorry.wire.types import AdamParams
 
-from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_llama, tiny_qwen3, tiny_qwen3_moe
+from .models import (
+    tiny_deepseek_v3,
+    tiny_gpt_oss,
+    tiny_llama,
+    tiny_qwen3,
+    tiny_qwen3_moe,
+    tiny_qwen3_vl,
+    tiny_qwen3_vl_moe,
+)
+from .pictures import chunk, save_processor
 from .quantised import write
 from .reference import PeftRun
 from .test_decoder import PROMPTS, assert_is_the_models_own, new_decoder, run
@@ -115,6 +125,20 @@ def test_its_weights_stay_readable_where_the_library_would_rewrite_them(tmp_path
     four_bit = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
     assert len(four_bit) == 2 * 7
     assert not any(module.support_avx512bf16_for_cpu for module in four_bit)
+
+
+@pytest.mark.parametrize("family", [tiny_qwen3_vl, tiny_qwen3_vl_moe])
+def test_what_sees_and_the_head_stay_as_they_are(family: Family, tmp_path: Path) -> None:
+    family().save_pretrained(tmp_path)
+    save_processor(tmp_path)
+    four_bit, whole = (load_base_model(tmp_path, dtype="float32", quantize=how) for how in ("nf4", "none"))
+    quantised = {name for name, m in four_bit.model.named_modules() if isinstance(m, nn.Linear) and is_quantised(m)}
+    assert quantised
+    assert not any("visual" in name or "lm_head" in name for name in quantised)
+    seen = [
+        base.eyes.see(base.eyes.open("image", chunk(32, 32))[0]).embeddings for base in (four_bit, whole) if base.eyes
+    ]
+    assert torch.equal(*seen)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "auto"])

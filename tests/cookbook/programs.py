@@ -15,16 +15,20 @@ from typing import Any
 
 import chz
 import tinker
+from PIL import Image
 from tinker_cookbook import checkpoint_utils, model_info, renderers, weights
+from tinker_cookbook.image_processing_utils import get_image_processor
 from tinker_cookbook.rl import train as rl_train
 from tinker_cookbook.rl.problem_env import ProblemEnv, ProblemGroupBuilder
 from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, RLDatasetBuilder
 from tinker_cookbook.supervised import train as supervised_train
+from tinker_cookbook.supervised.common import datum_from_model_input_weights
 from tinker_cookbook.supervised.data import FromConversationFileBuilder
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 MODEL = "Qwen/Qwen3-8B"
+SEEING = "Qwen/Qwen3-VL-30B-A3B-Instruct"
 
 
 def metrics(folder: Path, name: str) -> list[float]:
@@ -193,6 +197,39 @@ async def step(training: tinker.TrainingClient, tokens: list[int]) -> float:
     loss = (await passed).metrics["loss:sum"]
     await stepped
     return loss
+
+
+# Images --------------------------------------------------------------------------------------------------------------
+
+
+def seen(folder: Path) -> dict[str, Any]:
+    """A conversation about each image in FOLDER, trained on and sampled from; tokens as the renderer counts them."""
+    return asyncio.run(_seen(sorted(folder.glob("*.png"))))
+
+
+async def _seen(files: list[Path]) -> dict[str, Any]:
+    renderer = renderers.get_renderer(
+        model_info.get_recommended_renderer_name(SEEING), get_tokenizer(SEEING), get_image_processor(SEEING)
+    )
+    service = tinker.ServiceClient()
+    training = await service.create_lora_training_client_async(base_model=SEEING, rank=4, seed=1)
+    sampler = await service.create_sampling_client_async(base_model=SEEING)
+    params = tinker.SamplingParams(max_tokens=2)
+    counts: dict[str, int] = {}
+    data: list[tinker.Datum] = []
+    for file in files:
+        image: Any = {"type": "image", "image": Image.open(file)}
+        question: Any = {"role": "user", "content": [image, {"type": "text", "text": "What is that?"}]}
+        prompt = renderer.build_generation_prompt([question])
+        counts[file.name] = sum(c.expected_tokens for c in prompt.chunks if isinstance(c, tinker.types.ImageChunk))
+        assert len((await sampler.sample_async(prompt, 1, params)).sequences[0].tokens) > 0
+        tokens, weights_ = renderer.build_supervised_example([question, {"role": "assistant", "content": "A lorry."}])
+        data.append(datum_from_model_input_weights(tokens, weights_))
+    losses: list[float] = []
+    for _ in range(4):
+        losses.append((await (await training.forward_backward_async(data, "cross_entropy"))).metrics["loss:sum"])
+        await (await training.optim_step_async(tinker.AdamParams(learning_rate=5e-3)))
+    return {"counts": counts, "losses": losses}
 
 
 # Weights -------------------------------------------------------------------------------------------------------------

@@ -29,13 +29,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hub cache, as a download would have left it, with the served model's tokenizer under its public name."""
-    home = tmp_path_factory.mktemp("hub")
-    repository = home / "hub" / f"models--{MODEL.replace('/', '--')}"
+    return hub_of(MODEL, BASE_MODEL, tmp_path_factory.mktemp("hub"))
+
+
+def hub_of(model: str, folder: Path, home: Path) -> Path:
+    repository = home / "hub" / f"models--{model.replace('/', '--')}"
     snapshot = repository / "snapshots" / REVISION
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(REVISION)
-    for file in BASE_MODEL.iterdir():
+    for file in folder.iterdir():
         if file.suffix in (".json", ".jinja"):
             (snapshot / file.name).symlink_to(file)
     return home
