@@ -36,6 +36,11 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class PixelsCame:
+    """An image was decoded that a request waits for, or training."""
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """After all that was ordered before: save every run, and stop."""
 
@@ -46,7 +51,16 @@ class Stop:
 
 
 Order: TypeAlias = (
-    Train | Sample | CancelCommand | SnapshotTaken | SnapshotFailed | SnapshotRecorded | SamplerSaved | Leave | Stop
+    Train
+    | Sample
+    | PixelsCame
+    | CancelCommand
+    | SnapshotTaken
+    | SnapshotFailed
+    | SnapshotRecorded
+    | SamplerSaved
+    | Leave
+    | Stop
 )
 
 

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Protocol, TypeAlias, cast
 from zlib import crc32
 
-import msgspec
 import structlog
 import torch
 
@@ -26,21 +25,16 @@ from ..wire.actor_messages import (
     SnapshotRecorded,
     SnapshotTaken,
 )
-from ..wire.codec import decode, encode
-from ..wire.commands import (
-    ComputeLogprobsInput,
-    SampleInput,
-    check_sample,
-    check_tokens,
-)
+from ..wire.codec import encode
+from ..wire.commands import SampleInput
 from ..wire.errors import CommandCancelledError, InternalError, LorryError, OutOfMemoryError
 from ..wire.ids import BatchId, FutureId
 from .adapters.residents import Residents
 from .adapters.samplers import SamplerSave, SamplerSaved
 from .adapters.snapshots import write_snapshot
-from .images.layout import count_images
+from .arrivals import Arrival
 from .model.memory import memory_ran_out
-from .orders import Leave, Order, Sample, Stop, Train, changed_by, runs_of, take_together
+from .orders import Leave, Order, PixelsCame, Sample, Stop, Train, changed_by, runs_of, take_together
 from .outbox import End, Outbox
 from .progress import Progress
 from .sampling.decoder import Decoder, Finished
@@ -88,7 +82,9 @@ class Worker:
         self._in_flight = engine.base.in_flight
         self._in_flight.pause = self._pause
         self._train: deque[Train] = deque()
-        self._samples: deque[Sample] = deque()
+        self._arrivals: deque[Arrival] = deque()
+        if engine.base.eyes is not None:
+            engine.base.eyes.pixels_came = lambda: self.orders.put(PixelsCame())
         self._batches: dict[FutureId, BatchId] = {}
         self._decoding: dict[FutureId, str] = {}
         self._training_since = 0.0
@@ -123,7 +119,13 @@ class Worker:
 
     @property
     def _is_idle(self) -> bool:
-        return not (self._train or self._samples or self._decoder.active)
+        return not (self._waits or self._train or self._decoder.active)
+
+    @property
+    def _waits(self) -> bool:
+        """For the pixels of an image, with nothing to compute meanwhile: requests that have all that they need join
+        at once where nobody decodes."""
+        return bool(self._arrivals) and not (self._train or self._decoder.active)
 
     @property
     def swaps(self) -> int:
@@ -133,8 +135,9 @@ class Worker:
 
     def _take_orders(self) -> None:
         """Take all orders that are there; with nothing to do, wait for one, or until a run is to be saved."""
-        if self._is_idle:
-            self.progress.rests()
+        if self._is_idle or self._waits:
+            if self._is_idle:
+                self.progress.rests()
             try:
                 self._sort(self.orders.get(timeout=self._residents.due_in_s()))
             except queue.Empty:
@@ -164,7 +167,9 @@ class Worker:
             case Train():
                 self._train.append(order)
             case Sample():
-                self._samples.append(order)
+                self._arrivals.append(Arrival(order, self._engine.base))
+            case PixelsCame():
+                pass
             case CancelCommand(future):
                 self._cancel(future)
             case SnapshotTaken() | SnapshotFailed():
@@ -179,10 +184,10 @@ class Worker:
                 self._stopped = True
 
     def _cancel(self, future: FutureId) -> None:
-        waiting = next((s for s in self._samples if s.item.future == future), None)
+        waiting = next((a for a in self._arrivals if a.sample.item.future == future), None)
         if waiting is not None:
-            self._samples.remove(waiting)
-            batch = waiting.batch
+            self._arrivals.remove(waiting)
+            batch = waiting.sample.batch
         elif future in self._decoding:
             self._decoder.cancel(future)
             batch = self._leave(future)
@@ -194,50 +199,50 @@ class Worker:
     # Sampling --------------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Requests join the decode loop, as long as their adapters fit the slots together: of those with images that
-        are to be looked at, one a step, for that may take long."""
-        eyes = self._engine.base.eyes
-        looked = eyes.seen if eyes else 0
-        while self._samples and (eyes is None or eyes.seen == looked):
-            sample = self._samples[0]
-            state = sample.item.adapter
+        """Requests join the decode loop, as long as their adapters fit the slots together. Those with images are read
+        one after the other, beside the rest; while others decode, one image goes through the tower in a step."""
+        reading = False
+        for arrival in list(self._arrivals):
+            state = arrival.sample.item.adapter
             adapters = self._sampled_adapters() | ({state.key} if state else set())
             if len(adapters) > self._residents.pool.slots:
                 return
-            self._samples.popleft()
             try:
-                self._join(sample)
+                if not self._read(arrival, look=not reading):
+                    reading = True
+                    continue
+                self._join(arrival)
             except LorryError as error:
+                sample = arrival.sample
                 self._post(Completion(sample.batch, [Outcome(sample.item.future, error.info)], done=True), [b""])
+            self._arrivals.remove(arrival)
 
-    def _join(self, sample: Sample) -> None:
-        item = sample.item
+    def _read(self, arrival: Arrival, *, look: bool) -> bool:
+        while not arrival.read(look=look):
+            if not look or arrival.lacks_pixels or self._decoder.active:
+                return False
+        return True
+
+    def _join(self, arrival: Arrival) -> None:
+        item = arrival.sample.item
         key = "" if item.adapter is None else self._residents.hold_sampler(item.adapter)
         try:
-            self._start(sample, key)
+            self._start(arrival, key)
         except LorryError:
             self._residents.release([key] if key else [])
             raise
-        self._batches[item.future], self._decoding[item.future] = sample.batch, key
+        self._batches[item.future], self._decoding[item.future] = arrival.sample.batch, key
 
-    def _start(self, sample: Sample, key: str) -> None:
-        item, base = sample.item, self._engine.base
+    def _start(self, arrival: Arrival, key: str) -> None:
+        item, request, prompt = arrival.sample.item, arrival.request, arrival.prompt
+        assert request is not None and prompt is not None, "read"
         adapter = self._residents.get(key) if key else None
         seed = crc32(item.future.encode())  # the same when the command is executed again elsewhere
         # Sampler weights are fixed, and their folder, the key, is never used twice. It is a path, which no scope is.
         owner = key or (f"scope {item.scope}" if item.scope else None)
-        if item.kind == "sample":
-            request = decode(sample.payload, SampleInput)
-            request = msgspec.structs.replace(
-                request, prompt=count_images("prompt", request.prompt, base.eyes, base.max_context)
-            )
-            check_sample(request, base.vocab_size, base.max_context)
-            self._decoder.add(item.future, request, adapter, seed, owner)
+        if isinstance(request, SampleInput):
+            self._decoder.add(item.future, request, adapter, seed, owner, prompt)
         else:
-            prompt = count_images(
-                "prompt", decode(sample.payload, ComputeLogprobsInput).prompt, base.eyes, base.max_context
-            )
-            check_tokens("prompt", prompt, base.vocab_size, base.max_context)
             self._decoder.add_prompt(item.future, prompt, adapter, owner)
 
     def _sampled_adapters(self) -> set[str]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -18,8 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.goals import at_most, settle
-from lorry.actors.images.eyes import MAX_PIXELS
-from lorry.actors.images.pictures import open_picture, pixels_of
+from lorry.actors.images.eyes import MAX_PIXELS, Eyes
 from lorry.wire.errors import InvalidRequestError
 from lorry.wire.model_input import ImageChunk
 from tests.actors.hostile import black, hostile, saved
@@ -42,17 +42,17 @@ class Cost:
 def main(arguments: list[str] | None = None) -> list[str]:
     """Returns the goals that were missed."""
     argparse.ArgumentParser(description=__doc__).parse_args(arguments)
-    processor = published_processor()
+    eyes = Eyes(cast("Any", None), published_processor())
 
     def read(image: ImageChunk) -> str:
         try:
-            pixels = pixels_of(open_picture("image", image, MAX_PIXELS))
-            return f"{len(processor(images=[pixels])['pixel_values']):,} patches"
-        except (InvalidRequestError, ValueError) as error:
+            pixels = eyes.ask(eyes.open("image", image)[0])
+            return f"{len(pixels.result().patches):,} patches" if pixels else "known"
+        except InvalidRequestError as error:
             return str(error).partition(". This")[0][:90]
 
     read(ImageChunk(black(64, 64), "png"))  # imports
-    refused = [cost(one.name, ImageChunk(one.data, one.format), read) for one in hostile()]  # type: ignore[arg-type]
+    refused = [cost(one.name, ImageChunk(one.data, one.format, one.expected_tokens), read) for one in hostile()]  # type: ignore[arg-type]
     taken = [cost(name, image, read) for name, image in largest()]
     table = Table("a file", "KiB", "ms", "peak MiB", "ends as", title="Reading images")
     for each in (*refused, *taken):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +10,8 @@ from torch import Tensor
 
 from ...wire.errors import InvalidRequestError
 from ...wire.model_input import Chunk, ImageChunk, ModelInput
+from .eyes import Eyes, Sight, the_eyes
 from .pictures import Digest, Picture
-
-if TYPE_CHECKING:
-    from .eyes import Eyes, Sight
 
 _IDS = npt.NDArray[np.int64]
 
@@ -28,7 +25,7 @@ class Placed:
     height: int
     width: int
     picture: Picture
-    sight: "Sight | None" = None
+    sight: Sight | None = None
 
     @property
     def end(self) -> int:
@@ -62,7 +59,7 @@ class Seen:
     layers: tuple[Tensor, ...]  # [n, hidden] each
 
 
-def count_images(name: str, tokens: ModelInput, eyes: "Eyes | None", max_context: int) -> ModelInput:
+def count_images(name: str, tokens: ModelInput, eyes: Eyes | None, max_context: int) -> ModelInput:
     """With every image's `expected_tokens`. Only the heads of its files are read.
 
     Raises InvalidRequestError for a file that is none, one that is too large, or where the caller expected others; and
@@ -75,35 +72,13 @@ def count_images(name: str, tokens: ModelInput, eyes: "Eyes | None", max_context
     for i, chunk in enumerate(tokens.chunks):
         if isinstance(chunk, ImageChunk):
             where = f"{name}.chunks[{i}]"
-            chunk = chunk._replace(expected_tokens=_eyes(where, eyes).open(where, chunk)[1])
+            chunk = chunk._replace(expected_tokens=the_eyes(where, eyes).open(where, chunk)[1])
         chunks.append(chunk)
         length += chunk.length
         if length > max_context:
             problem = f"{name} has {length} tokens up to chunk {i}, expected at most {max_context}, the model's context"
             raise InvalidRequestError(problem, field=name)
     return ModelInput(chunks)
-
-
-def see_images(name: str, tokens: ModelInput, eyes: "Eyes | None", *, keep: bool) -> tuple[list[int], Images | None]:
-    """The ids of all tokens, and the images, once all have been seen: with `keep`, what was seen stays in memory.
-
-    An image's ids are below 0 and made of its bytes: where two sequences have the same ids, they have the same images.
-    Raises InvalidRequestError as `count_images` does, and for a file that is broken.
-    """
-    if not tokens.has_images:
-        return tokens.to_ints(), None
-    ids: list[int] = []
-    placed: list[Placed] = []
-    for i, chunk in enumerate(tokens.chunks):
-        if not isinstance(chunk, ImageChunk):
-            ids += chunk.tokens
-            continue
-        where = f"{name}.chunks[{i}]"
-        picture, count = _eyes(where, eyes).open(where, chunk)
-        sight = _eyes(where, eyes).see(picture)
-        placed.append(Placed(len(ids), sight.height, sight.width, picture, sight if keep else None))
-        ids += _ids_of(picture.digest, count)
-    return ids, lay_out_positions(placed, len(ids))
 
 
 def lay_out_positions(placed: Sequence[Placed], tokens: int) -> Images:
@@ -128,13 +103,13 @@ def positions_of(stretches: Sequence[Stretch]) -> _IDS:
     return np.concatenate(each, axis=1)
 
 
-def seen_in(stretches: Sequence[Stretch], eyes: "Eyes | None", device: torch.device, at: int = 0) -> Seen | None:
+def seen_in(stretches: Sequence[Stretch], eyes: Eyes | None, device: torch.device, at: int = 0) -> Seen | None:
     """Of stretches that lie end to end in a packed row from `at` on; None where no image's tokens are among them."""
     places: list[_IDS] = []
     parts: list[tuple[Tensor, ...]] = []
     for stretch in stretches:
         for image in _placed(stretch):
-            sight = image.sight or _eyes(image.picture.name, eyes).see(image.picture)
+            sight = image.sight or the_eyes(image.picture.name, eyes).see(image.picture)
             first, last = max(stretch.start, image.start), min(stretch.end, image.end)
             places.append(np.arange(first, last) + (at - stretch.start))
             chosen = slice(first - image.start, last - image.start)
@@ -161,14 +136,7 @@ def _placed(stretch: Stretch) -> list[Placed]:
     return [image for image in images if image.start < stretch.end and stretch.start < image.end]
 
 
-def _ids_of(digest: Digest, tokens: int) -> list[int]:
-    """The digest's words over and over, each with the sign's bit."""
+def ids_of_image(digest: Digest, tokens: int) -> list[int]:
+    """All below 0: the digest's words over and over, each with the sign's bit."""
     words = np.frombuffer(digest, "<i8") | np.iinfo(np.int64).min
     return np.resize(words, tokens).tolist()
-
-
-def _eyes(name: str, eyes: "Eyes | None") -> "Eyes":
-    if eyes is None:
-        problem = f"{name} is an image, and this model is served without eyes: docs/models.md lists those that can see"
-        raise InvalidRequestError(problem, field=name)
-    return eyes

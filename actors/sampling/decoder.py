@@ -15,7 +15,7 @@ from ...wire.commands import SampleInput
 from ...wire.errors import InvalidRequestError, LorryError
 from ...wire.model_input import ModelInput
 from ...wire.types import SampleResponse
-from ..images.layout import Images, see_images
+from ..images.looking import Read, read
 from ..model.base_model import BaseModel
 from ..model.memory import told_as_ours
 from ..model.survey import Survey, block_count, survey
@@ -86,26 +86,29 @@ class Decoder:
         adapter: "Adapter | None",
         default_seed: int,
         owner: str | None = None,
+        prompt: Read | None = None,
     ) -> None:
-        """Queues a request that `check_sample` accepted. Its samples depend on its seed, or else on `default_seed`.
+        """Queues a request that `check_sample` accepted. Its samples depend on its seed, or else on `default_seed`. Its
+        `prompt` may have been read before.
 
         Requests of one `owner` share what is computed of equal prompts: it names the weights, and they must never
         change under it. None shares nothing. Raises InvalidRequestError where one sample alone may outgrow the cache,
         or an image is broken, and OutOfMemoryError for one that is too large to be seen.
         """
         base = self._base
-        prompt, images = self._read(request.prompt)
-        ends, most = base.end_tokens, base.max_context
-        found = Request.to_sample(key, self._next(), request, prompt, images, adapter, owner, default_seed, ends, most)
+        seen = prompt or self._read(request.prompt)
+        found = Request.to_sample(
+            key, self._next(), request, seen, adapter, owner, default_seed, base.end_tokens, base.max_context
+        )
         rows = [Row(found, i, seed_of_sample(found.seed, i)) for i in range(request.num_samples)]
         self._join(found, rows)
 
     def add_prompt(
-        self, key: Hashable, prompt: ModelInput, adapter: "Adapter | None", owner: str | None = None
+        self, key: Hashable, prompt: ModelInput | Read, adapter: "Adapter | None", owner: str | None = None
     ) -> None:
         """Queues a prompt for its logprobs alone: its response has `prompt_logprobs` and no sequences."""
-        ids, images = self._read(prompt)
-        self._join(Request.to_score(key, self._next(), ids, images, adapter, owner), [])
+        seen = prompt if isinstance(prompt, Read) else self._read(prompt)
+        self._join(Request.to_score(key, self._next(), seen, adapter, owner), [])
 
     def cancel(self, key: Hashable) -> None:
         """The request is forgotten, and nothing is reported of it; an unknown key is one that ended already."""
@@ -133,9 +136,9 @@ class Decoder:
             self._rest()
         return [(request.key, request.result, request.usage) for request in ended]
 
-    def _read(self, prompt: ModelInput) -> tuple[list[int], Images | None]:
+    def _read(self, prompt: ModelInput) -> Read:
         with told_as_ours("what is seen in the prompt's images", "prompt"):
-            return see_images("prompt", prompt, self._base.eyes, keep=False)
+            return read("prompt", prompt, self._base.eyes, keep=False)
 
     def _next(self) -> int:
         self._arrivals += 1

@@ -24,6 +24,7 @@ from ...wire.types import (
     TopkLogprobs,
 )
 from ..images.layout import Images
+from ..images.looking import Read
 from .block_pool import PrefixKey
 from .stopping import Detokenizer, StopRule
 
@@ -138,8 +139,7 @@ class Request:
         key: Hashable,
         arrival: int,
         request: "SampleInput",
-        prompt: list[int],
-        images: Images | None,
+        prompt: Read,
         adapter: "Adapter | None",
         owner: str | None,
         default_seed: int,
@@ -147,18 +147,18 @@ class Request:
         max_context: int,
     ) -> "Request":
         params = request.sampling_params
-        room = most_new_tokens(len(prompt), max_context)
+        room = most_new_tokens(len(prompt.ids), max_context)
         return cls(
             key,
             arrival,
-            prompt,
+            prompt.ids,
             adapter,
             owner,
             params,
             StopRule.of(params, end_tokens),
             seed=default_seed if params.seed is None else params.seed,
             max_new_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
-            images=images,
+            images=prompt.images,
             top_sample=request.topk_sample_logprobs,
             top_prompt=request.topk_prompt_logprobs,
             scores=PromptScores.wanted_by(request),
@@ -170,15 +170,14 @@ class Request:
         cls,
         key: Hashable,
         arrival: int,
-        prompt: list[int],
-        images: Images | None,
+        prompt: Read,
         adapter: "Adapter | None",
         owner: str | None,
     ) -> "Request":
         """Only the prompt's logprobs are wanted."""
         params, scores = SamplingParams(), PromptScores(1, 1)
         rule = StopRule.of(params, ())
-        return cls(key, arrival, prompt, adapter, owner, params, rule, 0, 0, images, scores=scores)
+        return cls(key, arrival, prompt.ids, adapter, owner, params, rule, 0, 0, prompt.images, scores=scores)
 
     @property
     def most_computed(self) -> int:

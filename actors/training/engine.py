@@ -115,7 +115,7 @@ class Engine:
         try:
             request = with_counts(job.request, self.base.eyes, self.base.max_context)
             check_forward_backward(request, self.base.vocab_size, self.base.max_context)
-            rows = read_rows(request, self.base.eyes, self.base.in_flight.pause)
+            rows = read_rows(request, self.base)
             return _Job(request, rows, job.adapter, job.backward)
         except LorryError as error:
             return error

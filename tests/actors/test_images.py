@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from lorry.actors.images.layout import Placed, Stretch, count_images, lay_out_positions, positions_of, see_images
+from lorry.actors.images.layout import Placed, Stretch, count_images, lay_out_positions, positions_of
+from lorry.actors.images.looking import read
 from lorry.actors.images.pictures import Digest, Picture
 from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.base_model import BaseModel
@@ -242,9 +243,9 @@ def tiny_eyes() -> PreTrainedModel:
 def test_neighbours_without_text_between_them_are_two_images() -> None:
     """Which transformers takes for one, and so fails."""
     base = wrap_with_eyes(tiny_qwen3_vl())
-    ids, images = see_images("prompt", ModelInput([chunk(8, 16, 1), chunk(24, 8, 2)]), base.eyes, keep=True)
-    assert images is not None
-    assert len(ids) == 5
+    found = read("prompt", ModelInput([chunk(8, 16, 1), chunk(24, 8, 2)]), base.eyes, keep=True)
+    assert (images := found.images) is not None
+    assert len(found.ids) == 5
     assert images.positions.tolist() == [[0, 0, 2, 2, 2], [0, 1, 2, 2, 2], [0, 0, 2, 3, 4]]
     assert images.offset == 0
 
@@ -252,7 +253,7 @@ def test_neighbours_without_text_between_them_are_two_images() -> None:
 def test_ids_of_images_are_below_zero_and_their_own() -> None:
     base = wrap_with_eyes(tiny_qwen3_vl())
     ids, again, other = (
-        see_images("prompt", ModelInput([chunk(32, 32, seed)]), base.eyes, keep=False)[0] for seed in (1, 1, 2)
+        read("prompt", ModelInput([chunk(32, 32, seed)]), base.eyes, keep=False).ids for seed in (1, 1, 2)
     )
     assert max(ids + other) < 0
     assert ids == again

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lorry.actors.images.layout import count_images, see_images
+from lorry.actors.images.layout import count_images
+from lorry.actors.images.looking import read
 from lorry.actors.images.pictures import open_picture, pixels_of
 from lorry.actors.images.structure import MAX_SCANS, too_busy
 from lorry.actors.model.base_model import wrap_model
@@ -29,11 +30,11 @@ def test_a_hostile_file_is_refused_by_name_and_the_next_one_is_seen(one: Hostile
     base = wrap_with_eyes(tiny_qwen3_vl())
     tokens = ModelInput([ImageChunk(one.data, one.format, one.expected_tokens)])  # type: ignore[arg-type]
     with pytest.raises(InvalidRequestError, match=r"prompt\.chunks\[0\]") as refused:
-        see_images("prompt", count_images("prompt", tokens, base.eyes, 256), base.eyes, keep=False)
+        read("prompt", count_images("prompt", tokens, base.eyes, 256), base.eyes, keep=False)
     assert one.says in str(refused.value)
     assert refused.value.field is not None and refused.value.field.startswith("prompt.chunks[0]")
     assert base.eyes is not None and base.eyes.seen == 0
-    assert len(see_images("prompt", ModelInput([chunk(32, 32)]), base.eyes, keep=False)[0]) == 16
+    assert len(read("prompt", ModelInput([chunk(32, 32)]), base.eyes, keep=False).ids) == 16
 
 
 @pytest.mark.parametrize(

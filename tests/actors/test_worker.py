@@ -53,11 +53,17 @@ class Desk:
     """A worker at work, and what it posted."""
 
     def __init__(
-        self, folder: Path, slots: int = 8, host_bytes: int = 2**40, policy: SnapshotPolicy | None = None
+        self,
+        folder: Path,
+        slots: int = 8,
+        host_bytes: int = 2**40,
+        policy: SnapshotPolicy | None = None,
+        workshop: Workshop | None = None,
     ) -> None:
-        workshop = Workshop(tiny_qwen3(), slots)
+        workshop = workshop or Workshop(tiny_qwen3(), slots)
         self.pool, self.in_flight = workshop.pool, workshop.base.in_flight
-        base, targets = workshop.base, workshop.targets
+        self.base = base = workshop.base
+        targets = workshop.targets
         self.targets = targets
         for name in ("one", "two"):
             adapter = targets.new_adapter(AdapterSpec(rank=4), base.device)
@@ -103,14 +109,15 @@ class Desk:
         adapter: str | None,
         new: int = 5,
         scope: str | None = None,
-        prompt: Sequence[int] = PROMPT,
+        prompt: Sequence[int] | ModelInput = PROMPT,
     ) -> None:
         state = (
             AdapterState(str(self.folder / adapter), LoraConfig(rank=4), str(self.folder / adapter))
             if adapter
             else None
         )
-        payload = encode(SampleInput(ModelInput.from_ints(prompt), 1, SamplingParams(max_tokens=new, stop=[])))
+        tokens = prompt if isinstance(prompt, ModelInput) else ModelInput.from_ints(prompt)
+        payload = encode(SampleInput(tokens, 1, SamplingParams(max_tokens=new, stop=[])))
         self.worker.orders.put(Sample(BatchId(1), Item(FutureId(future), "sample", state, scope=scope), payload))
 
     def state(self, run: str) -> AdapterState:

@@ -281,7 +281,7 @@ MISTAKES = [
         lambda m: _become(m, image={"data": b"x", "format": "png", "expected_tokens": 0}),
     ),
     _with(
-        "actors/images/layout.py::_eyes",
+        "actors/images/eyes.py::the_eyes",
         "served without eyes",
         lambda m: _become(m, image={"data": b"x", "format": "png"}),
     ),
