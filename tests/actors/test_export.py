@@ -19,11 +19,21 @@ from lorry.actors.model.loading import load_model
 from lorry.wire.errors import CheckpointError, UnsupportedModelError
 from lorry.wire.types import ExpertLora, FileLayout
 
-from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_llama, tiny_qwen3, tiny_qwen3_moe
+from .models import (
+    tiny_deepseek_v3,
+    tiny_gpt_oss,
+    tiny_llama,
+    tiny_qwen3,
+    tiny_qwen3_moe,
+    tiny_qwen3_vl,
+    tiny_qwen3_vl_moe,
+)
 from .quantised import Quantise, write
 from .test_checkpoints import assert_peft_agrees, trained
 from .test_quantised import FORMATS
 from .workshop import Family, Workshop, assert_agrees, job, logprobs, request
+
+SEEING = [tiny_qwen3_vl, tiny_qwen3_vl_moe]
 
 
 def tied() -> PreTrainedModel:
@@ -43,7 +53,7 @@ def assert_is_the_adapter(shop: Workshop, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["shared", "independent"])
-@pytest.mark.parametrize("family", [tiny_llama, tied, tiny_qwen3_moe, tiny_gpt_oss, tiny_deepseek_v3])
+@pytest.mark.parametrize("family", [tiny_llama, tied, tiny_qwen3_moe, tiny_gpt_oss, tiny_deepseek_v3, *SEEING])
 def test_a_merged_model_has_the_adapters_logprobs(family: Family, layout: ExpertLora, tmp_path: Path) -> None:
     family().save_pretrained(tmp_path / "base")
     shop = saved(family(), tmp_path, expert_lora=layout)
@@ -53,7 +63,7 @@ def test_a_merged_model_has_the_adapters_logprobs(family: Family, layout: Expert
 
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")  # as in test_checkpoints
 @pytest.mark.parametrize("layout", ["peft", "tinker"])
-@pytest.mark.parametrize("family", [tied, tiny_qwen3_moe, tiny_gpt_oss])
+@pytest.mark.parametrize("family", [tied, tiny_qwen3_moe, tiny_gpt_oss, *SEEING])
 def test_an_exported_adapter_is_pefts_whatever_it_was_saved_as(
     family: Family, layout: FileLayout, tmp_path: Path
 ) -> None:

@@ -60,7 +60,7 @@ def shown(folder: str) -> dict[str, Any]:
 
 
 def refused() -> dict[str, Any]:
-    """Every hostile file in a row and in a prompt, each followed by a right one."""
+    """Every hostile file in a row and in a prompt, each followed by a right one; and an image by its address."""
     service = tinker.ServiceClient()
     training = ready(service.create_lora_training_client(base_model=MODEL, rank=4, seed=7))
     base = ready(service.create_sampling_client(base_model=MODEL))
@@ -78,17 +78,10 @@ def refused() -> dict[str, Any]:
         ]
         after.append(training.forward([_row(good, 16)], "cross_entropy").result().metrics["loss:sum"])
         sampled.append(list(base.sample(_input(good, [7]), 1, params).result().sequences[0].tokens))
-    return {"said": said, "after": after, "sampled": sampled}
-
-
-def pointed() -> dict[str, Any]:
-    """An image by its address, which nobody fetches; then one with its bytes."""
-    base = ready(tinker.ServiceClient().create_sampling_client(base_model=MODEL))
-    params = types.SamplingParams(max_tokens=2, stop=[])
     pointer: Any = types.ImageAssetPointerChunk(format="png", location="file:///etc/passwd", expected_tokens=16)
-    said = _refusal(base.sample, _input(pointer, [7]), 1, params)
-    good = types.ImageChunk(data=usual(), format="png")
-    return {"said": said, "sampled": len(base.sample(_input(good, [7]), 1, params).result().sequences[0].tokens)}
+    pointed = _refusal(base.sample, _input(pointer, [7]), 1, params)
+    sampled.append(list(base.sample(_input(good, [7]), 1, params).result().sequences[0].tokens))
+    return {"said": said, "after": after, "sampled": sampled, "pointed": pointed}
 
 
 def _refusal(call: Any, *arguments: object) -> str:
