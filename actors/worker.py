@@ -8,9 +8,9 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
-from typing import Protocol, TypeAlias, cast
-from zlib import crc32
+from typing import Any, Protocol, TypeAlias, cast
 
 import structlog
 import torch
@@ -26,13 +26,12 @@ from ..wire.actor_messages import (
     SnapshotTaken,
 )
 from ..wire.codec import encode
-from ..wire.commands import SampleInput
 from ..wire.errors import CommandCancelledError, InternalError, LorryError, OutOfMemoryError
-from ..wire.ids import BatchId, FutureId
+from ..wire.ids import FutureId
 from .adapters.residents import Residents
 from .adapters.samplers import SamplerSave, SamplerSaved
 from .adapters.snapshots import write_snapshot
-from .arrivals import Arrival
+from .arrivals import Arrivals
 from .model.memory import memory_ran_out
 from .orders import Leave, Order, PixelsCame, Sample, Stop, Train, changed_by, runs_of, take_together
 from .outbox import End, Outbox
@@ -80,13 +79,11 @@ class Worker:
         self._engine, self._decoder, self._residents, self._trainer = engine, decoder, residents, trainer
         self._post, self._write, self._turns = post, write, Turns(sample_share)
         self._in_flight = engine.base.in_flight
-        self._in_flight.pause = self._pause
+        self._in_flight.pause, self._in_flight.wait_for = self._pause, self._wait_for
         self._train: deque[Train] = deque()
-        self._arrivals: deque[Arrival] = deque()
+        self._arrivals = Arrivals(engine.base, decoder, residents, self._refuse, progress.got_on)
         if engine.base.eyes is not None:
             engine.base.eyes.pixels_came = lambda: self.orders.put(PixelsCame())
-        self._batches: dict[FutureId, BatchId] = {}
-        self._decoding: dict[FutureId, str] = {}
         self._training_since = 0.0
         self._last_runs = 0
         self._last_pass_s = 0.0
@@ -119,13 +116,7 @@ class Worker:
 
     @property
     def _is_idle(self) -> bool:
-        return not (self._waits or self._train or self._decoder.active)
-
-    @property
-    def _waits(self) -> bool:
-        """For the pixels of an image, with nothing to compute meanwhile: requests that have all that they need join
-        at once where nobody decodes."""
-        return bool(self._arrivals) and not (self._train or self._decoder.active)
+        return not (self._train or self._arrivals or self._decoder.active)
 
     @property
     def swaps(self) -> int:
@@ -135,7 +126,8 @@ class Worker:
 
     def _take_orders(self) -> None:
         """Take all orders that are there; with nothing to do, wait for one, or until a run is to be saved."""
-        if self._is_idle or self._waits:
+        waits = self._arrivals.await_pixels and not (self._train or self._decoder.active)
+        if self._is_idle or waits:
             if self._is_idle:
                 self.progress.rests()
             try:
@@ -167,7 +159,7 @@ class Worker:
             case Train():
                 self._train.append(order)
             case Sample():
-                self._arrivals.append(Arrival(order, self._engine.base))
+                self._arrivals.add(order)
             case PixelsCame():
                 pass
             case CancelCommand(future):
@@ -184,74 +176,24 @@ class Worker:
                 self._stopped = True
 
     def _cancel(self, future: FutureId) -> None:
-        waiting = next((a for a in self._arrivals if a.sample.item.future == future), None)
-        if waiting is not None:
-            self._arrivals.remove(waiting)
-            batch = waiting.sample.batch
-        elif future in self._decoding:
-            self._decoder.cancel(future)
-            batch = self._leave(future)
-        else:
+        batch = self._arrivals.cancel(future)
+        if batch is None:
             return
         error = CommandCancelledError(f"{future} was cancelled")
         self._post(Completion(batch, [Outcome(future, error.info)], done=True), [b""])
 
     # Sampling --------------------------------------------------------------------------------------------------------
 
-    def _admit(self) -> None:
-        """Requests join the decode loop, as long as their adapters fit the slots together. Those with images are read
-        one after the other, beside the rest; while others decode, one image goes through the tower in a step."""
-        reading = False
-        for arrival in list(self._arrivals):
-            state = arrival.sample.item.adapter
-            adapters = self._sampled_adapters() | ({state.key} if state else set())
-            if len(adapters) > self._residents.pool.slots:
-                return
-            try:
-                if not self._read(arrival, look=not reading):
-                    reading = True
-                    continue
-                self._join(arrival)
-            except LorryError as error:
-                sample = arrival.sample
-                self._post(Completion(sample.batch, [Outcome(sample.item.future, error.info)], done=True), [b""])
-            self._arrivals.remove(arrival)
-
-    def _read(self, arrival: Arrival, *, look: bool) -> bool:
-        while not arrival.read(look=look):
-            if not look or arrival.lacks_pixels or self._decoder.active:
-                return False
-        return True
-
-    def _join(self, arrival: Arrival) -> None:
-        item = arrival.sample.item
-        key = "" if item.adapter is None else self._residents.hold_sampler(item.adapter)
-        try:
-            self._start(arrival, key)
-        except LorryError:
-            self._residents.release([key] if key else [])
-            raise
-        self._batches[item.future], self._decoding[item.future] = arrival.sample.batch, key
-
-    def _start(self, arrival: Arrival, key: str) -> None:
-        item, request, prompt = arrival.sample.item, arrival.request, arrival.prompt
-        assert request is not None and prompt is not None, "read"
-        adapter = self._residents.get(key) if key else None
-        seed = crc32(item.future.encode())  # the same when the command is executed again elsewhere
-        # Sampler weights are fixed, and their folder, the key, is never used twice. It is a path, which no scope is.
-        owner = key or (f"scope {item.scope}" if item.scope else None)
-        if isinstance(request, SampleInput):
-            self._decoder.add(item.future, request, adapter, seed, owner, prompt)
-        else:
-            self._decoder.add_prompt(item.future, prompt, adapter, owner)
-
-    def _sampled_adapters(self) -> set[str]:
-        return {key for key in self._decoding.values() if key}
-
-    def _leave(self, future: FutureId) -> BatchId:
-        if key := self._decoding.pop(future):
-            self._residents.release([key])
-        return self._batches.pop(future)
+    def _admit(self, *, in_pause: bool = False) -> None:
+        """While training waits too, images are looked at in sampling's turn, and one at a time."""
+        contended = in_pause or bool(self._train)
+        look = not contended or (self._turns.sampling_is_due and not self._is_short)
+        one = contended or self._decoder.active
+        spent = self._arrivals.admit(look=look, one=one, others_hold_memory=in_pause)
+        self._is_short, self._arrivals.is_short = self._is_short or self._arrivals.is_short, False
+        if spent:
+            self.sample_s += spent
+            self._turns.sampled(spent, contended)
 
     def _decode(self, contended: bool, *, in_pause: bool = False) -> None:
         """`in_pause`, the pass of training that was set aside holds memory that is free after it."""
@@ -273,12 +215,13 @@ class Worker:
                 sample_tokens=usage.sample_tokens,
                 cached_prefill_tokens=usage.cached_tokens,
             )
-            self._post(Completion(self._leave(future), [outcome], done=True), [b"" if failed else encode(result)])
+            batch = self._arrivals.leave(future)
+            self._post(Completion(batch, [outcome], done=True), [b"" if failed else encode(result)])
 
     def _fetch_adapters(self, in_pause: bool) -> bool:
         """Those that are sampled from, onto the device: whether they are there. Where one does not fit into its memory,
         its requests end, or all wait until a pass that was set aside is over."""
-        pool, wanted = self._residents.pool, sorted(self._sampled_adapters())
+        pool, wanted = self._residents.pool, sorted(self._arrivals.adapters)
         while True:
             try:
                 pool.acquire(wanted)
@@ -295,7 +238,7 @@ class Worker:
             failure = OutOfMemoryError(
                 f"the adapter does not fit into the actor's memory beside {len(pool.hot)} others"
             )
-            those = [future for future, key in self._decoding.items() if key == lacking]
+            those = [future for future, key in self._arrivals.decoding.items() if key == lacking]
             for future in those:
                 self._decoder.cancel(future)
             self._end([(future, failure, Usage(0, 0)) for future in those])
@@ -310,12 +253,13 @@ class Worker:
         except torch.AcceleratorError:
             raise
         except Exception as error:
-            log.exception("decoding failed", requests=list(self._decoding))
-            problem = f"decoding {len(self._decoding)} requests together raised {type(error).__name__}: {error}"
-            for future in self._decoding:
+            together = list(self._arrivals.decoding)
+            log.exception("decoding failed", requests=together)
+            problem = f"decoding {len(together)} requests together raised {type(error).__name__}: {error}"
+            for future in together:
                 self._decoder.cancel(future)
             failure = OutOfMemoryError(problem) if memory_ran_out(error) else InternalError(problem)
-            return [(future, failure, Usage(0, 0)) for future in self._decoding]
+            return [(future, failure, Usage(0, 0)) for future in together]
 
     # Training --------------------------------------------------------------------------------------------------------
 
@@ -364,7 +308,7 @@ class Worker:
         self._account_training()
         if not self.orders.empty():
             self._take_orders_there()
-        self._admit()
+        self._admit(in_pause=True)
         if self._decoder.active and self._turns.sampling_is_due:
             with self._in_flight.set_aside():
                 while self._may_decode() and self._turns.sampling_is_due:
@@ -372,9 +316,25 @@ class Worker:
         self._in_flight.beside_others = self._decoder.active
         self._training_since = time.perf_counter()
 
+    def _wait_for(self, pixels: Future[Any]) -> None:
+        """Training has nothing to compute until they are there: others have the device meanwhile, and it counts for
+        nobody's turn."""
+        self._account_training()
+        while not pixels.done():
+            if self._may_decode():
+                self._decode(contended=False)
+            else:
+                self._sort(self.orders.get())  # that pixels came, at the latest
+            self._take_orders_there()
+            self._arrivals.admit(look=False, one=True)
+        self._training_since = time.perf_counter()
+
+    def _refuse(self, sample: Sample, error: LorryError) -> None:
+        self._post(Completion(sample.batch, [Outcome(sample.item.future, error.info)], done=True), [b""])
+
     def _may_decode(self) -> bool:
         """Beside a pass under way there may be no slots, or too little memory, for those that decode."""
-        room = self._residents.pool.has_room(self._sampled_adapters())
+        room = self._residents.pool.has_room(self._arrivals.adapters)
         return self._decoder.active and room and not self._is_short
 
     def _account_training(self) -> None:
@@ -383,4 +343,4 @@ class Worker:
             torch.accelerator.synchronize()
         spent = time.perf_counter() - self._training_since
         self.train_s += spent
-        self._turns.trained(spent, self._decoder.active)
+        self._turns.trained(spent, self._decoder.active or bool(self._arrivals))

@@ -40,6 +40,9 @@ class Sight:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in (self.embeddings, *self.layers))
 
+    def on_host(self) -> "Sight":
+        return Sight(self.embeddings.cpu(), tuple(layer.cpu() for layer in self.layers), self.height, self.width)
+
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
@@ -68,7 +71,8 @@ class Eyes:
         self.pixels_came: Callable[[], None] = _nothing
         self._reader = ThreadPoolExecutor(1, "images")
         self._model, self._processor = model, processor
-        self._max_pixels, self._cache_bytes = max_pixels, cache_bytes
+        self.cache_bytes = cache_bytes
+        self._max_pixels = max_pixels
         self._sights: OrderedDict[Digest, Sight] = OrderedDict()  # least recently used first
         self._side: int = processor.merge_size  # of a token, in patches
 
@@ -101,7 +105,7 @@ class Eyes:
         if sight is None:
             sight = self._look(self._pixels(picture) if pixels is None else pixels.result())
         self._sights[picture.digest] = sight
-        while len(self._sights) > 1 and sum(each.nbytes for each in self._sights.values()) > self._cache_bytes:
+        while len(self._sights) > 1 and sum(each.nbytes for each in self._sights.values()) > self.cache_bytes:
             self._sights.popitem(last=False)
         return sight
 
@@ -144,7 +148,7 @@ def eyes_of(
         # Not torchvision's, which rounds otherwise: what a model sees must not depend on what else is installed.
         processor = AutoImageProcessor.from_pretrained(str(path), backend="pil")
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         log.warning("the model is served without eyes: its files describe no image processor", reason=reason)
         return None
     return Eyes(model, processor, max_pixels, cache_bytes)

@@ -1,7 +1,7 @@
 """Where images are in a sequence of tokens, and in a packed row: ids, positions, and what the decoder gets of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,7 @@ _IDS = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An image whose first token is number `start` of its sequence. `sight` is what was seen, where it is to be kept
-    in memory as long as this is."""
+    """An image whose first token is number `start` of its sequence. `sight` is what was seen, until it was let go."""
 
     start: int
     height: int
@@ -40,6 +39,15 @@ class Images:
     positions: _IDS  # [3, tokens]: in time, down, across
     offset: int
 
+    @property
+    def nbytes(self) -> int:
+        """Of what was seen, as far as it is held."""
+        return sum(image.sight.nbytes for image in self.placed if image.sight is not None)
+
+    def let_go(self) -> "Images":
+        """Without what was seen: should it be wanted again, it is looked at again."""
+        return replace(self, placed=tuple(replace(image, sight=None) for image in self.placed))
+
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
@@ -59,26 +67,37 @@ class Seen:
     layers: tuple[Tensor, ...]  # [n, hidden] each
 
 
-def count_images(name: str, tokens: ModelInput, eyes: Eyes | None, max_context: int) -> ModelInput:
-    """With every image's `expected_tokens`. Only the heads of its files are read.
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """An input that says of each image how many tokens it is, and its pictures in order."""
+
+    tokens: ModelInput
+    pictures: tuple[Picture, ...]
+
+
+def count_images(name: str, tokens: ModelInput, eyes: Eyes | None, max_context: int) -> Counted:
+    """Only the heads of files are read.
 
     Raises InvalidRequestError for a file that is none, one that is too large, or where the caller expected others; and
     as soon as there are more than `max_context` tokens.
     """
     if not tokens.has_images:
-        return tokens
+        return Counted(tokens, ())
     chunks: list[Chunk] = []
+    pictures: list[Picture] = []
     length = 0
     for i, chunk in enumerate(tokens.chunks):
         if isinstance(chunk, ImageChunk):
             where = f"{name}.chunks[{i}]"
-            chunk = chunk._replace(expected_tokens=the_eyes(where, eyes).open(where, chunk)[1])
+            picture, count = the_eyes(where, eyes).open(where, chunk)
+            pictures.append(picture)
+            chunk = chunk._replace(expected_tokens=count)
         chunks.append(chunk)
         length += chunk.length
         if length > max_context:
             problem = f"{name} has {length} tokens up to chunk {i}, expected at most {max_context}, the model's context"
             raise InvalidRequestError(problem, field=name)
-    return ModelInput(chunks)
+    return Counted(ModelInput(chunks), tuple(pictures))
 
 
 def lay_out_positions(placed: Sequence[Placed], tokens: int) -> Images:
@@ -117,7 +136,7 @@ def seen_in(stretches: Sequence[Stretch], eyes: Eyes | None, device: torch.devic
         at += stretch.end - stretch.start
     if not parts:
         return None
-    embeddings, *layers = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    embeddings, *layers = (torch.cat(tensors).to(device) for tensors in zip(*parts, strict=True))
     return Seen(torch.from_numpy(np.concatenate(places)).to(device), embeddings, tuple(layers))
 
 

@@ -4,10 +4,13 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from ...wire.model_input import ImageChunk, ModelInput
-from .eyes import Eyes, Pixels, the_eyes
-from .layout import Images, Placed, ids_of_image, lay_out_positions
+from ...wire.model_input import EncodedTextChunk
+from .eyes import Eyes, Pixels
+from .layout import Counted, Images, Placed, ids_of_image, lay_out_positions
 from .pictures import Picture
+
+_AHEAD = 2
+"""Of how many images pixels are asked for at a time: of the next one, while the tower has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,68 +21,74 @@ class Read:
     images: Images | None
 
 
-def read(name: str, tokens: ModelInput, eyes: Eyes | None, *, keep: bool) -> Read:
-    """All at once. As `Looking`."""
-    looking = Looking(name, tokens, eyes, keep=keep)
-    while (done := looking.go_on()) is None:
-        looking.wait()
-    return done
-
-
 class Looking:
-    """One input that is being read. With `keep`, what was seen stays in memory as long as what comes of it.
+    """One input that is being read. An image's ids are made of its bytes: where two sequences have the same ids, they
+    have the same images. What was seen is held by what comes of it; `on_host`, in the host's memory."""
 
-    An image's ids are made of its bytes: where two sequences have the same ids, they have the same images. Raises
-    InvalidRequestError as `Eyes.open` does, and for a file that is broken.
-    """
-
-    def __init__(self, name: str, tokens: ModelInput, eyes: Eyes | None, *, keep: bool) -> None:
-        self._name, self._eyes, self._keep = name, eyes, keep
-        self._left = deque(enumerate(tokens.chunks))
+    def __init__(self, counted: Counted, eyes: Eyes | None, *, on_host: bool) -> None:
+        self._eyes, self._on_host = eyes, on_host
+        self._chunks = deque(counted.tokens.chunks)
+        self._pictures = deque(counted.pictures)
+        self._asked: deque[tuple[Picture, Future[Pixels] | None]] = deque()
         self._ids: list[int] = []
         self._placed: list[Placed] = []
-        self._picture: Picture | None = None
-        self._pixels: Future[Pixels] | None = None
 
-    def go_on(self, *, after_one: bool = True) -> Read | None:
-        """As far as is possible now: None where an image's pixels are not there yet, or, unless `after_one`, where one
-        has gone through the tower, which takes time. Call it again then."""
-        while self._left:
-            index, chunk = self._left[0]
-            if not isinstance(chunk, ImageChunk):
+    def go_on(self) -> Read | None:
+        """As far as is possible now: None where an image's pixels are not there yet, and where one has gone through the
+        tower, which takes time. Call it again then.
+
+        Raises InvalidRequestError for a file that is broken, and what the tower raises where memory runs out; then it
+        can be called again, too.
+        """
+        while self._chunks:
+            chunk = self._chunks[0]
+            if isinstance(chunk, EncodedTextChunk):
                 self._ids += chunk.tokens
-            elif (looked := self._look(f"{self._name}.chunks[{index}]", chunk)) is None:
+            elif (looked := self._look()) is None:
                 return None
-            elif looked and not after_one:
-                self._left.popleft()
+            elif looked:
+                self._chunks.popleft()
                 return None
-            self._left.popleft()
+            self._chunks.popleft()
         if not self._placed:
             return Read(self._ids, None)
         return Read(self._ids, lay_out_positions(self._placed, len(self._ids)))
 
     @property
-    def lacks_pixels(self) -> bool:
-        return self._pixels is not None and not self._pixels.done()
+    def awaited(self) -> "Future[Pixels] | None":
+        """What it waits for."""
+        pixels = self._asked[0][1] if self._asked else None
+        return None if pixels is None or pixels.done() else pixels
 
-    def wait(self) -> None:
-        """Until the pixels are there that it lacks; what is wrong with them, `go_on` says."""
-        if self._pixels is not None:
-            self._pixels.exception()
+    def close(self) -> None:
+        """Nobody wants it any more."""
+        for _, pixels in self._asked:
+            if pixels is not None:
+                pixels.cancel()
 
-    def _look(self, where: str, chunk: ImageChunk) -> bool | None:
+    def _look(self) -> bool | None:
         """Whether the image went through the tower for this; None where its pixels are still to come."""
-        eyes = the_eyes(where, self._eyes)
-        if self._picture is None:
-            self._picture, _ = eyes.open(where, chunk)
-            self._pixels = eyes.ask(self._picture)
-        picture, pixels = self._picture, self._pixels
-        if pixels is not None and not pixels.done():
+        eyes = self._eyes
+        assert eyes is not None, "who counted images has eyes"
+        while self._pictures and len(self._asked) < _AHEAD:
+            picture = self._pictures.popleft()
+            self._asked.append((picture, eyes.ask(picture)))
+        if self.awaited is not None:
             return None
+        picture, pixels = self._asked[0]
         before = eyes.seen
         sight = eyes.see(picture, pixels)
-        kept = sight if self._keep else None
+        self._asked.popleft()
+        kept = sight.on_host() if self._on_host else sight
         self._placed.append(Placed(len(self._ids), sight.height, sight.width, picture, kept))
         self._ids += ids_of_image(picture.digest, sight.height * sight.width)
-        self._picture = self._pixels = None
         return eyes.seen > before
+
+
+def read(counted: Counted, eyes: Eyes | None) -> Read:
+    """All at once. As `Looking`."""
+    looking = Looking(counted, eyes, on_host=False)
+    while (done := looking.go_on()) is None:
+        if (pixels := looking.awaited) is not None:
+            pixels.exception()
+    return done

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ...wire.errors import InvalidRequestError
 from ...wire.model_input import ImageChunk, ImageFormat
-from .structure import too_busy
+from .structure import Structure, structure_of
 
 Digest = NewType("Digest", bytes)
 
@@ -29,8 +29,6 @@ _FAULTS = (
 )
 """What Pillow's readers raise, depending on where a file is broken."""
 
-Image.MAX_IMAGE_PIXELS = None  # a limit of ours is checked instead, which is lower and has no warnings
-
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -40,32 +38,38 @@ class Picture:
     data: bytes = field(repr=False)
     format: ImageFormat
     digest: Digest
-    width: int
-    height: int
+    structure: Structure = field(repr=False)
+
+    @property
+    def width(self) -> int:
+        return self.structure.width
+
+    @property
+    def height(self) -> int:
+        return self.structure.height
 
 
 def open_picture(name: str, chunk: ImageChunk, max_pixels: int) -> Picture:
     """Decodes nothing. Raises InvalidRequestError for what is no such image, or one of more than `max_pixels`."""
     data = chunk.data
-    if problem := too_busy(data, chunk.format):
-        problem = f"{name} is a {chunk.format} with {problem}: save it anew"
-        raise InvalidRequestError(problem, field=name)
     try:
-        with Image.open(BytesIO(data), formats=[chunk.format]) as image:
-            width, height = image.size
-    except _FAULTS as error:
-        problem = f"{name} has {len(data):,} bytes that are no {chunk.format} ({_reason(error)})"
+        structure = structure_of(data, chunk.format)
+    except ValueError as error:
+        problem = f"{name} has {len(data):,} bytes that are no {chunk.format} to be read: {error}"
         raise InvalidRequestError(problem, field=name) from error
-    if width * height > max_pixels:
-        problem = f"{name} has {width} x {height} pixels, expected at most {max_pixels:,}: make it smaller"
+    if structure.width * structure.height > max_pixels:
+        size = f"{structure.width} x {structure.height} pixels"
+        problem = f"{name} has {size}, expected at most {max_pixels:,}: make it smaller"
         raise InvalidRequestError(problem, field=name)
-    return Picture(name, data, chunk.format, Digest(sha256(data).digest()), width, height)
+    return Picture(name, data, chunk.format, Digest(sha256(data).digest()), structure)
 
 
 def pixels_of(picture: Picture) -> Image.Image:
     """Decoded, as RGB. Raises InvalidRequestError for a file that is broken behind its head."""
     try:
-        with Image.open(BytesIO(picture.data), formats=[picture.format]) as image:
+        with Image.open(BytesIO(picture.structure.plain(picture.data)), formats=[picture.format]) as image:
+            if image.size != (picture.width, picture.height):
+                raise ValueError(f"it is {image.size[0]} x {image.size[1]} pixels in truth")
             return image.convert("RGB")
     except _FAULTS as error:
         problem = f"{picture.name} is a broken {picture.format} ({_reason(error)})"

@@ -8,9 +8,11 @@ import itertools
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import torch
 
     from .adapter import Adapter
@@ -75,6 +77,10 @@ def _nothing() -> None:
     pass
 
 
+def _wait_for(pixels: "Future[Any]") -> None:
+    pixels.exception()
+
+
 _numbers = itertools.count()
 
 
@@ -84,14 +90,16 @@ class InFlight:
     computes the trainable layers.
 
     `pause` is called between the products of a training pass, forward and backward: whoever wants the device may use
-    it there, after `set_aside`. `beside_others` says that somebody does, so that products are to be short. `number` is
-    the model's, unlike any other's in the process."""
+    it there, after `set_aside`; and `wait_for`, with what it waits for, where training has nothing to compute.
+    `beside_others` says that somebody does, so that products are to be short. `number` is the model's, unlike any
+    other's in the process."""
 
     lengths: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     cache: AttentionCache | None = None
     linears: Linears | None = None
     pause: Callable[[], None] = _nothing
+    wait_for: "Callable[[Future[Any]], None]" = _wait_for
     beside_others: bool = False
     number: int = field(default_factory=lambda: next(_numbers))
 

@@ -15,9 +15,9 @@ from ...wire.commands import SampleInput
 from ...wire.errors import InvalidRequestError, LorryError
 from ...wire.model_input import ModelInput
 from ...wire.types import SampleResponse
+from ..images.layout import count_images
 from ..images.looking import Read, read
 from ..model.base_model import BaseModel
-from ..model.memory import told_as_ours
 from ..model.survey import Survey, block_count, survey
 from .block_pool import BlockPool
 from .compiled import CompiledModel
@@ -92,8 +92,7 @@ class Decoder:
         `prompt` may have been read before.
 
         Requests of one `owner` share what is computed of equal prompts: it names the weights, and they must never
-        change under it. None shares nothing. Raises InvalidRequestError where one sample alone may outgrow the cache,
-        or an image is broken, and OutOfMemoryError for one that is too large to be seen.
+        change under it. None shares nothing. Raises InvalidRequestError where one sample alone may outgrow the cache.
         """
         base = self._base
         seen = prompt or self._read(request.prompt)
@@ -136,9 +135,13 @@ class Decoder:
             self._rest()
         return [(request.key, request.result, request.usage) for request in ended]
 
+    @property
+    def sights_bytes(self) -> int:
+        """Of what was seen in images of prompts that are still to be computed."""
+        return sum(request.images.nbytes for request in self._requests.values() if request.images is not None)
+
     def _read(self, prompt: ModelInput) -> Read:
-        with told_as_ours("what is seen in the prompt's images", "prompt"):
-            return read("prompt", prompt, self._base.eyes, keep=False)
+        return read(count_images("prompt", prompt, self._base.eyes, self._base.max_context), self._base.eyes)
 
     def _next(self) -> int:
         self._arrivals += 1
@@ -189,6 +192,8 @@ class Decoder:
         self.prompts_computed += len(complete)
         for stem, logits in zip([stem for stem in complete if stem.waiting], computed.logits, strict=True):
             stem.logits = logits
+        for stem in complete:
+            stem.request.let_images_go()
         ended = {stem.request: None for stem in complete if stem.request.complete}
         if computed.batch is not None and computed.drawn is not None:
             ended |= self._accept(computed.batch.rows, computed.drawn)

@@ -215,6 +215,11 @@ class Request:
             hits,
         )
 
+    def let_images_go(self) -> None:
+        """They are in the cache."""
+        if self.images is not None:
+            self.images = self.images.let_go()
+
     def _shown_logprobs(self, scores: PromptScores) -> list[float | None] | None:
         """An image's tokens have none: no text could have stood in their place."""
         shown = scores.show(scores.logprobs)

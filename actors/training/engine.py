@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ...wire.commands import ForwardBackwardInput, check_adam_params, check_forward_backward
+from ...wire.commands import ForwardBackwardInput, check_adam_params
 from ...wire.errors import InvalidRequestError, LorryError, NonFiniteError, NotFoundError, OutOfMemoryError
 from ...wire.types import AdamParams, ForwardBackwardOutput, LossFnOutput, OptimStepResponse, TensorData
 from ..adapters.slots import AdapterPool
@@ -23,7 +23,7 @@ from .adam import adam_step, all_finite
 from .batch import lay_out
 from .logprobs import OutputHead, Scores
 from .packing import Pass, Row, pack
-from .reading import Readable, read_rows, with_counts
+from .reading import Readable, read_request
 
 PASS_TOKENS = 256
 """Of a pass beside others. Products of fewer rows cost more by the row; those of more would let others wait longer."""
@@ -113,10 +113,8 @@ class Engine:
         if job.adapter not in self.pool:
             return _unknown(job.adapter)
         try:
-            request = with_counts(job.request, self.base.eyes, self.base.max_context)
-            check_forward_backward(request, self.base.vocab_size, self.base.max_context)
-            rows = read_rows(request, self.base)
-            return _Job(request, rows, job.adapter, job.backward)
+            read = read_request(job.request, self.base)
+            return _Job(read.request, read.rows, job.adapter, job.backward)
         except LorryError as error:
             return error
 

@@ -21,7 +21,6 @@ from ..adapters.residents import Residents
 from ..adapters.samplers import SamplerSave, SamplerSaved, write_sampler_weights
 from ..model.lora import LoraTargets
 from .engine import Engine, ForwardBackwardJob
-from .reading import with_counts
 
 log = structlog.get_logger("lorry.actor")
 
@@ -100,7 +99,8 @@ class Trainer:
             if isinstance(job, LorryError) or isinstance(result, LorryError):
                 ends.append(_failed(item, result))
                 continue
-            tokens = sum(datum.model_input.length for datum in job.request.data)
+            # One for each token, or K: only the engine knows how many tokens an image is.
+            tokens = sum(output["logprobs"].shape[0] for output in result.loss_fn_outputs)
             trained = item.kind == "forward_backward"
             outcome = Outcome(
                 item.future, train_tokens=tokens if trained else 0, prefill_tokens=0 if trained else tokens
@@ -110,8 +110,7 @@ class Trainer:
 
     def _prepare(self, item: Item, payload: bytes) -> ForwardBackwardJob | LorryError:
         try:
-            base = self._engine.base
-            request = with_counts(decode(payload, ForwardBackwardInput), base.eyes, base.max_context)
+            request = decode(payload, ForwardBackwardInput)
             return ForwardBackwardJob(_run_of(item), request, item.kind == "forward_backward")
         except LorryError as error:
             return error

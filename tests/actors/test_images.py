@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from lorry.actors.images.layout import Placed, Stretch, count_images, lay_out_positions, positions_of
-from lorry.actors.images.looking import read
+from lorry.actors.images.layout import Counted, Placed, Stretch, count_images, lay_out_positions, positions_of
+from lorry.actors.images.looking import Read, read
 from lorry.actors.images.pictures import Digest, Picture
+from lorry.actors.images.structure import Structure
 from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.base_model import BaseModel
-from lorry.actors.training.reading import with_counts
 from lorry.wire.commands import ForwardBackwardInput, SampleInput
 from lorry.wire.model_input import EncodedTextChunk, ModelInput
 from lorry.wire.types import Datum, SampleResponse, SamplingParams, TensorData
@@ -35,11 +35,18 @@ THREE = between([9], chunk(40, 16, 3), [10, 11], chunk(16, 48, 4), chunk(32, 32,
 EACH = [NONE, ONE, FIRST, THREE]
 
 
+def counted(tokens: ModelInput, base: BaseModel) -> Counted:
+    return count_images("prompt", tokens, base.eyes, base.max_context)
+
+
+def read_in(base: BaseModel, tokens: ModelInput) -> Read:
+    return read(counted(tokens, base), base.eyes)
+
+
 def data_of(inputs: list[ModelInput], base: BaseModel, seed: int = 0) -> ForwardBackwardInput:
     """With random targets and weights. How many tokens the images are is left to the engine."""
     generator = torch.Generator().manual_seed(seed)
-    counted = with_counts(ForwardBackwardInput([Datum(tokens) for tokens in inputs], "cross_entropy"), base.eyes, 256)
-    lengths = [datum.model_input.length for datum in counted.data]
+    lengths = [counted(tokens, base).tokens.length for tokens in inputs]
     data = [
         Datum(
             tokens,
@@ -94,7 +101,7 @@ def test_a_mixed_micro_batch_with_images_has_pefts_gradients(family: Callable[[]
 
 def request(tokens: ModelInput, base: BaseModel, samples: int = 1, **options: Any) -> SampleInput:
     params = SamplingParams(max_tokens=options.pop("max_tokens", 6), stop=[], **options)
-    return SampleInput(count_images("prompt", tokens, base.eyes, 256), samples, params, include_prompt_logprobs=True)
+    return SampleInput(counted(tokens, base).tokens, samples, params, include_prompt_logprobs=True)
 
 
 def assert_is_the_models_own(model: PreTrainedModel, tokens: ModelInput, response: SampleResponse) -> None:
@@ -148,7 +155,7 @@ def test_the_trainer_gives_what_was_sampled_after_images_the_samplers_logprobs(
     decoder = new_decoder(shop.base)
     decoder.add("sampled", request(THREE, shop.base, 3), adapter, 0)
     for sequence in run(decoder)["sampled"].sequences:
-        n = count_images("prompt", THREE, shop.base.eyes, 256).length
+        n = counted(THREE, shop.base).tokens.length
         row = ModelInput([*THREE.chunks, EncodedTextChunk(sequence.tokens[:-1])])
         targets = TensorData([0] * (n - 1) + sequence.tokens)
         forward = ForwardBackwardInput([Datum(row, {"target_tokens": targets})], "cross_entropy")
@@ -164,8 +171,8 @@ def test_an_equal_image_is_found_computed_and_another_of_its_size_is_not() -> No
     found: dict[Any, tuple[SampleResponse, int]] = {}
     for key, tokens in asked.items():
         params = SamplingParams(max_tokens=20, stop=[])
-        counted = count_images("prompt", tokens, base.eyes, 256)
-        decoder.add(key, SampleInput(counted, 1, params), None, 7, "base")
+        wanted = SampleInput(counted(tokens, base).tokens, 1, params)
+        decoder.add(key, wanted, None, 7, "base")
         while decoder.active:
             found |= {key: (result, usage.cached_tokens) for key, result, usage in decoder.step()}
     assert {key: cached for key, (_, cached) in found.items()} == {"first": 0, "again": 32, "other": 0}
@@ -213,7 +220,7 @@ def test_positions_are_the_models_own(data: st.DataObject) -> None:
     kinds: list[int] = []
     for gap, (height, width) in zip(gaps, sizes, strict=False):
         kinds += [0] * gap
-        placed.append(Placed(len(kinds), height, width, Picture("", b"", "png", Digest(b""), 0, 0)))
+        placed.append(Placed(len(kinds), height, width, NOWHERE))
         kinds += [1] * (height * width)
     kinds += [0] * gaps[-1]
     found = lay_out_positions(placed, len(kinds))
@@ -225,7 +232,7 @@ def test_positions_are_the_models_own(data: st.DataObject) -> None:
 
 @given(cuts=st.lists(st.integers(0, 30), max_size=4))
 def test_positions_of_parts_are_parts_of_the_positions(cuts: list[int]) -> None:
-    images = lay_out_positions([Placed(3, 2, 3, Picture("", b"", "png", Digest(b""), 0, 0))], 14)
+    images = lay_out_positions([Placed(3, 2, 3, NOWHERE)], 14)
     bounds = [0, *sorted(cuts), 30]
     parts = [Stretch(start, end, images) for start, end in pairwise(bounds)]
     whole = positions_of([Stretch(0, 30, images)])
@@ -233,6 +240,9 @@ def test_positions_of_parts_are_parts_of_the_positions(cuts: list[int]) -> None:
         np.concatenate([np.broadcast_to(positions_of([p]), (3, p.end - p.start)) for p in parts], 1), whole
     )
     assert whole[:, -1].tolist() == [29 + images.offset] * 3
+
+
+NOWHERE = Picture("", b"", "png", Digest(b""), Structure(0, 0, ()))
 
 
 @functools.cache
@@ -243,7 +253,7 @@ def tiny_eyes() -> PreTrainedModel:
 def test_neighbours_without_text_between_them_are_two_images() -> None:
     """Which transformers takes for one, and so fails."""
     base = wrap_with_eyes(tiny_qwen3_vl())
-    found = read("prompt", ModelInput([chunk(8, 16, 1), chunk(24, 8, 2)]), base.eyes, keep=True)
+    found = read_in(base, ModelInput([chunk(8, 16, 1), chunk(24, 8, 2)]))
     assert (images := found.images) is not None
     assert len(found.ids) == 5
     assert images.positions.tolist() == [[0, 0, 2, 2, 2], [0, 1, 2, 2, 2], [0, 0, 2, 3, 4]]
@@ -252,9 +262,7 @@ def test_neighbours_without_text_between_them_are_two_images() -> None:
 
 def test_ids_of_images_are_below_zero_and_their_own() -> None:
     base = wrap_with_eyes(tiny_qwen3_vl())
-    ids, again, other = (
-        read("prompt", ModelInput([chunk(32, 32, seed)]), base.eyes, keep=False).ids for seed in (1, 1, 2)
-    )
+    ids, again, other = (read_in(base, ModelInput([chunk(32, 32, seed)])).ids for seed in (1, 1, 2))
     assert max(ids + other) < 0
     assert ids == again
     assert not set(ids) & set(other)
