@@ -56,6 +56,8 @@ log = structlog.get_logger("lorry.actor")
 
 _MAX_BROKER_HEADER_BYTES = 64 * MAX_HEADER_BYTES
 _HELLO_TIMEOUT_S = 30.0
+_SHARE_OF_FREE = 0.9
+"""Of what an accelerator has free, what a training pass may hold: an allocator has losses."""
 
 
 async def serve(config: ActorConfig, ready: Callable[[], None], leaving: anyio.Event) -> None:
@@ -121,6 +123,7 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
         from .adapters.slots import AdapterPool
         from .model.base_model import load_base_model
         from .model.lora import attach_lora, quantise_experts
+        from .model.memory import free_on
         from .outbox import Outbox, Written
         from .progress import Progress
         from .sampling.compiled import CompiledModel
@@ -150,7 +153,15 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
     if settings.quantize == "nf4":
         quantise_experts(base)
     pool = AdapterPool(settings.slots, base.device)
-    engine = Engine(base, targets, pool, token_budget=settings.token_budget)
+
+    def available() -> int:
+        if settings.pass_bytes:
+            return settings.pass_bytes
+        if base.device.type != "cuda":
+            return _host_bytes() // 4
+        return int((free_on(base.device) - decoder.bytes_to_come) * _SHARE_OF_FREE)
+
+    engine = Engine(base, targets, pool, token_budget=settings.token_budget, available=available)
     memory = settings.kv_cache_bytes or _kv_cache_bytes(base.device)
     compiled = CompiledModel(base) if settings.compile else None
     decoder = Decoder(base, tokenizer, settings.sample_rows, settings.prefill_chunk, memory, compiled)

@@ -53,6 +53,14 @@ class ActorSettings:
         float, Meta(ge=0.0, description="After how many seconds without a change a run's state is saved")
     ] = 60.0
     token_budget: Annotated[int, Meta(ge=1, description="Tokens in one pass through the model")] = 8192
+    pass_bytes: Annotated[
+        int | None,
+        Meta(
+            ge=1,
+            description="Bytes that a training pass may hold: of larger ones layers are computed again "
+            "[default: what a GPU has free, or a quarter of the host's memory]",
+        ),
+    ] = None
     sample_rows: Annotated[int, Meta(ge=1, description="Sequences that decode together")] = 64
     prefill_chunk: Annotated[
         int, Meta(ge=1, description="Tokens of prompts that are computed beside a decode step")

@@ -1,6 +1,6 @@
 """`python -m bench`: the engine against PEFT, on dense models, on experts and over 4 bits, the sampler against
 `generate`, both at once, the whole way, HTTP, a loop that samples from its newest weights, recovery, what a long run
-leaves behind, and what hostile images cost."""
+leaves behind, what hostile images cost, and long rows."""
 
 from bench import (
     end_to_end,
@@ -10,6 +10,7 @@ from bench import (
     images,
     journal,
     long_prompt,
+    long_rows,
     loops,
     quantised,
     recovery,
@@ -32,5 +33,6 @@ if __name__ == "__main__":
         recovery,
         journal,
         images,
+        long_rows,
     )
     settle([missed for bench in benches for missed in bench.main([])])

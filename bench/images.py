@@ -84,20 +84,20 @@ def largest() -> Iterator[tuple[str, ImageChunk]]:
 
 
 def cost(name: str, image: ImageChunk, read: Callable[[ImageChunk], str]) -> Cost:
-    before = _reset_peak()
+    before = reset_peak()
     started = time.perf_counter()
     ends = read(image)
     seconds = time.perf_counter() - started
-    return Cost(name, len(image.data) / 1024, seconds, (_memory("VmHWM") - before) / 1024, ends)
+    return Cost(name, len(image.data) / 1024, seconds, (memory_of_process("VmHWM") - before) / 1024, ends)
 
 
-def _reset_peak() -> int:
+def reset_peak() -> int:
     """KiB that the process has now; Linux alone can tell."""
     Path("/proc/self/clear_refs").write_text("5")
-    return _memory("VmRSS")
+    return memory_of_process("VmRSS")
 
 
-def _memory(name: str) -> int:
+def memory_of_process(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 

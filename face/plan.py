@@ -7,12 +7,15 @@ from rich.console import Console
 from rich.table import Table
 
 from lorry.actors.model.adapter import AdapterSpec
-from lorry.actors.model.sizing import PASS_TOKENS, Sizing, size_of
+from lorry.actors.model.recomputing import PassCost
+from lorry.actors.model.sizing import PASS_TOKENS, Sizing, described, sizing
+from lorry.actors.training.foreseen import foresee_pass
 from lorry.wire.errors import InvalidRequestError
 from lorry.wire.types import Quantization
 
 _GIB = 2**30
 _RANKS = (8, 32, 64)
+_ROWS = (1024, 8192, 32_768)
 _CACHE_SHARE = 2 / 5
 """Of what the model leaves free on an accelerator, as an actor takes it."""
 
@@ -40,11 +43,13 @@ def print_plan(
 ) -> None:
     """Raises UnsupportedModelError and InvalidRequestError."""
     itemsize = floating(dtype).itemsize
-    size = size_of(model)
+    config = described(model)
+    size, cost = sizing(config), foresee_pass(config, floating(dtype))
     console.print(_of_model(model, size, dtype, itemsize, quantize))
+    console.print(_of_passes(cost))
     console.print(_of_adapters(size, itemsize))
     if devices is not None:
-        console.print(_verdict(size, itemsize, AdapterSpec(rank), devices, quantize), soft_wrap=True)
+        console.print(_verdict(size, itemsize, AdapterSpec(rank), devices, quantize, cost), soft_wrap=True)
 
 
 def _of_model(model: str, size: Sizing, dtype: str, itemsize: int, quantize: Quantization) -> Table:
@@ -59,6 +64,16 @@ def _of_model(model: str, size: Sizing, dtype: str, itemsize: int, quantize: Qua
     table.add_row(f"a training pass of {PASS_TOKENS:,} tokens, about", f"{size.pass_bytes(itemsize) / _GIB:,.1f} GiB")
     if size.sites.frozen_experts:
         table.add_row("MLPs", f"are {size.sites.frozen_experts}, and stay frozen")
+    return table
+
+
+def _of_passes(cost: PassCost) -> Table:
+    table = Table("a training pass of one row", title="With a rank 8 adapter, without the base", title_justify="left")
+    table.add_column("GiB", justify="right")
+    table.add_column("with all layers computed again", justify="right")
+    for tokens in _ROWS:
+        each = (cost.bytes([tokens], again) / _GIB for again in (0, cost.layers))
+        table.add_row(f"{tokens:,} tokens", *(f"{taken:,.1f}" for taken in each))
     return table
 
 
@@ -82,7 +97,9 @@ def _of_adapters(size: Sizing, itemsize: int) -> Table:
     return table
 
 
-def _verdict(size: Sizing, itemsize: int, spec: AdapterSpec, devices: Devices, quantize: Quantization) -> str:
+def _verdict(
+    size: Sizing, itemsize: int, spec: AdapterSpec, devices: Devices, quantize: Quantization, cost: PassCost
+) -> str:
     """Of adapters on everything, beside a pass of PASS_TOKENS tokens."""
     have = f"{devices.count} x {devices.gib_each:g} GiB"
     least = size.least_bytes(spec, itemsize, quantize)
@@ -95,5 +112,6 @@ def _verdict(size: Sizing, itemsize: int, spec: AdapterSpec, devices: Devices, q
     tokens = int(cache // (size.cache_numbers * itemsize))
     return (
         f"{have}: --slots {slots} for rank {spec.rank}, more adapters in host memory and on disk, and keys and values "
-        f"of {tokens:,} tokens."
+        f"of {tokens:,} tokens. Beside one adapter and those, the longest row that trains has "
+        f"{cost.longest(int(free - cache - size.adapter_bytes(spec, itemsize))):,} tokens."
     )

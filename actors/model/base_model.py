@@ -19,6 +19,7 @@ from .attention import PACKED, PROBED, set_attention, set_decoders_attention
 from .in_flight import InFlight
 from .loading import load_model
 from .probe import AttentionProbe
+from .recomputing import let_layers_be_computed_again
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class BaseModel:
     """`model` is frozen, in eval mode, and attends within the sequences that `in_flight.lengths` names. Without `eyes`
-    it reads text alone."""
+    it reads text alone. The first of its `layers` can be computed again in a backward, as many as `in_flight` says."""
 
     model: "PreTrainedModel"
     in_flight: InFlight
@@ -37,6 +38,7 @@ class BaseModel:
     device: torch.device
     dtype: torch.dtype
     eyes: Eyes | None = None
+    layers: int = 0
 
     def hidden_states(self, tokens: Tensor, positions: Tensor, *, grad: bool, seen: Seen | None = None) -> Tensor:
         """tokens [tokens], positions [tokens] or [3, tokens] int64 -> [tokens, hidden], after the final norm: what the
@@ -117,6 +119,7 @@ def wrap_model(model: "PreTrainedModel", eyes: Eyes | None = None) -> BaseModel:
         device=model.device,
         dtype=model.dtype,
         eyes=eyes,
+        layers=let_layers_be_computed_again(model, in_flight),
     )
     _probe(base)
     return base

@@ -155,7 +155,7 @@ class _Mixture(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, counted = ctx.saved_tensors
-        experts, routes, saved = ctx.rest
+        (experts, routes, saved), ctx.rest = ctx.rest, None  # else it stays until all of the backward is over
         shares, downs, routing = routes.gate_up, saved.gate_up_downs, routes.routing
         d_gate_up, d_counted = _down_backward(experts, routes, saved, counted, dy)
         experts.pause()

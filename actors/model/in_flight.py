@@ -89,6 +89,8 @@ class InFlight:
     """`lengths` are those of the sequences laid end to end in the packed row, in order. Where `linears` is there, it
     computes the trainable layers.
 
+    `again` layers, the first, keep their input alone for the backward, which computes them again.
+
     `pause` is called between the products of a training pass, forward and backward: whoever wants the device may use
     it there, after `set_aside`; and `wait_for`, with what it waits for, where training has nothing to compute.
     `beside_others` says that somebody does, so that products are to be short. `number` is the model's, unlike any
@@ -98,6 +100,7 @@ class InFlight:
     segments: list[Segment] = field(default_factory=list)
     cache: AttentionCache | None = None
     linears: Linears | None = None
+    again: int = 0
     pause: Callable[[], None] = _nothing
     wait_for: "Callable[[Future[Any]], None]" = _wait_for
     beside_others: bool = False

@@ -15,6 +15,12 @@ def memory_ran_out(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
+def free_on(device: torch.device) -> int:
+    """Bytes that tensors may still take of an accelerator, those among them that the allocator keeps."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 @contextmanager
 def told_as_ours(what: str, field: str) -> Generator[None]:
     """Raises OutOfMemoryError where memory runs out inside: `what` does not fit."""

@@ -53,7 +53,7 @@ def route(chosen: Tensor, experts: int, segments: Sequence[tuple[int, int]]) -> 
     order = keys.argsort(stable=True)
     places = torch.empty_like(order)
     places[order] = torch.arange(len(order), device=order.device)
-    table = torch.bincount(keys, minlength=experts * width).view(experts, width).tolist()
+    table = _counted(keys, experts, width)
     return Routing(
         tokens=order.div(choices, rounding_mode="floor"),
         experts=chosen.reshape(-1)[order],
@@ -65,6 +65,14 @@ def route(chosen: Tensor, experts: int, segments: Sequence[tuple[int, int]]) -> 
             for row in table
         ],
     )
+
+
+def _counted(keys: Tensor, experts: int, width: int) -> list[list[int]]:
+    """[experts, width]. On the meta device, where nobody chooses, as if all were chosen alike by the first."""
+    if keys.is_meta:
+        pairs = len(keys)
+        return [[pairs * (i + 1) // experts - pairs * i // experts, *[0] * (width - 1)] for i in range(experts)]
+    return torch.bincount(keys, minlength=experts * width).view(experts, width).tolist()
 
 
 def _owners(tokens: int, segments: Sequence[tuple[int, int]]) -> Tensor:

@@ -63,7 +63,7 @@ class Sizing:
 
 def size_of(model: str) -> Sizing:
     """Of a folder with a config.json, a name of the line-up, or a hub id. Raises UnsupportedModelError."""
-    return sizing(_configuration(model))
+    return sizing(described(model))
 
 
 def sizing(config: PreTrainedConfig) -> Sizing:
@@ -79,7 +79,8 @@ def sizing(config: PreTrainedConfig) -> Sizing:
     )
 
 
-def _configuration(model: str) -> PreTrainedConfig:
+def described(model: str) -> PreTrainedConfig:
+    """The configuration of a model by its name. Raises UnsupportedModelError."""
     if not Path(model).is_dir() and model in LINE_UP:
         return configuration(LINE_UP[model])
     try:

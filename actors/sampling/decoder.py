@@ -136,6 +136,11 @@ class Decoder:
         return [(request.key, request.result, request.usage) for request in ended]
 
     @property
+    def bytes_to_come(self) -> int:
+        """That the cache will take and has not taken yet."""
+        return self._cache.bytes_to_come
+
+    @property
     def sights_bytes(self) -> int:
         """Of what was seen in images of prompts that are still to be computed."""
         return sum(request.images.nbytes for request in self._requests.values() if request.images is not None)

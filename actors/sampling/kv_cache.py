@@ -63,6 +63,12 @@ class KVCache:
         self._batch: _Batch | None = None
         self._most_elements = max(layer.kv_heads * layer.width for layer in shape.layers.values()) * block_tokens
 
+    @property
+    def bytes_to_come(self) -> int:
+        """Of layers that nothing was written to yet: their memory is taken when something is."""
+        taken, numbers = self._layers, (self.blank + 1) * self.block_tokens * self._dtype.itemsize
+        return sum(numbers * s.kv_heads * s.width for index, s in self._shapes.items() if index not in taken)
+
     def clear(self, blocks: Sequence[int]) -> None:
         """What a mask hides must still be finite, so a block is zeroed before its first token."""
         if blocks:

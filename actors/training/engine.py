@@ -4,7 +4,7 @@ Knows adapters by key, never tenants, order or time: what it is given at once, i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,10 +19,12 @@ from ..model.base_model import BaseModel
 from ..model.in_flight import Segment
 from ..model.lora import LoraTargets, head_of
 from ..model.memory import memory_ran_out
+from ..model.recomputing import ALL
 from .adam import adam_step, all_finite
 from .batch import lay_out
 from .logprobs import OutputHead, Scores
 from .packing import Pass, Row, pack
+from .pass_cost import Thrift
 from .reading import Readable, read_request
 
 PASS_TOKENS = 256
@@ -78,10 +80,14 @@ class Engine:
         *,
         token_budget: int = 8192,
         logits_bytes: int = 64 << 20,
+        available: Callable[[], int] | None = None,
     ) -> None:
+        """`available` tells how many bytes a pass may hold; without it no layer is computed again but where memory has
+        run out."""
         self.base = base
         self.pool = pool
         self.token_budget = token_budget
+        self._thrift = None if available is None else Thrift(base, targets, available)
         self.head = OutputHead(head_of(base), targets, logits_bytes)
 
     def forward_backward(self, jobs: Sequence[ForwardBackwardJob]) -> list[ForwardBackwardOutcome]:
@@ -118,15 +124,20 @@ class Engine:
         except LorryError as error:
             return error
 
-    def _attempt(self, jobs: Sequence[_Job], token_budget: int) -> list[ForwardBackwardOutcome]:
-        """Runs all jobs in as few passes as fit; what fails is narrowed down, and whoever it pulled down runs again."""
+    def _attempt(
+        self, jobs: Sequence[_Job], token_budget: int, *, thrifty: bool = False
+    ) -> list[ForwardBackwardOutcome]:
+        """Runs all jobs in as few passes as fit; what fails is narrowed down, and whoever it pulled down runs again.
+        Where it is `thrifty`, every layer is computed again in the backward."""
         passes = [
             (rows, backward)
             for backward in (False, True)
             for rows in pack(_rows(jobs, backward), token_budget, self.pool.slots)
         ]
         tallies = [_Tally([{}] * len(job.request.data)) for job in jobs]
-        spoiled = self._transact(jobs, passes, tallies)
+        spoiled = self._transact(jobs, passes, tallies, thrifty=thrifty)
+        if spoiled is None and not thrifty and any(backward for _, backward in passes):
+            return self._attempt(jobs, token_budget, thrifty=True)
         if spoiled is None:
             return self._attempt_smaller(jobs, [rows for rows, _ in passes])
         again = _innocent(jobs, tallies, spoiled)
@@ -137,17 +148,18 @@ class Engine:
         return outcomes
 
     def _attempt_smaller(self, jobs: Sequence[_Job], passes: Sequence[Pass]) -> list[ForwardBackwardOutcome]:
-        """After memory ran out: halves the passes; where each is one datum, the jobs run one by one."""
+        """After memory ran out though every layer was computed again: halves the passes; where each is one datum, the
+        jobs run one by one."""
         divisible = [rows.tokens for rows in passes if len(rows.rows) > 1]
         if divisible:
-            return self._attempt(jobs, max(divisible) // 2)
+            return self._attempt(jobs, max(divisible) // 2, thrifty=True)
         if len(jobs) > 1:
-            return [outcome for job in jobs for outcome in self._attempt([job], 1)]
+            return [outcome for job in jobs for outcome in self._attempt([job], 1, thrifty=True)]
         longest = max(rows.tokens for rows in passes)
         return [OutOfMemoryError(f"a datum of {longest} tokens does not fit into the actor's memory", field="data")]
 
     def _transact(
-        self, jobs: Sequence[_Job], passes: Sequence[tuple[Pass, bool]], tallies: Sequence[_Tally]
+        self, jobs: Sequence[_Job], passes: Sequence[tuple[Pass, bool]], tallies: Sequence[_Tally], *, thrifty: bool
     ) -> set[str] | None:
         """Runs the passes and fills the tallies; None, with every gradient as it was, where memory ran out.
 
@@ -159,7 +171,7 @@ class Engine:
             for adapter in adapters.values():
                 adapter.mark()
             for rows, backward in passes:
-                spoiled |= self._run(rows, backward, jobs, tallies)
+                spoiled |= self._run(rows, backward, jobs, tallies, thrifty=thrifty)
                 self.base.in_flight.pause()
         except BaseException as error:
             for adapter in adapters.values():
@@ -172,7 +184,9 @@ class Engine:
             adapter.rollback() if key in spoiled else adapter.commit()
         return spoiled
 
-    def _run(self, rows: Pass, backward: bool, jobs: Sequence[_Job], tallies: Sequence[_Tally]) -> set[str]:
+    def _run(
+        self, rows: Pass, backward: bool, jobs: Sequence[_Job], tallies: Sequence[_Tally], *, thrifty: bool
+    ) -> set[str]:
         """One pass through the model, and back; returns the adapters whose gradient is not finite now."""
         segments = rows.segments()
         keys = [key for key, _, _ in segments]
@@ -180,6 +194,7 @@ class Engine:
         batch = lay_out(rows, jobs, self.base.device)
         seen = seen_in(batch.stretches, self.base.eyes, self.base.device)
         in_flight = self.base.in_flight
+        in_flight.again = self._layers_again(rows, thrifty) if backward else 0
         in_flight.lengths = [row.length for row in rows.rows]
         in_flight.segments = [
             Segment(adapter, start, end) for adapter, (_, start, end) in zip(adapters, segments, strict=True)
@@ -194,13 +209,18 @@ class Engine:
                 if scores.d_hidden is not None:
                     hidden.backward(scores.d_hidden)
         finally:
-            in_flight.lengths, in_flight.segments = [], []
+            in_flight.lengths, in_flight.segments, in_flight.again = [], [], 0
         _record(rows, batch.bounds, scores, jobs, tallies)
         if not backward:
             return set()
         for adapter in adapters:
             adapter.pending = True
         return {key for (key, _, _), ok in zip(segments, all_finite([a.grad for a in adapters]), strict=True) if not ok}
+
+    def _layers_again(self, rows: Pass, thrifty: bool) -> int:
+        if thrifty:
+            return ALL
+        return 0 if self._thrift is None else self._thrift.layers_again([row.length for row in rows.rows])
 
     def _step(self, steps: dict[str, AdamParams]) -> list[OptimStepOutcome]:
         """Distinct adapters, no more than there are slots."""

@@ -154,7 +154,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "actors/model/base_model.py::wrap_model": (2, AT_START),
     "actors/model/base_model.py::_probe": (2, AT_START),
     "actors/model/lora.py::select": (3, OUTCOME),
-    "actors/model/sizing.py::_configuration": (1, AT_START),
+    "actors/model/sizing.py::described": (1, AT_START),
     "actors/model/sizing.py::_built": (1, AT_START),
     "actors/model/targets.py::find_sites": (1, AT_START),
     "actors/model/lora.py::_take_over_experts": (1, AT_START),

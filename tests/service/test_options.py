@@ -22,6 +22,7 @@ OTHER = ActorSettings(
     idle_save_s=7.0,
     hang_s=9.0,
     token_budget=100,
+    pass_bytes=2**21,
     sample_rows=5,
     prefill_chunk=7,
     image_pixels=10_000,

@@ -1,0 +1,74 @@
+"""What a training pass of a model will hold, from its configuration alone: some of its layers, without weights, are
+metered on the meta device."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from ..model.attention import PACKED, set_attention, set_decoders_attention
+from ..model.base_model import BaseModel
+from ..model.in_flight import InFlight
+from ..model.loading import auto_class
+from ..model.lora import attach_lora
+from ..model.recomputing import Bytes, PassCost, let_layers_be_computed_again
+from .pass_cost import measure_pass
+
+
+def foresee_pass(config: PreTrainedConfig, dtype: torch.dtype) -> PassCost:
+    """Of all its layers, the last of which are alike. Scores that attention keeps are left out, as kernels for
+    accelerators keep none, but where it has sinks: these need them.
+
+    Raises ValueError where transformers has no such decoder.
+    """
+    text = config.get_text_config()
+    dense = getattr(text, "first_k_dense_replace", 0) or 0
+    few = min(dense + 1, text.num_hidden_layers)
+    if text.num_hidden_layers <= few + 1:
+        return _flash(_of_layers(config, text.num_hidden_layers, dtype), text)
+    one, two = (_of_layers(config, layers, dtype) for layers in (few, few + 1))
+    more = text.num_hidden_layers - few - 1
+    held, again = _minus(two.held, one.held), _minus(two.held_again, one.held_again)
+    cost = PassCost(
+        text.num_hidden_layers,
+        _plus(two.held, held, more),
+        _plus(two.most, held, more),
+        _plus(two.held_again, again, more),
+        _plus(two.most_again, again, more),
+    )
+    return _flash(cost, text)
+
+
+def _of_layers(config: PreTrainedConfig, layers: int, dtype: torch.dtype) -> PassCost:
+    config = copy.deepcopy(config)
+    text: Any = config.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    device = torch.device("meta")
+    with device:
+        model = auto_class(config).from_config(config, dtype=dtype)
+    model.requires_grad_(False).eval()
+    in_flight = InFlight()
+    set_attention(model, in_flight)
+    set_decoders_attention(model, PACKED)
+    layers = let_layers_be_computed_again(model, in_flight)
+    base = BaseModel(model, in_flight, text.vocab_size, text.max_position_embeddings, (), device, dtype, layers=layers)
+    return measure_pass(base, attach_lora(base))
+
+
+def _flash(cost: PassCost, text: PreTrainedConfig) -> PassCost:
+    if text.model_type == "gpt_oss":
+        return cost
+    each = {name: Bytes(getattr(cost, name).token, 0.0) for name in ("held", "most", "held_again", "most_again")}
+    return replace(cost, **each)
+
+
+def _minus(one: Bytes, other: Bytes) -> Bytes:
+    return Bytes(one.token - other.token, one.square - other.square)
+
+
+def _plus(one: Bytes, other: Bytes, times: int) -> Bytes:
+    return Bytes(one.token + times * other.token, one.square + times * other.square)

@@ -1,0 +1,81 @@
+"""What a training pass holds of its rows, found out by metering small ones."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..model.adapter import AdapterSpec
+from ..model.base_model import BaseModel
+from ..model.in_flight import Segment
+from ..model.lora import LoraTargets
+from ..model.metering import Meter
+from ..model.recomputing import Bytes, PassCost
+
+_LENGTHS = (32, 96, 160)
+"""In tokens, of rows in passes of their own: what there is once is not in their differences."""
+_RANK = 8
+_MANY_NUMBERS = 128
+"""Of hidden size, for each token in a layer: more than any model here was seen to hold."""
+
+
+def measure_pass(base: BaseModel, targets: LoraTargets) -> PassCost:
+    """With an adapter on all that is trained, and without the output head, which has a bound of its own."""
+    groups = {target.group for target in targets.modules}
+    spec = AdapterSpec(
+        _RANK, seed=0, train_mlp="mlp" in groups, train_attn="attn" in groups, train_unembed="unembed" in groups
+    )
+    segment = Segment(targets.new_adapter(spec, base.device), 0, 0)
+    held, most = _fit(base, segment, 0)
+    return PassCost(base.layers, held, most, *_fit(base, segment, base.layers))
+
+
+class Thrift:
+    """How many layers of a pass are to be computed again, where it may hold as much as `available` says each time."""
+
+    def __init__(self, base: BaseModel, targets: LoraTargets, available: Callable[[], int]) -> None:
+        self._base, self._targets, self._available = base, targets, available
+        self._cost: PassCost | None = None
+
+    def layers_again(self, lengths: Sequence[int]) -> int:
+        """Of rows of so many tokens. The first pass that might be too large takes as long as some small ones more."""
+        available = self._available()
+        if self._far_below(lengths, available):
+            return 0
+        if self._cost is None:
+            self._cost = measure_pass(self._base, self._targets)
+        return self._cost.layers_again(lengths, available)
+
+    def _far_below(self, lengths: Sequence[int], available: int) -> bool:
+        config = self._base.model.config.get_text_config()
+        numbers = _MANY_NUMBERS * config.hidden_size * sum(lengths)
+        scores = config.num_attention_heads * sum(n * n for n in lengths)
+        return 4 * self._base.layers * (numbers + 4 * scores) < available
+
+
+def _fit(base: BaseModel, segment: Segment, again: int) -> tuple[Bytes, Bytes]:
+    """What is held after the forward, and at most."""
+    found = [meter_pass(base, segment, again, length) for length in _LENGTHS]
+    return _growth([held for held, _ in found]), _growth([most for _, most in found])
+
+
+def _growth(found: list[int]) -> Bytes:
+    """Of a polynomial of the second degree through what was found at the lengths, which are equally far apart."""
+    a, b, c = _LENGTHS
+    square = (found[2] - 2 * found[1] + found[0]) / (2 * (b - a) ** 2)
+    return Bytes((found[2] - found[0]) / (c - a) - square * (a + c), square)
+
+
+def meter_pass(base: BaseModel, segment: Segment, again: int, tokens: int) -> tuple[int, int]:
+    """Bytes that one row's pass holds after its forward, and at most, with the segment's adapter."""
+    in_flight, pause = base.in_flight, base.in_flight.pause
+    in_flight.lengths, in_flight.again, in_flight.pause = [tokens], again, lambda: None
+    in_flight.segments = [Segment(segment.adapter, 0, tokens)]
+    places = torch.arange(tokens, device=base.device)
+    try:
+        with Meter() as meter:
+            hidden = base.hidden_states(torch.zeros_like(places), places, grad=True)
+            held = meter.live
+            hidden.backward(torch.ones_like(hidden))
+    finally:
+        in_flight.lengths, in_flight.segments, in_flight.again, in_flight.pause = [], [], 0, pause
+    return held, meter.peak

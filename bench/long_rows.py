@@ -1,0 +1,102 @@
+"""What a training pass over a long row holds, and takes, where some or all of its layers are computed again.
+
+The model of `bench.engine`, one adapter on everything. Memory is what the process gained at most while the pass went
+forward and back: as malloc comes, which keeps much of what was freed, and in a process of its own that gives freed
+blocks back; beside it what was foreseen from the model's configuration alone. Prints a table and a JSON line.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench.engine import VOCAB, build_model
+from bench.goals import at_least, at_most, settle
+from bench.images import memory_of_process, reset_peak
+from lorry.actors.model.adapter import AdapterSpec
+from lorry.actors.model.base_model import BaseModel, wrap_model
+from lorry.actors.model.in_flight import Segment
+from lorry.actors.model.lora import attach_lora
+from lorry.actors.model.memory import give_back_freed
+from lorry.actors.training.foreseen import foresee_pass
+
+MOST_TIME, LEAST_MEMORY = 1.6, 3.0
+MOST_OFF = 0.05
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+class Passes:
+    """Over a row of so many tokens; `ways` are how many layers are computed again."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.base: BaseModel = wrap_model(build_model())
+        self._adapter = attach_lora(self.base).new_adapter(AdapterSpec(8), self.base.device)
+        self.ways = (0, self.base.layers // 2, self.base.layers)
+        self.run(0, 256)
+
+    def run(self, again: int, tokens: int | None = None) -> tuple[float, float]:
+        """MiB that the process gained at most, and seconds."""
+        tokens, in_flight = tokens or self.tokens, self.base.in_flight
+        in_flight.segments = [Segment(self._adapter, 0, tokens)]
+        in_flight.lengths, in_flight.again = [tokens], again
+        row = torch.randint(0, VOCAB, (tokens,))
+        give_back_freed()
+        before, started = reset_peak(), time.perf_counter()
+        hidden = self.base.hidden_states(row, torch.arange(tokens), grad=True)
+        hidden.backward(torch.ones_like(hidden))
+        seconds = time.perf_counter() - started
+        return (memory_of_process("VmHWM") - before) / 1024, seconds
+
+
+def measure_held(tokens: int) -> list[float]:
+    """MiB of each way, in a process that gives freed blocks back."""
+    command = [sys.executable, "-m", "bench.long_rows", "--tokens", str(tokens), "--held"]
+    ended = subprocess.run(command, env=os.environ | GIVES_BACK, capture_output=True, text=True, check=True)
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def main(arguments: list[str] | None = None) -> list[str]:
+    """Returns the goals that were missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=4096, help="of the row")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--held", action="store_true", help="print MiB alone, of each way")
+    options = parser.parse_args(arguments)
+    passes = Passes(options.tokens)
+    if options.held:
+        print(json.dumps([passes.run(again)[0] for again in passes.ways]))
+        return []
+    held = dict(zip(passes.ways, measure_held(options.tokens), strict=True))
+    found = {again: list[tuple[float, float]]() for again in passes.ways}
+    for _ in range(options.repetitions):
+        for again, each in found.items():
+            each.append(passes.run(again))
+    cost = foresee_pass(passes.base.model.config, passes.base.dtype)
+    foreseen = {again: cost.bytes([options.tokens], again) / 2**20 for again in passes.ways}
+    columns = ("MiB as malloc comes", "MiB held", "foreseen", "ms")
+    table = Table("layers computed again", *columns, title=f"A row of {options.tokens:,} tokens")
+    for again, each in found.items():
+        ms = 1000 * statistics.median(seconds for _, seconds in each)
+        numbers = (max(mib for mib, _ in each), held[again], foreseen[again], ms)
+        table.add_row(f"{again} of {passes.base.layers}", *(f"{number:,.0f}" for number in numbers))
+    Console().print(table)
+    none, every = found[0], found[passes.base.layers]
+    slower = statistics.median(b / a for (_, a), (_, b) in zip(none, every, strict=True))
+    less = held[0] / held[passes.base.layers]
+    off = max(abs(held[again] / foreseen[again] - 1) for again in passes.ways)
+    print(json.dumps({"bench": "long_rows", "memory_ratio": less, "time_ratio": slower, "foreseen_off": off}))
+    missed = at_most("time with every layer computed again, over none", slower, MOST_TIME)
+    missed += at_least("memory without, over every layer computed again", less, LEAST_MEMORY)
+    return missed + at_most("memory, off what was foreseen", off, MOST_OFF)
+
+
+if __name__ == "__main__":
+    settle(main())
