@@ -26,6 +26,11 @@ PROBED = "lorry_probed"
 """The same function with masks on, so that it can compare the window of a layer's mask with the one the layer passes.
 Masks cost time in every forward, so models run under PROBED once, when they are wrapped."""
 
+_LEAST_QUERIES = 16
+_OF_A_WINDOW = 256
+SCORES_OF_A_BLOCK = 2**24
+"""Of a block, at most, but for that: 64 MiB of float32."""
+
 IGNORED_OPTIONS = frozenset(("position_ids", "position_embeddings", "use_cache", "is_causal"))
 
 
@@ -120,9 +125,87 @@ def attend(
     query [rows, heads, new, dim], key and value [rows, kv_heads, length, dim] -> [rows, heads, new, value_dim].
     """
     new, length = query.shape[2], key.shape[2]
-    gqa = query.shape[1] != key.shape[1]
     if new == length and sinks is None and (sliding_window is None or length <= sliding_window):
+        gqa = query.shape[1] != key.shape[1]
         return dot_product_attention(query, key, value, None, scaling, is_causal=True, enable_gqa=gqa)
+    if new == length:
+        return attend_in_blocks(query, key, value, scaling, sliding_window, sinks)
+    return attend_block(query, key, value, scaling, sliding_window, sinks)
+
+
+def attend_in_blocks(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None, sinks: Tensor | None
+) -> Tensor:
+    """As `attend`, of whole sequences, some queries at a time with the keys that they see; in the backward each block
+    is computed again. So the scores of one block alone are ever in memory."""
+    if torch.is_grad_enabled():
+        return _InBlocks.apply(query, key, value, scaling, sliding_window, sinks)
+    return _in_blocks(query, key, value, scaling, sliding_window, sinks)
+
+
+def _in_blocks(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None, sinks: Tensor | None
+) -> Tensor:
+    outputs = [
+        attend_block(
+            query[:, :, start:end], key[:, :, first:end], value[:, :, first:end], scaling, sliding_window, sinks
+        )
+        for start, end, first in _blocks(query, sliding_window)
+    ]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+
+
+def _blocks(query: Tensor, sliding_window: int | None) -> Iterator[tuple[int, int, int]]:
+    """(first query, the one behind the last, first key that they see) of each."""
+    rows, heads, length, _ = query.shape
+    # Of a window, blocks of its own size are enough: larger ones have more scores that nobody sees.
+    most = length if sliding_window is None else min(length, max(sliding_window, _OF_A_WINDOW))
+    seen = length if sliding_window is None else min(length, most + sliding_window)
+    size = min(most, max(_LEAST_QUERIES, SCORES_OF_A_BLOCK // (rows * heads * seen)))
+    for start in range(0, length, size):
+        first = 0 if sliding_window is None else max(0, start - sliding_window + 1)
+        yield start, min(start + size, length), first
+
+
+class _InBlocks(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        sliding_window: int | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value, sinks)
+        ctx.rest = scaling, sliding_window
+        return _in_blocks(query, key, value, scaling, sliding_window, sinks)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        query, key, value, sinks = ctx.saved_tensors
+        scaling, sliding_window = ctx.rest
+        grads = [torch.zeros_like(tensor) for tensor in (query, key, value)]
+        for start, end, first in _blocks(query, sliding_window):
+            places = (slice(start, end), slice(first, end), slice(first, end))
+            block = [
+                tensor[:, :, place].detach().requires_grad_()
+                for tensor, place in zip((query, key, value), places, strict=True)
+            ]
+            with torch.enable_grad():
+                output = attend_block(block[0], block[1], block[2], scaling, sliding_window, sinks)
+            found = torch.autograd.grad(output, block, dy[:, :, start:end])
+            for grad, place, more in zip(grads, places, found, strict=True):
+                grad[:, :, place] += more
+        return *grads, None, None, None
+
+
+def attend_block(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None, sinks: Tensor | None
+) -> Tensor:
+    """As `attend`, all at once: [new, length] is in memory, with sinks for every head."""
+    new, length = query.shape[2], key.shape[2]
     position = torch.arange(length, device=query.device)
     distance = position[length - new :, None] - position  # [new, length]
     visible = distance >= 0
@@ -130,7 +213,7 @@ def attend(
         visible &= distance < sliding_window
     if sinks is not None:
         return attend_with_sinks(query, key, value, visible, scaling, sinks)
-    return dot_product_attention(query, key, value, visible, scaling, enable_gqa=gqa)
+    return dot_product_attention(query, key, value, visible, scaling, enable_gqa=query.shape[1] != key.shape[1])
 
 
 def dot_product_attention(

@@ -24,14 +24,18 @@ ALL = 2**31
 
 @dataclass(frozen=True, slots=True)
 class Bytes:
-    """`token` for each token, and `square` for each pair of tokens of a row: where attention keeps its scores."""
+    """`token` for each token, and `square` for each pair of tokens of a row, where attention keeps its scores; `block`
+    is the most of those that it has at a time, of one row, where it keeps none."""
 
     token: float
     square: float
+    block: float | None = None
 
     def of(self, lengths: Sequence[int]) -> float:
         """Of rows of so many tokens."""
-        return sum(n * (self.token + n * self.square) for n in lengths)
+        scores = [n * n * self.square for n in lengths]
+        together = sum(scores) if self.block is None else min(max(scores), self.block)
+        return self.token * sum(lengths) + together
 
 
 @dataclass(frozen=True, slots=True)

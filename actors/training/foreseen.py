@@ -19,7 +19,7 @@ from .pass_cost import measure_pass
 
 def foresee_pass(config: PreTrainedConfig, dtype: torch.dtype) -> PassCost:
     """Of all its layers, the last of which are alike. Scores that attention keeps are left out, as kernels for
-    accelerators keep none, but where it has sinks: these need them.
+    accelerators keep none.
 
     Raises ValueError where transformers has no such decoder.
     """
@@ -27,7 +27,7 @@ def foresee_pass(config: PreTrainedConfig, dtype: torch.dtype) -> PassCost:
     dense = getattr(text, "first_k_dense_replace", 0) or 0
     few = min(dense + 1, text.num_hidden_layers)
     if text.num_hidden_layers <= few + 1:
-        return _flash(_of_layers(config, text.num_hidden_layers, dtype), text)
+        return _flash(_of_layers(config, text.num_hidden_layers, dtype))
     one, two = (_of_layers(config, layers, dtype) for layers in (few, few + 1))
     more = text.num_hidden_layers - few - 1
     held, again = _minus(two.held, one.held), _minus(two.held_again, one.held_again)
@@ -38,7 +38,7 @@ def foresee_pass(config: PreTrainedConfig, dtype: torch.dtype) -> PassCost:
         _plus(two.held_again, again, more),
         _plus(two.most_again, again, more),
     )
-    return _flash(cost, text)
+    return _flash(cost)
 
 
 def _of_layers(config: PreTrainedConfig, layers: int, dtype: torch.dtype) -> PassCost:
@@ -59,11 +59,9 @@ def _of_layers(config: PreTrainedConfig, layers: int, dtype: torch.dtype) -> Pas
     return measure_pass(base, attach_lora(base))
 
 
-def _flash(cost: PassCost, text: PreTrainedConfig) -> PassCost:
-    if text.model_type == "gpt_oss":
-        return cost
-    each = {name: Bytes(getattr(cost, name).token, 0.0) for name in ("held", "most", "held_again", "most_again")}
-    return replace(cost, **each)
+def _flash(cost: PassCost) -> PassCost:
+    each = {name: getattr(cost, name) for name in ("held", "most", "held_again", "most_again")}
+    return replace(cost, **{name: replace(b, square=0.0) for name, b in each.items() if b.block is None})
 
 
 def _minus(one: Bytes, other: Bytes) -> Bytes:
@@ -71,4 +69,4 @@ def _minus(one: Bytes, other: Bytes) -> Bytes:
 
 
 def _plus(one: Bytes, other: Bytes, times: int) -> Bytes:
-    return Bytes(one.token + times * other.token, one.square + times * other.square)
+    return Bytes(one.token + times * other.token, one.square + times * other.square, one.block)

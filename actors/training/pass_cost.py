@@ -1,10 +1,12 @@
 """What a training pass holds of its rows, found out by metering small ones."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
 from ..model.adapter import AdapterSpec
+from ..model.attention import SCORES_OF_A_BLOCK
 from ..model.base_model import BaseModel
 from ..model.in_flight import Segment
 from ..model.lora import LoraTargets
@@ -14,6 +16,8 @@ from ..model.recomputing import Bytes, PassCost
 _LENGTHS = (32, 96, 160)
 """In tokens, of rows in passes of their own: what there is once is not in their differences."""
 _RANK = 8
+_BESIDE = 0.5
+"""Of what a layer holds, what its backward has beside it: more than was seen."""
 _MANY_NUMBERS = 128
 """Of hidden size, for each token in a layer: more than any model here was seen to hold."""
 
@@ -25,8 +29,20 @@ def measure_pass(base: BaseModel, targets: LoraTargets) -> PassCost:
         _RANK, seed=0, train_mlp="mlp" in groups, train_attn="attn" in groups, train_unembed="unembed" in groups
     )
     segment = Segment(targets.new_adapter(spec, base.device), 0, 0)
-    held, most = _fit(base, segment, 0)
-    return PassCost(base.layers, held, most, *_fit(base, segment, base.layers))
+    cost = PassCost(base.layers, *_fit(base, segment, 0), *_fit(base, segment, base.layers))
+    return cost if cost.held.square else _in_blocks(cost, base.model.config.get_text_config().num_attention_heads)
+
+
+def _in_blocks(cost: PassCost, heads: int) -> PassCost:
+    """Where scores are had and not kept, there are no more of them than a block's, and a long row's pass holds most at
+    another moment than the short ones' that were metered."""
+    if not (cost.most.square or cost.most_again.square):
+        return cost
+    block = max(cost.most.square, cost.most_again.square) / heads * SCORES_OF_A_BLOCK
+    layer = (cost.held.token - cost.held_again.token) / cost.layers
+    most = Bytes(cost.held.token + _BESIDE * layer, cost.most.square, block)
+    again = Bytes(cost.held_again.token + (1 + _BESIDE) * layer, cost.most_again.square, block)
+    return replace(cost, most=most, most_again=again)
 
 
 class Thrift:

@@ -4,7 +4,12 @@ import pytest
 import torch
 from transformers import Gemma2Config, Llama4TextConfig, MambaConfig, PreTrainedModel
 
+from lorry.actors.model import attention
+from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.base_model import BaseModel, wrap_model
+from lorry.actors.model.in_flight import Segment
+from lorry.actors.model.lora import attach_lora
+from lorry.actors.training.pass_cost import meter_pass
 from lorry.wire.errors import UnsupportedModelError
 
 from .models import SHAPE, build, tiny_deepseek_v3, tiny_gpt_oss, tiny_llama, tiny_qwen3, tiny_qwen3_moe, tiny_qwen3_vl
@@ -54,6 +59,42 @@ def test_packed_gradients_are_those_of_each_sequence_alone() -> None:
     assert weights
     for name, weight in weights.items():
         torch.testing.assert_close(weight.grad, expected[name].grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sinks", [True, False])
+@pytest.mark.parametrize("window", [None, 7, 40])
+@pytest.mark.parametrize("scores", [1, 2**24])
+def test_attention_in_blocks_is_attention_at_once(
+    sinks: bool, window: int | None, scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so are its gradients: of two rows of 100 tokens, of which blocks have 16, or all."""
+    monkeypatch.setattr(attention, "SCORES_OF_A_BLOCK", scores)
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 4, 100, 8), (2, 2, 100, 8), (2, 2, 100, 6), (4,))
+    query, key, value, sink = (torch.randn(shape, generator=generator) for shape in shapes)
+    found: list[list[torch.Tensor]] = []
+    for way in (attention.attend_in_blocks, attention.attend_block):
+        inputs = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
+        output = way(inputs[0], inputs[1], inputs[2], 0.3, window, sink if sinks else None)
+        gradients = torch.autograd.grad(output.square().sum(), inputs)
+        with torch.no_grad():
+            assert torch.equal(way(query, key, value, 0.3, window, sink if sinks else None), output)
+        found.append([output.detach(), *gradients])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * other.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    "model", [tiny_gpt_oss(), tiny_qwen3(use_sliding_window=True, sliding_window=4, max_window_layers=0)]
+)
+def test_no_scores_are_kept_for_the_backward(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the tokens hold twice the memory, and no more."""
+    monkeypatch.setattr(attention, "SCORES_OF_A_BLOCK", 1)
+    base = wrap_model(model)
+    segment = Segment(attach_lora(base).new_adapter(AdapterSpec(2), base.device), 0, 0)
+    (held, most), (held_twice, most_twice) = (meter_pass(base, segment, 0, tokens) for tokens in (128, 256))
+    assert held_twice < 2.1 * held
+    assert most_twice < 2.4 * most
 
 
 def test_two_models_in_one_process_keep_their_own_batches() -> None:

@@ -77,17 +77,20 @@ def test_rows_with_images_are_computed_again_alike() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_pass_holds_is_as_it_was_measured(family: Callable[[], PreTrainedModel]) -> None:
-    """Exactly, but for attention that keeps its scores, whose greatest moment moves with the length."""
+    """Exactly, but where attention has scores in memory: its greatest moment moves with the length. Where it has them
+    in blocks, what is said is no less than what is held."""
     base = wrap_model(family())
     targets = attach_lora(base)
     cost = measure_pass(base, targets)
     assert cost.layers == 2
     segment = Segment(targets.new_adapter(AdapterSpec(8), base.device), 0, 0)
-    keeps_scores = family in (tiny_gpt_oss, tiny_deepseek_v3)
+    off = {tiny_deepseek_v3: 0.15, tiny_gpt_oss: 0.35}.get(family, 0.05)
     for again in (0, 1, 2):
         _, most = meter_pass(base, segment, again, 250)
-        assert cost.bytes([250], again) == pytest.approx(most, rel=0.15 if keeps_scores else 0.05)
-    assert cost.bytes([250], 2) < 0.8 * cost.bytes([250], 0)
+        said = cost.bytes([250], again)
+        assert said == pytest.approx(most, rel=off)
+        assert said >= most or family is not tiny_gpt_oss
+    assert cost.held_again.of([250]) < 0.5 * cost.held.of([250])
 
 
 def test_a_meter_counts_what_is_held_and_the_most_that_was() -> None:
