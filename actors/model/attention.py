@@ -186,7 +186,8 @@ class _InBlocks(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, sinks = ctx.saved_tensors
         scaling, sliding_window = ctx.rest
-        grads = [torch.zeros_like(tensor) for tensor in (query, key, value)]
+        # A key is seen by many blocks: no sum of theirs is rounded to a lower precision on its way.
+        grads = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in (query, key, value)]
         for start, end, first in _blocks(query, sliding_window):
             places = (slice(start, end), slice(first, end), slice(first, end))
             block = [
@@ -198,7 +199,7 @@ class _InBlocks(torch.autograd.Function):
             found = torch.autograd.grad(output, block, dy[:, :, start:end])
             for grad, place, more in zip(grads, places, found, strict=True):
                 grad[:, :, place] += more
-        return *grads, None, None, None
+        return *(grad.to(query.dtype) for grad in grads), None, None, None
 
 
 def attend_block(

@@ -84,6 +84,24 @@ def test_attention_in_blocks_is_attention_at_once(
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * other.abs().max().item())
 
 
+def test_the_gradients_of_many_blocks_are_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of keys that 64 blocks see, in bfloat16: about as far from float32's as those of one block."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value, dy = (torch.randn(1, 2, 1024, 8, generator=generator) for _ in range(4))
+    sinks, off = torch.zeros(2), list[float]()
+
+    def gradients(dtype: torch.dtype) -> torch.Tensor:
+        inputs = [tensor.to(dtype).requires_grad_() for tensor in (query, key, value)]
+        output = attention.attend_in_blocks(inputs[0], inputs[1], inputs[2], 0.3, None, sinks.to(dtype))
+        return torch.cat([found.float() for found in torch.autograd.grad(output, inputs, dy.to(dtype))])
+
+    expected = gradients(torch.float32)
+    for scores in (2**24, 1):
+        monkeypatch.setattr(attention, "SCORES_OF_A_BLOCK", scores)
+        off.append(float((gradients(torch.bfloat16) - expected).norm()))
+    assert off[1] < 1.2 * off[0]
+
+
 @pytest.mark.parametrize(
     "model", [tiny_gpt_oss(), tiny_qwen3(use_sliding_window=True, sliding_window=4, max_window_layers=0)]
 )
