@@ -8,7 +8,7 @@ from rich.table import Table
 
 from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.recomputing import PassCost
-from lorry.actors.model.sizing import PASS_TOKENS, Sizing, described, sizing
+from lorry.actors.model.sizing import Sizing, described, sizing
 from lorry.actors.training.foreseen import foresee_pass
 from lorry.wire.errors import InvalidRequestError
 from lorry.wire.types import Quantization
@@ -61,7 +61,6 @@ def _of_model(model: str, size: Sizing, dtype: str, itemsize: int, quantize: Qua
         taken = size.weights_bytes(itemsize, quantize)
         table.add_row(f"weights in {quantize}, the rest in {dtype}", f"{taken / _GIB:,.1f} GiB")
     table.add_row("keys and values of a token", f"{size.cache_numbers * itemsize / 1024:,.0f} KiB")
-    table.add_row(f"a training pass of {PASS_TOKENS:,} tokens, about", f"{size.pass_bytes(itemsize) / _GIB:,.1f} GiB")
     if size.sites.frozen_experts:
         table.add_row("MLPs", f"are {size.sites.frozen_experts}, and stay frozen")
     return table
@@ -100,7 +99,7 @@ def _of_adapters(size: Sizing, itemsize: int) -> Table:
 def _verdict(
     size: Sizing, itemsize: int, spec: AdapterSpec, devices: Devices, quantize: Quantization, cost: PassCost
 ) -> str:
-    """Of adapters on everything, beside a pass of PASS_TOKENS tokens."""
+    """Of adapters on everything, beside a short pass."""
     have = f"{devices.count} x {devices.gib_each:g} GiB"
     least = size.least_bytes(spec, itemsize, quantize)
     if least > devices.bytes:

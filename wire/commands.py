@@ -86,9 +86,10 @@ _UNKNOWN_IMAGE_TOKENS = 1024
 
 def planned_length(tokens: ModelInput) -> int:
     """What it is planned at, before its actor counts an image's tokens; billed is what they come to."""
-    unknown = sum(chunk.expected_tokens is None for chunk in tokens.images)
-    known = [chunk for chunk in tokens.chunks if not isinstance(chunk, ImageChunk) or chunk.expected_tokens is not None]
-    return sum(chunk.length for chunk in known) + unknown * _UNKNOWN_IMAGE_TOKENS
+    return sum(
+        _UNKNOWN_IMAGE_TOKENS if isinstance(chunk, ImageChunk) and chunk.expected_tokens is None else chunk.length
+        for chunk in tokens.chunks
+    )
 
 
 def planned_tokens(request: SampleInput) -> int:

@@ -41,15 +41,14 @@ class Looking:
         can be called again, too.
         """
         while self._chunks:
-            chunk = self._chunks[0]
+            chunk, looked = self._chunks[0], False
             if isinstance(chunk, EncodedTextChunk):
                 self._ids += chunk.tokens
             elif (looked := self._look()) is None:
                 return None
-            elif looked:
-                self._chunks.popleft()
-                return None
             self._chunks.popleft()
+            if looked:
+                return None
         if not self._placed:
             return Read(self._ids, None)
         return Read(self._ids, lay_out_positions(self._placed, len(self._ids)))

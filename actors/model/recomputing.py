@@ -85,11 +85,7 @@ def _checkpointed(layer: nn.Module, place: int, in_flight: InFlight) -> Callable
         if place >= in_flight.again or not torch.is_grad_enabled():
             return forward(hidden, *args, **options)
         # The other way, without reentering, lets go only of what `save_for_backward` was told.
-        again = partial(_run, forward, args, options)
-        return checkpoint(again, hidden, use_reentrant=True, preserve_rng_state=False)
+        again = partial(forward, **options)
+        return checkpoint(again, hidden, *args, use_reentrant=True, preserve_rng_state=False)
 
     return run
-
-
-def _run(forward: Callable[..., Any], args: Any, options: Any, hidden: Tensor) -> Any:
-    return forward(hidden, *args, **options)

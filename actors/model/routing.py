@@ -68,10 +68,11 @@ def route(chosen: Tensor, experts: int, segments: Sequence[tuple[int, int]]) -> 
 
 
 def _counted(keys: Tensor, experts: int, width: int) -> list[list[int]]:
-    """[experts, width]. On the meta device, where nobody chooses, as if all were chosen alike by the first."""
+    """[experts, width]. On the meta device, where nobody chooses, as if the first segment chose the first expert alone:
+    it is the pairs that take memory, whoever has them."""
     if keys.is_meta:
-        pairs = len(keys)
-        return [[pairs * (i + 1) // experts - pairs * i // experts, *[0] * (width - 1)] for i in range(experts)]
+        first, *rest = ([0] * width for _ in range(experts))
+        return [[len(keys), *first[1:]], *rest]
     return torch.bincount(keys, minlength=experts * width).view(experts, width).tolist()
 
 

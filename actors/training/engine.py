@@ -143,7 +143,9 @@ class Engine:
         again = _innocent(jobs, tallies, spoiled)
         outcomes = [tally.outcome() for tally in tallies]
         for chosen in again:
-            for i, outcome in zip(chosen, self._attempt([jobs[i] for i in chosen], token_budget), strict=True):
+            for i, outcome in zip(
+                chosen, self._attempt([jobs[i] for i in chosen], token_budget, thrifty=thrifty), strict=True
+            ):
                 outcomes[i] = outcome
         return outcomes
 
