@@ -14,7 +14,12 @@ VLLM := build/vllm
 MINUTES ?= 10
 SEED ?= 1
 
-.PHONY: help install demo test test-long simulation faults timings chaos cookbook vllm check format types bench lock clean
+# What actors do, whose models are divided among that many processes.
+RANKS ?= 2
+OF_ACTORS := adam checkpoints decoder decoder_cache engine engine_steps experts foreign images looking lora_decode \
+	narrowing recomputing snapshots trainer worker
+
+.PHONY: help install demo test test-long groups simulation faults timings chaos cookbook vllm check format types bench lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +40,9 @@ test: $(INSTALLED) $(OLD_SDK)  ## run the tests
 
 test-long: $(INSTALLED) $(OLD_SDK)  ## run the tests that start several actors or a compiler, too
 	$(TESTS) -m 'not timed'
+
+groups: $(INSTALLED)  ## run the tests of actors with their models divided among RANKS=2 processes
+	$(TESTS) --ranks $(RANKS) $(OF_ACTORS:%=tests/actors/test_%.py)
 
 simulation: $(INSTALLED)  ## play 20,000 histories of the broker in a simulated world, and check each
 	$(BIN)/python -m tests.simulation --histories 20000

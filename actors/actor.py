@@ -43,7 +43,7 @@ from ..wire.errors import (
 from ..wire.sequenced import Link
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
-from .config import ActorConfig
+from .config import ActorConfig, ActorSettings
 from .uncollected import uncollected
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
         from .adapters.behind import SnapshotPolicy
         from .adapters.residents import Residents
         from .adapters.slots import AdapterPool
+        from .group.leader import Group
+        from .group.models import divide
         from .model.base_model import load_base_model
         from .model.lora import attach_lora, quantise_experts
         from .model.memory import free_on
@@ -138,10 +140,14 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
     if settings.threads:
         torch.set_num_threads(settings.threads)
     _check_device(settings.device)
-    trusted = settings.trust_remote_code
+    trusted, group = settings.trust_remote_code, None
+    if (ranks := settings.tensor_parallel) > 1:
+        _check_division(settings)
+        torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
+        group = Group(ranks, settings.device, torch.get_num_threads())
     base = load_base_model(
         config.model,
-        settings.device,
+        "cpu" if group else settings.device,
         settings.dtype,
         trust_remote_code=trusted,
         quantize=settings.quantize,
@@ -150,6 +156,8 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
     )
     tokenizer = _load_tokenizer(config.model, trusted)
     targets = attach_lora(base, settings.adapter_layout)
+    if group is not None:
+        base, targets = divide(group, base, targets, settings.slots)
     if settings.quantize == "nf4":
         quantise_experts(base)
     pool = AdapterPool(settings.slots, base.device)
@@ -188,6 +196,15 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
         frozen_experts=targets.frozen_experts,
     )
     return worker, facts
+
+
+def _check_division(settings: ActorSettings) -> None:
+    """What a group cannot do yet. Raises InvalidRequestError."""
+    for field, value in (("compile", settings.compile), ("trust_remote_code", settings.trust_remote_code)):
+        if value:
+            raise InvalidRequestError.of(field, value, "nothing of the kind with --tensor-parallel")
+    if settings.quantize != "none":
+        raise InvalidRequestError.of("quantize", settings.quantize, "none with --tensor-parallel")
 
 
 def _told(config: ActorConfig, error: Exception) -> ErrorInfo:

@@ -18,7 +18,9 @@ class ActorSettings:
     None is a quarter of the host's memory.
     """
 
-    device: Annotated[str, Meta(description="cpu, cuda, cuda:1, ...")] = "cpu"
+    device: Annotated[
+        str, Meta(description="cpu, cuda, cuda:1, ...; to lorry serve also cuda:0-7, which actors take in turn")
+    ] = "cpu"
     dtype: Annotated[
         str, Meta(description="The base model's: auto (its checkpoint's own), float32, bfloat16, float16")
     ] = "auto"
@@ -28,6 +30,9 @@ class ActorSettings:
             description="The base model's linear layers and experts: nf4, in 4 bits by bitsandbytes; none, as they are"
         ),
     ] = "none"
+    tensor_parallel: Annotated[
+        int, Meta(ge=1, description="Devices that share the base model: the one of --device, and those that follow")
+    ] = 1
     trust_remote_code: Annotated[
         bool, Meta(description="Run the code that lies beside a model's weights or tokenizer, where it has some")
     ] = False

@@ -79,7 +79,7 @@ class Worker:
         self._engine, self._decoder, self._residents, self._trainer = engine, decoder, residents, trainer
         self._post, self._write, self._turns = post, write, Turns(sample_share)
         self._in_flight = engine.base.in_flight
-        self._in_flight.pause, self._in_flight.wait_for = self._pause, self._wait_for
+        self._in_flight.on_pause, self._in_flight.wait_for = self._pause, self._wait_for
         self._train: deque[Train] = deque()
         self._arrivals = Arrivals(engine.base, decoder, residents, self._refuse, progress.got_on)
         if engine.base.eyes is not None:

@@ -58,6 +58,7 @@ def serve(
     prices: options.Prices = None,
     heartbeat_s: options.Heartbeat = 5.0,
     grace_s: options.Grace = 30.0,
+    settings_for: options.SettingsFor = None,
     *,
     settings: ActorSettings,
 ) -> None:
@@ -76,6 +77,7 @@ def serve(
             heartbeat_s=heartbeat_s,
             grace_s=grace_s,
             log_level=os.environ["LORRY_LOG_LEVEL"],
+            settings_for=tuple(settings_for or ()),
         )
         console = plain_console()
 

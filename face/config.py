@@ -47,7 +47,8 @@ def read_prices(file: Path) -> Prices:
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """`replicas` actors for each model, all with the settings `actor`. See BrokerConfig for the fields it takes over.
+    """`replicas` actors for each model, all with the settings `actor`, but for `settings_for` some of them: see
+    `placement`. See BrokerConfig for the fields it takes over.
 
     `http` is HOST:PORT for clients of the Tinker SDK, port 0 for any that is free; None serves none. `prices` is a TOML
     file, see `scheduler.planning.prices`; without it, costs are zero. Actors have `grace_s` to end what they hold and
@@ -64,3 +65,4 @@ class ServeConfig:
     heartbeat_s: float = 5.0
     grace_s: float = 30.0
     log_level: str = "info"
+    settings_for: tuple[str, ...] = ()

@@ -29,6 +29,14 @@ Grace = Annotated[
     float,
     typer.Option(min=0, help="Seconds that actors have to end what they hold and save their runs when it stops"),
 ]
+SettingsFor = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--for",
+        help="NAME:OPTION=VALUE: an actor's option for one model alone, as big:tensor-parallel=4, or for one actor of "
+        "its --replicas, as big#1:device=cuda:1",
+    ),
+]
 Prices = Annotated[
     Path | None, typer.Option(help="TOML, USD per million tokens: ['NAME'] prefill = 0.1, sample = 0.4, train = 0.4")
 ]

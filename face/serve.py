@@ -23,6 +23,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from lorry.arguments import arguments_of
 from lorry.config import ServeConfig
 from lorry.patience import when_the_disk_allows
+from lorry.placement import PlacedActor, placed
 from lorry.storage.store import Store
 from lorry.wire.errors import LorryError, StorageUnavailableError
 from lorry.wire.ids import TenantId
@@ -107,10 +108,11 @@ async def serving(config: ServeConfig) -> AsyncGenerator[Deployment]:
     """A deployment for as long as the block lasts; it begins once every actor is ready. At its end actors finish what
     they hold and save their runs, for `grace_s` at the most.
 
-    Raises ChildFailedError where a process never gets ready. One that once was is started again for ever, and a disk
-    that refuses what a start needs is waited for.
+    Raises InvalidRequestError as `placed` does, and ChildFailedError where a process never gets ready. One that once
+    was is started again for ever, and a disk that refuses what a start needs is waited for.
     """
     environment = {"LORRY_ACTOR_TOKEN": secrets.token_hex(16)}
+    placed(config)  # what is wrong with it is told before anything starts
     try:
         # Actors load for seconds: theirs is an address that is known before the broker is there.
         with await when_the_disk_allows(_temporary_folder) as private:
@@ -138,15 +140,14 @@ async def _start(tasks: TaskGroup, config: ServeConfig, actor_address: str, envi
     broker = _Child("broker", _broker_command(config, config.bind, actor_address), environment, config.heartbeat_s)
     actors = [
         _Child(
-            name,
-            _actor_command(config, name, model.name, model.source, actor_address),
+            actor.name,
+            _actor_command(config, actor, actor_address),
             environment,
             config.heartbeat_s,
             is_actor=True,
             needs=broker,
         )
-        for model in config.models
-        for name in (f"{model.name}#{i}" for i in range(config.replicas))
+        for actor in placed(config)
     ]
     for child in (broker, *actors):
         tasks.start_soon(_keep_alive, child)
@@ -272,6 +273,7 @@ def _gateway_command(config: ServeConfig, http: str, announced: Mapping[str, str
     return ["--log-level", config.log_level, "gateway", *options, "--supervised"]
 
 
-def _actor_command(config: ServeConfig, name: str, model: str, source: str, connect: str) -> list[str]:
-    options = ["--name", name, "--model", f"{model}={source}", "--connect", connect, *arguments_of(config.actor)]
+def _actor_command(config: ServeConfig, actor: PlacedActor, connect: str) -> list[str]:
+    model = f"{actor.model.name}={actor.model.source}"
+    options = ["--name", actor.name, "--model", model, "--connect", connect, *arguments_of(actor.settings)]
     return ["--log-level", config.log_level, "actor", *options, "--supervised"]

@@ -23,11 +23,21 @@ from hypothesis import HealthCheck, settings
 from lorry.actors.uncollected import uncollected
 from lorry.storage.store import Store
 from lorry.wire.ids import TenantId
+from tests.actors.placing import chosen_ranks
 from tests.service.raw import Raw
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE_MODEL = ROOT / "tests/assets/base-model"
 MODEL = "jargon-1m"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--ranks", type=int, default=1, help="Among how many processes the models of actors are divided")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    chosen_ranks[0] = config.getoption("--ranks")
+
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")

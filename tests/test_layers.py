@@ -25,6 +25,7 @@ ROOMS = {
     "actors.training": {"actors.images", "actors.model", "actors.adapters"},
     "actors.sampling": {"actors.images", "actors.model", "actors.sampling.lora"},
     "actors.sampling.lora": {"actors.model"},
+    "actors.group": {"actors.images", "actors.model", "actors.training", "actors.sampling"},
     "scheduler.planning": set[str](),
     "gateway.tinker": {"gateway"},
 }

@@ -15,6 +15,7 @@ from ...wire.types import ExpertLora
 
 Group: TypeAlias = Literal["attn", "mlp", "unembed"]
 Factor: TypeAlias = Literal["a", "b"]
+Axis: TypeAlias = Literal["inputs", "outputs", "experts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,19 @@ class ExpertWeight:
 
 
 @dataclass(frozen=True, slots=True)
+class Shard:
+    """Of a layer that several devices share, what one of them has: from `start` to `end` along `axis`."""
+
+    axis: Axis
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """A linear layer of the base model that adapters may train, or one weight of a layer's routed experts; `index` is
-    its place in model order."""
+    its place in model order. The sizes are the whole layer's, also where this process, one of `ranks`, has a `shard`
+    of it."""
 
     index: int
     name: str
@@ -45,6 +56,23 @@ class Target:
     outputs: int
     group: Group
     expert_weight: ExpertWeight | None = None
+    shard: Shard | None = None
+    ranks: int = 1
+
+    @property
+    def most_outputs(self) -> int:
+        """Of the layer's outputs, as many as the device with most of them has."""
+        if self.shard is None or self.shard.axis != "outputs":
+            return self.outputs
+        return max(-(-self.outputs // self.ranks), self.shard.end - self.shard.start)
+
+    @property
+    def own_sizes(self) -> tuple[int, int]:
+        """Inputs and outputs that this process computes with."""
+        size = {"inputs": self.inputs, "outputs": self.outputs}
+        if self.shard is not None and self.shard.axis != "experts":
+            size[self.shard.axis] = self.shard.end - self.shard.start
+        return size["inputs"], size["outputs"]
 
     @property
     def experts(self) -> int | None:
@@ -242,9 +270,25 @@ class Adapter:
     def _views_of_modules(self) -> list[Part | None]:
         grads = self.views(self.grad) if self.trainable else [(None, None)] * len(self.targets)
         parts: list[Part | None] = [None] * (1 + max(target.index for target in self.targets))
-        for target, (a, b), (grad_a, grad_b) in zip(self.targets, self.views(self.compute), grads, strict=True):
+        for target, weights, of_weights in zip(self.targets, self.views(self.compute), grads, strict=True):
+            a, b = _own(target.shard, *weights)
+            grad_a, grad_b = _own(target.shard, *of_weights)
+            assert a is not None and b is not None
             parts[target.index] = Part(self.spec.scale, a, b, a.mT, b.mT, grad_a, grad_b)
         return parts
+
+
+def _own(shard: Shard | None, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Of a layer's factors, A [..., rank, inputs] and B [..., rank, outputs], what works on the shard of it."""
+    if shard is None or a is None or b is None:
+        return a, b
+    start, size = shard.start, shard.end - shard.start
+    if shard.axis == "inputs":
+        return a.narrow(-1, start, size), b
+    if shard.axis == "outputs":
+        return a, b.narrow(-1, start, size)
+    # A factor that all experts share is every rank's.
+    return (a if len(a) == 1 else a.narrow(0, start, size)), (b if len(b) == 1 else b.narrow(0, start, size))
 
 
 def is_called(name: str, end: str) -> bool:

@@ -3,6 +3,7 @@
 It knows nothing of adapters, batches or caches.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,18 +18,20 @@ from ..images.layout import Seen
 from .agreement import agree
 from .attention import PACKED, PROBED, set_attention, set_decoders_attention
 from .in_flight import InFlight
-from .loading import load_model
+from .leading import Division
+from .loading import auto_class, load_model
 from .probe import AttentionProbe
 from .recomputing import let_layers_be_computed_again
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
     """`model` is frozen, in eval mode, and attends within the sequences that `in_flight.lengths` names. Without `eyes`
-    it reads text alone. The first of its `layers` can be computed again in a backward, as many as `in_flight` says."""
+    it reads text alone. The first of its `layers` can be computed again in a backward, as many as `in_flight` says.
+    `division`: its layers are shared among several devices, and this is one's part."""
 
     model: "PreTrainedModel"
     in_flight: InFlight
@@ -39,6 +42,7 @@ class BaseModel:
     dtype: torch.dtype
     eyes: Eyes | None = None
     layers: int = 0
+    division: Division | None = None
 
     def hidden_states(self, tokens: Tensor, positions: Tensor, *, grad: bool, seen: Seen | None = None) -> Tensor:
         """tokens [tokens], positions [tokens] or [3, tokens] int64 -> [tokens, hidden], after the final norm: what the
@@ -73,7 +77,13 @@ class BaseModel:
         """The output head: hidden [rows, hidden] -> [rows, vocab]. `in_flight.segments` must describe these rows."""
         head = self.model.get_output_embeddings()  # looked up, because LoRA may have replaced it
         assert head is not None, "wrap_model refuses a model without one"
-        return head(hidden)
+        if self.division is None or self.division.ranks.state == "alone":
+            return head(hidden)
+        return self.division.ranks.gathered(head(hidden), self.division.widths)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Inside, the model may be run for the shapes of what it computes, whoever else has a part of it."""
+        return nullcontext() if self.division is None else self.division.ranks.alone()
 
 
 def load_base_model(
@@ -107,9 +117,8 @@ def wrap_model(model: "PreTrainedModel", eyes: Eyes | None = None) -> BaseModel:
         raise UnsupportedModelError(f"{name} is not a decoder of attention layers and positions alone")
     if not isinstance(head, nn.Linear):
         raise UnsupportedModelError(f"{name} has a {type(head).__name__} for an output head, not a Linear")
-    model.requires_grad_(False).eval()
     in_flight = InFlight()
-    set_attention(model, in_flight)
+    _prepare(model, in_flight)
     base = BaseModel(
         model,
         in_flight,
@@ -123,6 +132,22 @@ def wrap_model(model: "PreTrainedModel", eyes: Eyes | None = None) -> BaseModel:
     )
     _probe(base)
     return base
+
+
+def outline(config: "PreTrainedConfig", dtype: torch.dtype) -> BaseModel:
+    """One that `wrap_model` would take, on the meta device: without weights, and untried."""
+    device, text, in_flight = torch.device("meta"), config.get_text_config(), InFlight()
+    with device:
+        model = auto_class(config).from_config(config, dtype=dtype)
+    _prepare(model, in_flight)
+    set_decoders_attention(model, PACKED)
+    layers = let_layers_be_computed_again(model, in_flight)
+    return BaseModel(model, in_flight, text.vocab_size, text.max_position_embeddings, (), device, dtype, layers=layers)
+
+
+def _prepare(model: "PreTrainedModel", in_flight: InFlight) -> None:
+    model.requires_grad_(False).eval()
+    set_attention(model, in_flight)
 
 
 def _end_tokens(model: "PreTrainedModel") -> tuple[int, ...]:

@@ -42,7 +42,12 @@ class RoutedExperts:
         self.module: Any = module
         self.gate_up, self.down, self.in_flight = gate_up, down, in_flight
         self.count = len(self.module.gate_up_proj)
+        self._own: tuple[int, int] | None = None
         self._quantised: tuple[Stack, Stack] | None = None
+
+    def keep_own(self, first: int, last: int) -> None:
+        """The module has the weights of these alone from now on, the last not among them."""
+        self._own = first, last
 
     def quantise(self) -> None:
         """The base's own weights go."""
@@ -95,7 +100,7 @@ class RoutedExperts:
                 often = (segment.end - segment.start) * chosen.shape[1] >= experts
                 gate_up.append(Share(parts[0], often))
                 down.append(Share(parts[1], often))
-        routing = route(chosen, experts, spans)
+        routing = route(chosen, experts, spans, self._own)
         if not spans:
             return _Routes(routing, None, None)
         return _Routes(routing, Shares(routing, spans, gate_up), Shares(routing, spans, down))
@@ -196,7 +201,7 @@ def _down_backward(
     if bias is not None:
         d_counted += torch.linalg.vecdot(bias[routing.experts].float(), d_output.float())
     (d_gate_up,) = torch.autograd.grad(activated, gate_up, d_inner.mul_(of_pairs))
-    return d_gate_up, d_counted.to(counted.dtype)[routing.places]
+    return d_gate_up, routing.of_choices(d_counted.to(counted.dtype))
 
 
 def _experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

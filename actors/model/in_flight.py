@@ -91,8 +91,9 @@ class InFlight:
 
     `again` layers, the first, keep their input alone for the backward, which computes them again.
 
-    `pause` is called between the products of a training pass, forward and backward: whoever wants the device may use
-    it there, after `set_aside`; and `wait_for`, with what it waits for, where training has nothing to compute.
+    `on_pause` is called between the products of a training pass, forward and backward: whoever wants the device may use
+    it there, after `set_aside`; `after_pause`, where several devices share the model, when training goes on; and
+    `wait_for`, with what it waits for, where training has nothing to compute.
     `beside_others` says that somebody does, so that products are to be short. `number` is the model's, unlike any
     other's in the process."""
 
@@ -101,10 +102,16 @@ class InFlight:
     cache: AttentionCache | None = None
     linears: Linears | None = None
     again: int = 0
-    pause: Callable[[], None] = _nothing
+    on_pause: Callable[[], None] = _nothing
+    after_pause: Callable[[], None] | None = None
     wait_for: "Callable[[Future[Any]], None]" = _wait_for
     beside_others: bool = False
     number: int = field(default_factory=lambda: next(_numbers))
+
+    def pause(self) -> None:
+        self.on_pause()
+        if self.after_pause is not None:
+            self.after_pause()
 
     @contextmanager
     def set_aside(self) -> Generator[None]:

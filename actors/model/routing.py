@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class Routing:
     experts: Tensor  # [pairs] int64
     order: Tensor  # [pairs] int64: each pair's place among the tokens' choices
     places: Tensor  # [tokens, choices] int64: the place of each choice among the pairs
+    choices: int
     counts: list[int]  # [experts]
     stretches: list[list[Stretch]]  # [experts]
 
@@ -34,6 +36,10 @@ class Routing:
         """[pairs, width], each counted once or as much as `counted` [tokens, choices] says -> [tokens, width]."""
         weights = None if counted is None else counted.to(pairs.dtype)
         return F.embedding_bag(self.places, pairs, mode="sum", per_sample_weights=weights)
+
+    def of_choices(self, pairs: Tensor) -> Tensor:
+        """[pairs] -> [tokens, choices]."""
+        return pairs[self.places]
 
     def split(self, pairs: Tensor) -> Sequence[Tensor]:
         """[pairs, width] by stretches, as views."""
@@ -44,27 +50,57 @@ class Routing:
         return rows.index_select(0, self.tokens)
 
 
-def route(chosen: Tensor, experts: int, segments: Sequence[tuple[int, int]]) -> Routing:
+@dataclass(frozen=True, slots=True)
+class PartialRouting(Routing):
+    """Of some experts' pairs alone, the experts counted from the first of these. `places` are the pairs' by token,
+    [pairs], and each token's begin at `starts`."""
+
+    starts: Tensor  # [tokens] int64
+
+    def sum(self, pairs: Tensor, counted: Tensor | None = None) -> Tensor:
+        if not len(pairs):
+            return pairs.new_zeros(len(self.starts), pairs.shape[1])
+        weights = None if counted is None else counted.reshape(-1)[self.order[self.places]].to(pairs.dtype)
+        return F.embedding_bag(self.places, pairs, self.starts, mode="sum", per_sample_weights=weights)
+
+    def of_choices(self, pairs: Tensor) -> Tensor:
+        """Zero where a token chose another expert."""
+        tokens, choices = len(self.starts), self.choices
+        return pairs.new_zeros(tokens * choices).index_copy_(0, self.order, pairs).view(tokens, choices)
+
+
+def route(
+    chosen: Tensor, experts: int, segments: Sequence[tuple[int, int]], own: tuple[int, int] | None = None
+) -> Routing:
     """chosen [tokens, choices] int64 are the different experts of every token; `segments` are the first token of each
-    and the one behind its last, in order."""
+    and the one behind its last, in order. Of all `experts`, or of the `own` alone, from the first to the last but one.
+    """
     tokens, choices = chosen.shape
     width = len(segments) + 1
     keys = (chosen * width + _owners(tokens, segments).to(chosen.device)[:, None]).view(-1)
     order = keys.argsort(stable=True)
-    places = torch.empty_like(order)
-    places[order] = torch.arange(len(order), device=order.device)
     table = _counted(keys, experts, width)
-    return Routing(
-        tokens=order.div(choices, rounding_mode="floor"),
-        experts=chosen.reshape(-1)[order],
-        order=order,
-        places=places.view(tokens, choices),
-        counts=[sum(row) for row in table],
-        stretches=[
+    first, last = own or (0, experts)
+    before, pairs = (sum(map(sum, rows)) for rows in (table[:first], table[first:last]))
+    order, table = order[before : before + pairs], table[first:last]
+    common: dict[str, Any] = {
+        "tokens": order.div(choices, rounding_mode="floor"),
+        "experts": chosen.reshape(-1)[order] - first,
+        "order": order,
+        "choices": choices,
+        "counts": [sum(row) for row in table],
+        "stretches": [
             [Stretch(segment if segment < len(segments) else None, pairs) for segment, pairs in enumerate(row) if pairs]
             for row in table
         ],
-    )
+    }
+    if own is None:
+        places = torch.empty_like(order)
+        places[order] = torch.arange(len(order), device=order.device)
+        return Routing(**common, places=places.view(tokens, choices))
+    places = order.argsort()
+    firsts = torch.arange(0, tokens * choices, choices, device=order.device)
+    return PartialRouting(**common, places=places, starts=torch.searchsorted(order[places], firsts))
 
 
 def _counted(keys: Tensor, experts: int, width: int) -> list[list[int]]:

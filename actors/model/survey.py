@@ -46,7 +46,8 @@ def standing_in(base: BaseModel) -> Generator["Notes"]:
     in_flight, notes = base.in_flight, Notes(layers_of(base), experts_of(base))
     in_flight.cache, in_flight.linears = notes.attention, notes
     try:
-        yield notes
+        with base.alone():
+            yield notes
     finally:
         in_flight.cache, in_flight.linears = None, None
 

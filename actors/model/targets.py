@@ -88,6 +88,12 @@ def _grouped(model: "PreTrainedModel") -> Iterator[tuple[str, nn.Module, Group]]
             yield name, module, "mlp"
 
 
+def block_of(name: str) -> str:
+    """Of a layer of attention or of an MLP, the path of the whole."""
+    path = name.split(".")
+    return ".".join(path[: 1 + next(i for i, part in enumerate(path) if part in _ATTENTION | _MLP)])
+
+
 def _of_experts(name: str, module: nn.Module, index: int, *, as_modules: bool) -> tuple[Target, Target]:
     """gate_up [experts, outputs, inputs] and down, or transposed."""
     gate_up, down = (tuple(getattr(module, leaf).shape) for leaf in ("gate_up_proj", "down_proj"))

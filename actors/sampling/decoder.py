@@ -25,6 +25,7 @@ from .decode_batch import DecodeBatch, sampling_rows
 from .decode_linears import DecodeLinears
 from .drawn import Drawn, draw_tokens
 from .kv_cache import KVCache
+from .led_pass import LedPass
 from .lineup import Chunk, Lineup, Plan, Seat
 from .model_pass import ModelPass
 from .narrowing import in_parts
@@ -68,7 +69,7 @@ class Decoder:
         self._cache = KVCache(shape, blocks, BLOCK_TOKENS, base.device)
         native = compiled is not None and compiled.native
         self._linears = DecodeLinears(base, shape.groups, native=native)
-        self._pass = ModelPass(base, compiled, self._linears, self._cache)
+        self._pass = _pass(base, compiled, self._linears, self._cache, blocks)
         self._requests: dict[Hashable, Request] = {}
         self._arrivals = 0
         self._batch: DecodeBatch | None = None
@@ -181,7 +182,7 @@ class Decoder:
         """All that may fail, with nothing changed but what another attempt may find as it is: blocks that are clean
         now, prompts that are scored, entries of the cache that will be written again."""
         rows, chunks = _apart(pieces)
-        self._cache.clear(self._unclean)
+        self._pass.clear(self._unclean)
         self._unclean.clear()
         batch = self._decode_batch(rows)
         hidden = self._pass.hidden_states(batch, chunks)  # [tokens, hidden]
@@ -224,7 +225,7 @@ class Decoder:
         return ended | _failed(seats)
 
     def _start(self, seats: Sequence[Seat]) -> Drawn:
-        self._cache.copy([pair for seat in seats for pair in seat.copies])
+        self._pass.copy([pair for seat in seats for pair in seat.copies])
         rows = [seat.row for seat in seats]
         logits = torch.stack([seat.logits for seat in seats if seat.logits is not None])  # [seats, vocab]
         positions = torch.tensor([row.length for row in rows], device=logits.device)
@@ -247,6 +248,14 @@ class _Computed:
     batch: DecodeBatch | None
     drawn: Drawn | None
     logits: Tensor
+
+
+def _pass(
+    base: BaseModel, compiled: CompiledModel | None, linears: DecodeLinears, cache: KVCache, blocks: int
+) -> ModelPass:
+    if base.division is None or base.division.lead is None:
+        return ModelPass(base, compiled, linears, cache)
+    return LedPass(base, linears, cache, blocks, base.division.lead, base.division.ranks)
 
 
 def _apart(pieces: "Sequence[Row | Chunk]") -> tuple[list[Row], list[Chunk]]:

@@ -4,13 +4,13 @@ They are those of the model as it is, at temperature 1. It reads the output head
 """
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ...wire.errors import NonFiniteError
-from ..model.base_model import BaseModel
 from ..model.in_flight import Segment
 from .sequences import PromptScores, Request
 from .tokens import draw, seed_of_sample, top_logprobs
@@ -24,18 +24,22 @@ ALTERNATIVES = 2**32
 """What keeps the draws of a prompt's alternatives apart from the samples, which count from 0."""
 
 
-def score_prompt(base: BaseModel, hidden: Tensor, start: int, request: Request) -> None:
+Head: TypeAlias = Callable[[Tensor, list[Segment]], Tensor]
+"""hidden [rows, hidden], and whose rows they are -> logits [rows, vocab]."""
+
+
+def score_prompt(head: Head, vocab_size: int, hidden: Tensor, start: int, request: Request) -> None:
     """Adds to the request's scores what it wants of `hidden` [tokens, hidden], whose first is position `start` of the
     prompt. Position i predicts token i + 1. A logprob that is not finite fails the request."""
     scores, prompt = request.scores, request.prompt
     if scores is None:
         return
-    chunk = max(1, LOGITS_PER_CHUNK // base.vocab_size)
+    chunk = max(1, LOGITS_PER_CHUNK // vocab_size)
     end = min(start + len(hidden), len(prompt) - 1)
     for first in range(max(start, scores.next_position), end, chunk):
         last = min(first + chunk, end)
-        base.in_flight.segments = [] if request.adapter is None else [Segment(request.adapter, 0, last - first)]
-        logits = base.logits(hidden[first - start : last - start]).float()  # [chunk, vocab]
+        segments = [] if request.adapter is None else [Segment(request.adapter, 0, last - first)]
+        logits = head(hidden[first - start : last - start], segments).float()  # [chunk, vocab]
         logprobs = logits.log_softmax(-1)
         targets = torch.tensor(prompt[first + 1 : last + 1], device=hidden.device).clamp_(min=0)
         found = logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).tolist()

@@ -43,8 +43,13 @@ class Batch:
     ratio_mask: Tensor | None  # [targets] float32, there where a loss needs to know its sequence's ratio first
     stretches: tuple[Stretch, ...]  # the rows, with their images
 
-    def with_sequence_ratios(self, logprobs: Tensor) -> "Batch":
-        """What losses that look at whole sequences want, given the logprobs of all targets, [targets] float32."""
+    @property
+    def need_logprobs(self) -> bool:
+        """Whether some losses look at whole sequences."""
+        return self.ratio_mask is not None
+
+    def given(self, logprobs: Tensor) -> "Batch":
+        """With what such losses want, of the logprobs of all targets, [targets] float32."""
         assert self.ratio_mask is not None, "no loss of this batch looks at whole sequences"
         lengths = torch.tensor(self.bounds, device=logprobs.device).diff()
         ratios = sequence_ratios(logprobs, self.inputs.logprobs, self.ratio_mask, lengths)

@@ -17,15 +17,17 @@ from ..adapters.slots import AdapterPool
 from ..images.layout import seen_in
 from ..model.base_model import BaseModel
 from ..model.in_flight import Segment
-from ..model.lora import LoraTargets, head_of
+from ..model.leading import Lead
+from ..model.lora import LoraTargets
 from ..model.memory import memory_ran_out
 from ..model.recomputing import ALL
 from .adam import adam_step, all_finite
 from .batch import lay_out
-from .logprobs import OutputHead, Scores
+from .logprobs import Scores
 from .packing import Pass, Row, pack
 from .pass_cost import Thrift
 from .reading import Readable, read_request
+from .training_pass import PassInput, TrainingPass
 
 PASS_TOKENS = 256
 """Of a pass beside others. Products of fewer rows cost more by the row; those of more would let others wait longer."""
@@ -88,7 +90,8 @@ class Engine:
         self.pool = pool
         self.token_budget = token_budget
         self._thrift = None if available is None else Thrift(base, targets, available)
-        self.head = OutputHead(head_of(base), targets, logits_bytes)
+        self._pass = TrainingPass(base, targets, logits_bytes)
+        self._lead = base.division.lead if base.division is not None else None
 
     def forward_backward(self, jobs: Sequence[ForwardBackwardJob]) -> list[ForwardBackwardOutcome]:
         """Runs all jobs mixed; outcomes in their order. A job that fails leaves its adapter as it was before it.
@@ -172,10 +175,14 @@ class Engine:
         try:
             for adapter in adapters.values():
                 adapter.mark()
-            for rows, backward in passes:
+            for i, (rows, backward) in enumerate(passes):
                 spoiled |= self._run(rows, backward, jobs, tallies, thrifty=thrifty)
+                if self._lead is not None and backward:
+                    spoiled |= self._collect(self._lead, [rows for rows, _ in passes[i : i + 2]])
                 self.base.in_flight.pause()
         except BaseException as error:
+            if self._lead is not None:
+                self._lead.discard()
             for adapter in adapters.values():
                 adapter.rollback()
             if not memory_ran_out(error):
@@ -194,30 +201,34 @@ class Engine:
         keys = [key for key, _, _ in segments]
         adapters = self.pool.acquire(keys)
         batch = lay_out(rows, jobs, self.base.device)
-        seen = seen_in(batch.stretches, self.base.eyes, self.base.device)
-        in_flight = self.base.in_flight
-        in_flight.again = self._layers_again(rows, thrifty) if backward else 0
-        in_flight.lengths = [row.length for row in rows.rows]
-        in_flight.segments = [
-            Segment(adapter, start, end) for adapter, (_, start, end) in zip(adapters, segments, strict=True)
-        ]
-        try:
-            with self.pool.pin(keys):
-                tokens, positions = batch.tokens, batch.positions
-                hidden = self.base.hidden_states(tokens, positions, grad=backward, seen=seen)  # [tokens, hidden]
-                if batch.ratio_mask is not None:
-                    batch = batch.with_sequence_ratios(self.head.logprobs(hidden.detach(), batch.targets).targets)
-                scores = self.head.score(hidden.detach(), batch.targets, batch.evaluate, backward=backward)
-                if scores.d_hidden is not None:
-                    hidden.backward(scores.d_hidden)
-        finally:
-            in_flight.lengths, in_flight.segments, in_flight.again = [], [], 0
+        row = PassInput(
+            batch.tokens,
+            batch.positions,
+            [row.length for row in rows.rows],
+            [Segment(adapter, start, end) for adapter, (_, start, end) in zip(adapters, segments, strict=True)],
+            batch.targets,
+            seen_in(batch.stretches, self.base.eyes, self.base.device),
+            backward,
+            self._layers_again(rows, thrifty) if backward else 0,
+        )
+        with self.pool.pin(keys):
+            scores = self._pass.run(row, batch)
         _record(rows, batch.bounds, scores, jobs, tallies)
         if not backward:
             return set()
         for adapter in adapters:
             adapter.pending = True
         return {key for (key, _, _), ok in zip(segments, all_finite([a.grad for a in adapters]), strict=True) if not ok}
+
+    def _collect(self, lead: Lead, passes: Sequence[Pass]) -> set[str]:
+        """Of adapters in the first of these passes that the next one does not go on with, the gradients that other
+        devices have. Returns those whose gradient is not finite."""
+        used, *still = ({key for key, _, _ in rows.segments()} for rows in passes)
+        if not (done := sorted(used.difference(*still))):
+            return set()
+        adapters = [self.pool.get(key) for key in done]
+        lead.collect(adapters)
+        return {key for key, ok in zip(done, all_finite([a.grad for a in adapters]), strict=True) if not ok}
 
     def _layers_again(self, rows: Pass, thrifty: bool) -> int:
         if thrifty:

@@ -8,12 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from ..model.attention import PACKED, set_attention, set_decoders_attention
-from ..model.base_model import BaseModel
-from ..model.in_flight import InFlight
-from ..model.loading import auto_class
+from ..model.base_model import outline
 from ..model.lora import attach_lora
-from ..model.recomputing import Bytes, PassCost, let_layers_be_computed_again
+from ..model.recomputing import Bytes, PassCost
 from .pass_cost import measure_pass
 
 
@@ -47,15 +44,7 @@ def _of_layers(config: PreTrainedConfig, layers: int, dtype: torch.dtype) -> Pas
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
-    device = torch.device("meta")
-    with device:
-        model = auto_class(config).from_config(config, dtype=dtype)
-    model.requires_grad_(False).eval()
-    in_flight = InFlight()
-    set_attention(model, in_flight)
-    set_decoders_attention(model, PACKED)
-    layers = let_layers_be_computed_again(model, in_flight)
-    base = BaseModel(model, in_flight, text.vocab_size, text.max_position_embeddings, (), device, dtype, layers=layers)
+    base = outline(config, dtype)
     return measure_pass(base, attach_lora(base))
 
 

@@ -14,6 +14,8 @@ from ..model.products import linear_backward, linear_float32
 
 Evaluate = Callable[[int, int, Tensor], tuple[Tensor, Tensor]]
 """(start, end, their logprobs) of some targets -> each one's loss and d loss / d logprob, [end - start] float32."""
+Places = tuple[Tensor, Tensor]
+"""Of targets in a chunk's logits, row and token, [targets] int64 each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +31,6 @@ class Targets:
 
 
 @dataclass(frozen=True, slots=True)
-class Logprobs:
-    """`topk` is there where it was asked for: ids and logprobs, greatest first, of every row of `hidden`."""
-
-    targets: Tensor  # [targets] float32
-    topk: tuple[Tensor, Tensor] | None  # [tokens, k] int64, [tokens, k] float32
-
-
-@dataclass(frozen=True, slots=True)
 class Scores:
     """Per target its logprob and loss; `d_hidden` is d loss / d hidden, in the base's dtype."""
 
@@ -46,7 +40,7 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
+class Chunk:
     start: int
     end: int
     x: Tensor  # [chunk, hidden]
@@ -54,7 +48,7 @@ class _Chunk:
     layout: Layout
     downs: list[Tensor | None]
 
-    def locate(self, targets: Targets) -> tuple[int, int, tuple[Tensor, Tensor]]:
+    def locate(self, targets: Targets) -> tuple[int, int, Places]:
         """Which targets are this chunk's, and their places in `logits`."""
         first, last = targets.starts[self.start], targets.starts[self.end]
         return first, last, (targets.rows[first:last] - self.start, targets.tokens[first:last])
@@ -69,32 +63,25 @@ class OutputHead:
     the head is to take about as long as the longest of the layers before it."""
 
     def __init__(self, head: LoraLinear, targets: LoraTargets, chunk_bytes: int = 64 << 20) -> None:
+        outputs = {t.index: t.most_outputs for t in targets.modules}
         self.head = head
-        self.chunk_tokens = max(1, chunk_bytes // (4 * head.out_features))
-        body = max(t.inputs * t.outputs for t in targets.modules if t.index != head.index)
-        self._body_over_head = body / head.weight.numel()
+        self.chunk_tokens = max(1, chunk_bytes // (4 * outputs[head.index]))
+        body = max(t.inputs * t.most_outputs for t in targets.modules if t.index != head.index)
+        self._body_over_head = body / (head.in_features * outputs[head.index])
 
     @torch.no_grad()
-    def logprobs(self, hidden: Tensor, targets: Targets, topk: int = 0) -> Logprobs:
-        """hidden [tokens, hidden]: the packed row whose segments are in flight."""
-        found = torch.empty(len(targets.tokens), device=hidden.device)  # [targets]
-        best: list[tuple[Tensor, Tensor]] = []
+    def logprobs(self, hidden: Tensor, targets: Targets) -> Tensor:
+        """hidden [tokens, hidden]: the packed row whose segments are in flight -> [targets] float32."""
+        found = torch.empty(len(targets.tokens), device=hidden.device)
         for chunk in self._chunks(hidden):
             first, last, places = chunk.locate(targets)
-            found[first:last] = chunk.logits[places]
-            top = chunk.logits.topk(topk) if topk else None
-            normaliser = _normalise_(chunk.logits)  # [chunk]
-            found[first:last] -= normaliser[places[0]]
-            if top is not None:
-                best.append((top.indices, top.values - normaliser.unsqueeze(1)))
+            found[first:last] = self._normalise_(chunk.logits, places)
             del chunk  # before the next one's logits are made
-        if not topk:
-            return Logprobs(found, None)
-        return Logprobs(found, (torch.cat([ids for ids, _ in best]), torch.cat([values for _, values in best])))
+        return found
 
     @torch.no_grad()
     def score(self, hidden: Tensor, targets: Targets, evaluate: Evaluate, *, backward: bool) -> Scores:
-        """As `logprobs`, with each target's loss.
+        """The targets' logprobs and losses.
 
         With `backward` also d loss / d hidden, while the gradients of the head's own adapters are added in place.
         """
@@ -103,9 +90,7 @@ class OutputHead:
         d_hidden = torch.empty_like(hidden) if backward else None
         for chunk in self._chunks(hidden):
             first, last, places = chunk.locate(targets)
-            found = chunk.logits[places]
-            found -= _normalise_(chunk.logits)[places[0]]
-            logprobs[first:last] = found
+            logprobs[first:last] = found = self._normalise_(chunk.logits, places)
             losses[first:last], grads = evaluate(first, last, found)
             if d_hidden is not None:
                 self.head.in_flight.pause()
@@ -113,7 +98,7 @@ class OutputHead:
             del chunk
         return Scores(logprobs, losses, d_hidden)
 
-    def _chunks(self, hidden: Tensor) -> Iterator[_Chunk]:
+    def _chunks(self, hidden: Tensor) -> Iterator[Chunk]:
         """Of nearly equal size, while nobody begins or ends to wait for the device."""
         tokens, start = len(hidden), 0
         layout = self.head.layout(tokens)
@@ -127,19 +112,28 @@ class OutputHead:
             yield self._chunk(hidden[start:end], start, end, layout.clip(start, end))
             start = end
 
-    def _chunk(self, x: Tensor, start: int, end: int, layout: Layout) -> _Chunk:
+    def _chunk(self, x: Tensor, start: int, end: int, layout: Layout) -> Chunk:
         logits = linear_float32(x, self.head.weight, self.head.bias)  # [chunk, vocab]
         downs = add_lora(layout, x, logits)
-        return _Chunk(start, end, x, logits, layout, downs)
+        return Chunk(start, end, x, logits, layout, downs)
 
-    def _backward(self, chunk: _Chunk, places: tuple[Tensor, Tensor], grads: Tensor, d_x: Tensor) -> None:
+    def _backward(self, chunk: Chunk, places: Places, grads: Tensor, d_x: Tensor) -> None:
         """Turns probabilities into d loss / d logits in place, and these into `d_x` [chunk, hidden]."""
         d_logits = chunk.logits
         totals = torch.zeros(len(d_logits), device=grads.device).index_add_(0, places[0], grads)  # [chunk]
-        d_logits.mul_(-totals.unsqueeze(1)).index_put_(places, grads, accumulate=True)
+        self._add_at_(d_logits.mul_(-totals.unsqueeze(1)), places, grads)
         d_logits = d_logits.to(d_x.dtype)
         d_x.copy_(linear_backward(d_logits, self.head.weight))
         add_lora_backward(chunk.layout, chunk.x, chunk.downs, d_logits, d_x)
+
+    def _normalise_(self, logits: Tensor, places: Places) -> Tensor:
+        """Turns logits [chunk, vocab] into probabilities in place; returns the logprobs at `places`, [targets]."""
+        found = logits[places]
+        found -= _normalise_(logits)[places[0]]
+        return found
+
+    def _add_at_(self, d_logits: Tensor, places: Places, grads: Tensor) -> None:
+        d_logits.index_put_(places, grads, accumulate=True)
 
 
 def _normalise_(logits: Tensor) -> Tensor:

@@ -83,15 +83,15 @@ def _growth(found: list[int]) -> Bytes:
 
 def meter_pass(base: BaseModel, segment: Segment, again: int, tokens: int) -> tuple[int, int]:
     """Bytes that one row's pass holds after its forward, and at most, with the segment's adapter."""
-    in_flight, pause = base.in_flight, base.in_flight.pause
-    in_flight.lengths, in_flight.again, in_flight.pause = [tokens], again, lambda: None
+    in_flight, pause = base.in_flight, base.in_flight.on_pause
+    in_flight.lengths, in_flight.again, in_flight.on_pause = [tokens], again, lambda: None
     in_flight.segments = [Segment(segment.adapter, 0, tokens)]
     places = torch.arange(tokens, device=base.device)
     try:
-        with Meter() as meter:
+        with base.alone(), Meter() as meter:
             hidden = base.hidden_states(torch.zeros_like(places), places, grad=True)
             held = meter.live
             hidden.backward(torch.ones_like(hidden))
     finally:
-        in_flight.lengths, in_flight.segments, in_flight.again, in_flight.pause = [], [], 0, pause
+        in_flight.lengths, in_flight.segments, in_flight.again, in_flight.on_pause = [], [], 0, pause
     return held, meter.peak

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from lorry.actors.model.adapter import Adapter, AdapterSpec
 from lorry.actors.model.base_model import BaseModel, wrap_model
-from lorry.actors.model.lora import attach_lora
 from lorry.actors.model.survey import survey
 from lorry.actors.sampling.decoder import BLOCK_TOKENS, Decoder
 from lorry.wire.commands import SampleInput
@@ -28,6 +27,7 @@ from .models import (
     tiny_qwen3_vl,
     tiny_qwen3_vl_moe,
 )
+from .placing import chosen_ranks, placed
 
 
 def tiny_sliding_qwen3() -> PreTrainedModel:
@@ -55,6 +55,8 @@ class Letters:
 
 
 def new_decoder(base: BaseModel, max_rows: int = 8, prefill_chunk: int = 64, blocks: int = 400) -> Decoder:
+    if chosen_ranks[0] > 1:
+        base, _ = placed(base)
     bytes_of_a_block = survey(base).token_bytes * BLOCK_TOKENS
     return Decoder(base, Letters(), max_rows, prefill_chunk, blocks * bytes_of_a_block)
 
@@ -102,8 +104,7 @@ def assert_is_the_models_own(model: PreTrainedModel, prompt: list[int], response
 @functools.cache
 def with_adapters() -> tuple[BaseModel, list[Adapter | None]]:
     """A base model, the bare base and three adapters of different ranks whose B is not zero."""
-    base = wrap_model(tiny_qwen3())
-    targets = attach_lora(base)
+    base, targets = placed(wrap_model(tiny_qwen3()))
     adapters = [targets.new_adapter(AdapterSpec(rank=rank, seed=rank), "cpu", trainable=False) for rank in (2, 4, 8)]
     for adapter in adapters:
         generator = torch.Generator().manual_seed(adapter.spec.rank)
@@ -144,8 +145,7 @@ def test_every_adapter_samples_from_its_own_model() -> None:
 
 def test_in_bfloat16_every_adapter_samples_from_its_own_model() -> None:
     _, adapters = with_adapters()
-    base = wrap_model(tiny_qwen3().bfloat16())
-    targets = attach_lora(base)
+    base, targets = placed(wrap_model(tiny_qwen3().bfloat16()))
     decoder = new_decoder(base, 8, 32)
     for i, prompt in enumerate(PROMPTS):
         coarse = None
@@ -284,9 +284,8 @@ def test_a_stop_string_ends_its_sequence_with_the_token_that_completes_it() -> N
 
 
 def test_without_a_stop_the_models_end_tokens_end_a_sequence_and_an_empty_list_lets_it_run() -> None:
+    tokens = sample(wrap_model(tiny_qwen3()), request(PROMPTS[0])).sequences[0].tokens
     model = tiny_qwen3()
-    base = wrap_model(model)
-    tokens = sample(base, request(PROMPTS[0])).sequences[0].tokens
     assert model.generation_config is not None
     model.generation_config.eos_token_id = [tokens[2]]
     base = wrap_model(model)
@@ -386,11 +385,12 @@ def test_a_row_that_held_nan_serves_the_next_sequence() -> None:
 
 
 def test_the_model_trains_after_it_has_sampled() -> None:
-    base = wrap_model(tiny_qwen3())
-    adapter = attach_lora(base).new_adapter(AdapterSpec(rank=4), "cpu")
+    base, targets = placed(wrap_model(tiny_qwen3()))
+    adapter = targets.new_adapter(AdapterSpec(rank=4), "cpu")
     sample(base, request(PROMPTS[2], include_prompt_logprobs=True), adapter)
     assert (base.in_flight.segments, base.in_flight.cache, base.in_flight.linears) == ([], None, None)
     base.in_flight.lengths = [3]
-    hidden = base.hidden_states(torch.tensor([1, 2, 3]), torch.arange(3), grad=True)
-    hidden.sum().backward()
+    with base.alone():
+        hidden = base.hidden_states(torch.tensor([1, 2, 3]), torch.arange(3), grad=True)
+        hidden.sum().backward()
     assert not hidden.is_inference()

@@ -8,8 +8,7 @@ import torch
 
 from lorry.actors.adapters.slots import AdapterPool
 from lorry.actors.model.adapter import AdapterSpec
-from lorry.actors.model.base_model import BaseModel, load_base_model, wrap_model
-from lorry.actors.model.lora import attach_lora
+from lorry.actors.model.base_model import load_base_model, wrap_model
 from lorry.actors.sampling.decoder import BLOCK_TOKENS, Decoder
 from lorry.actors.training.engine import Engine, ForwardBackwardJob
 from lorry.wire.commands import ForwardBackwardInput, check_sample
@@ -18,6 +17,7 @@ from lorry.wire.model_input import ModelInput
 from lorry.wire.types import Datum, ForwardBackwardOutput, TensorData
 
 from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_qwen3
+from .placing import placed
 from .test_decoder import PROMPTS, assert_is_the_models_own, new_decoder, request, run, sample, tokens_of, with_adapters
 from .test_demo_model import ASSETS
 
@@ -209,8 +209,7 @@ def logprobs_of_trainer(engine: Engine, sequences: list[tuple[list[int], list[in
 
 @pytest.mark.parametrize("new", [1, None], ids=["one token", "as many as there is room for"])
 def test_a_prompt_that_fills_the_context_is_scored_and_one_token_drawn_as_the_trainer_has_them(new: int | None) -> None:
-    base = wrap_model(tiny_qwen3(max_position_embeddings=48))
-    targets = attach_lora(base)
+    base, targets = placed(wrap_model(tiny_qwen3(max_position_embeddings=48)))
     adapter = targets.new_adapter(AdapterSpec(rank=4), base.device)
     adapter.weights.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
     adapter.refresh()
@@ -239,8 +238,7 @@ def test_after_a_prompt_that_fills_the_context_no_second_token_is_drawn() -> Non
 
 
 def test_10_000_sampled_logprobs_are_the_trainers_within_1e_4() -> None:
-    base: BaseModel = load_base_model(ASSETS / "base-model", dtype="float32")
-    targets = attach_lora(base)
+    base, targets = placed(load_base_model(ASSETS / "base-model", dtype="float32"))
     adapter = targets.new_adapter(AdapterSpec(rank=8), base.device)
     adapter.weights.normal_(0, 0.02, generator=torch.Generator().manual_seed(1))
     adapter.refresh()

@@ -340,7 +340,7 @@ def test_beside_others_there_are_more_pauses_and_the_same_comes_of_it() -> None:
         def pause() -> None:
             pauses[-1] += 1
 
-        workshop.base.in_flight.pause, workshop.base.in_flight.beside_others = pause, beside_others
+        workshop.base.in_flight.on_pause, workshop.base.in_flight.beside_others = pause, beside_others
         succeeded(workshop.engine.forward_backward([job("run", request(3, lengths=[100] * 6))])[0])
         grads.append(adapter.grad)
     assert pauses[1] > pauses[0] > 0

@@ -70,7 +70,7 @@ def test_who_shares_a_pass_over_experts_changes_nobodys_results(family: Family) 
 def test_a_pass_pauses_between_the_products_of_experts_and_a_decode_step_never_does() -> None:
     shop, pauses = Workshop(tiny_qwen3_moe()), Counter[str]()
     adapter = shop.add("run", AdapterSpec(4, train_attn=False, train_unembed=False))
-    shop.base.in_flight.pause = lambda: pauses.update(["decode" if shop.base.in_flight.linears else "pass"])
+    shop.base.in_flight.on_pause = lambda: pauses.update(["decode" if shop.base.in_flight.linears else "pass"])
     shop.engine.forward_backward([job("run", request(0))])
     attention, experts, engine = 2 * 4 * 2, 2 * 2 * 2, 1  # layers, products, forward and back
     assert pauses["pass"] >= attention + experts + engine

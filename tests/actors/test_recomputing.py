@@ -67,7 +67,7 @@ def test_gradients_are_the_same_to_the_last_bit(family: Callable[[], PreTrainedM
 
 def note(in_flight: InFlight, seen: list[int]) -> None:
     """What `again` is in the pauses of passes."""
-    in_flight.pause = lambda: seen.append(in_flight.again) if in_flight.segments else None
+    in_flight.on_pause = lambda: seen.append(in_flight.again) if in_flight.segments else None
 
 
 def test_rows_with_images_are_computed_again_alike() -> None:

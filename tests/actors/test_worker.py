@@ -162,14 +162,14 @@ class Desk:
 
     def in_mid_pass(self, *orders: Callable[[], None]) -> None:
         """Each is given in a pause of its own between the products of the next pass, from the first pause on."""
-        waiting, pause = list(orders), self.in_flight.pause
+        waiting, pause = list(orders), self.in_flight.on_pause
 
         def give_and_pause() -> None:
             if waiting:
                 waiting.pop(0)()
             pause()
 
-        self.in_flight.pause = give_and_pause
+        self.in_flight.on_pause = give_and_pause
 
 
 @contextmanager

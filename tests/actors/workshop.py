@@ -9,11 +9,12 @@ from transformers import PreTrainedModel
 from lorry.actors.adapters.slots import AdapterPool
 from lorry.actors.model.adapter import Adapter, AdapterSpec
 from lorry.actors.model.base_model import BaseModel, wrap_model
-from lorry.actors.model.lora import LoraTargets, attach_lora
 from lorry.actors.training.engine import Engine, ForwardBackwardJob, ForwardBackwardOutcome
 from lorry.wire.commands import ForwardBackwardInput
 from lorry.wire.model_input import ModelInput
 from lorry.wire.types import Datum, ForwardBackwardOutput, TensorData
+
+from .placing import chosen_ranks, placed
 
 VOCAB = 97
 
@@ -28,8 +29,7 @@ class Workshop:
         token_budget: int = 8192,
         base: Callable[[PreTrainedModel], BaseModel] = wrap_model,
     ) -> None:
-        self.base = base(model)
-        self.targets: LoraTargets = attach_lora(self.base)
+        self.base, self.targets = placed(base(model), slots)
         self.pool = AdapterPool(slots, self.base.device)
         self.engine = Engine(self.base, self.targets, self.pool, token_budget=token_budget, logits_bytes=4 * VOCAB * 11)
 
@@ -97,8 +97,10 @@ def assert_agrees(model: Any, shop: Workshop) -> None:
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Within 1e-5 of the greatest expected magnitude: small elements are differences of large ones."""
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().clamp(min=1e-3).item())
+    """Within 1e-5 of the greatest expected magnitude: small elements are differences of large ones. Among ranks twice
+    that, since what they computed is summed in another order."""
+    tolerance = 1e-5 if chosen_ranks[0] == 1 else 2e-5
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * expected.abs().max().clamp(min=1e-3).item())
 
 
 Family = Callable[[], PreTrainedModel]

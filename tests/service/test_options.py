@@ -14,6 +14,7 @@ OTHER = ActorSettings(
     device="cuda:1",
     dtype="bfloat16",
     quantize="nf4",
+    tensor_parallel=2,
     trust_remote_code=True,
     adapter_layout="tinker",
     slots=3,

@@ -64,8 +64,8 @@ class LoraBlocks:
             if not known:
                 self.groups.append(None)
                 continue
-            widths = [targets[module].outputs if module in targets else 0 for module in modules]
-            a = _empty_a(self._capacity, known[0].inputs, len(modules), dtype, device)
+            widths = [targets[module].own_sizes[1] if module in targets else 0 for module in modules]
+            a = _empty_a(self._capacity, known[0].own_sizes[0], len(modules), dtype, device)
             b = [torch.empty(self._capacity * RANKS, width, dtype=dtype, device=device) for width in widths]
             self.groups.append(GroupWeights(a, b))
         for adapter in adapters:

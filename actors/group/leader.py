@@ -1,0 +1,279 @@
+"""The first rank's side of a group: it starts the others, tells them what to do with it, and knows what they hold.
+
+The death of any rank ends the group. One that merely fails, for want of memory or by a bug, is told of by the command
+that failed; the ranks break off what is under way, join anew and go on.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from select import poll
+from tempfile import TemporaryDirectory
+from typing import BinaryIO, Self, TypeVar, cast
+from weakref import WeakKeyDictionary, ref
+
+import msgspec
+import structlog
+from torch import Tensor
+
+from ...wire.codec import encode
+from ..model.adapter import Adapter
+from ..model.in_flight import Segment
+from ..model.leading import Stretch
+from ..model.ranks import Ranks, RanksPartedError
+from .connecting import ranks_of
+from .messages import (
+    Collect,
+    Command,
+    Discard,
+    Drop,
+    FromRank,
+    GoOn,
+    Hold,
+    Joined,
+    Order,
+    Regroup,
+    Report,
+    ToRank,
+    read_from_rank,
+    send,
+)
+
+log = structlog.get_logger("lorry.group")
+
+T = TypeVar("T")
+_FOLLOWER = ("-m", "lorry.actors.group.follower")
+
+
+def _end_process(rank: int) -> None:
+    log.error("a rank of this actor has died; the others end with it, and another actor takes over", rank=rank)
+    os._exit(1)  # the compute thread may wait for the dead for ever
+
+
+class Group:
+    """`size` ranks, of which this process is the first; `program` are the others. `ended` is called with the number of
+    one that died, from a thread of its own."""
+
+    def __init__(
+        self,
+        size: int,
+        device: str,
+        threads: int,
+        *,
+        ended: Callable[[int], None] = _end_process,
+        program: Sequence[str] = _FOLLOWER,
+    ) -> None:
+        self._stack = ExitStack()
+        meeting = Path(self._stack.enter_context(TemporaryDirectory(prefix="lorry-group-"))) / "meeting"
+        self._pipes: dict[int, tuple[BinaryIO, BinaryIO]] = {}  # to each, and from each
+        self._ended, self._is_closing = ended, False
+        self.processes = [self._start(program, rank, size, device, threads, meeting) for rank in range(1, size)]
+        threading.Thread(target=self._watch, daemon=True).start()
+        self.ranks: Ranks = ranks_of(meeting, 0, size, device)
+        self._orders = self._generation = 0
+        self._under_way: list[int] = []
+        self._failed: dict[int, Report] = {}  # by the order's number
+        with self.ranks.together():
+            self.ranks.join(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._is_closing = True
+        for to_rank, from_rank in self._pipes.values():
+            with suppress(BrokenPipeError):  # one that is dead already
+                to_rank.close()  # what tells them to end
+            from_rank.close()
+        for process in self.processes:
+            process.wait()
+        self.ranks.leave()
+        self._stack.close()
+
+    def run(self, model: int, command: Command, mine: Callable[[], T]) -> T:
+        """See `Lead.run`."""
+        number = self._orders = self._orders + 1
+        self._under_way.append(number)
+        try:
+            self._tell(Order(number, model, command))
+            with self.ranks.together():
+                result = mine()
+            self._await_all(number)
+            return result
+        except BaseException as error:
+            self._regroup()
+            told = self._failed.pop(number, None)
+            if isinstance(error, RanksPartedError) and told is not None:
+                raise _failure(told) from error
+            raise
+        finally:
+            self._under_way.pop()
+            self._failed.pop(number, None)
+
+    def go_on(self, beside_others: bool) -> None:
+        """Raises RanksPartedError where another rank has failed in what is under way."""
+        if self.ranks.state != "together":
+            return
+        if self._under_way[-1] in self._failed:
+            raise RanksPartedError("another rank has failed")
+        self._tell(GoOn(beside_others))
+
+    def _start(
+        self, program: Sequence[str], rank: int, size: int, device: str, threads: int, meeting: Path
+    ) -> "subprocess.Popen[bytes]":
+        orders, to_rank = os.pipe()
+        from_rank, reports = os.pipe()
+        words = [str(word) for word in (rank, size, device, threads, meeting, orders, reports)]
+        process = subprocess.Popen(
+            [sys.executable, "-P", *program, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno(),  # ours has a reader who expects other things
+            pass_fds=(orders, reports),
+        )
+        os.close(orders)
+        os.close(reports)
+        self._pipes[rank] = os.fdopen(to_rank, "wb"), os.fdopen(from_rank, "rb")
+        return process
+
+    def _watch(self) -> None:
+        waiting = poll()
+        ranks = {from_rank.fileno(): rank for rank, (_, from_rank) in self._pipes.items()}
+        for descriptor in ranks:
+            waiting.register(descriptor, 0)  # for its end alone, whatever is unread
+        for descriptor, _ in waiting.poll():
+            if not self._is_closing:
+                self._ended(ranks[descriptor])
+
+    def _tell(self, message: ToRank) -> None:
+        encoded = encode(message)
+        for to_rank, _ in self._pipes.values():
+            send(to_rank, encoded)
+
+    def _await_all(self, number: int) -> None:
+        """Until every rank has executed the order. Raises RanksPartedError where one has not."""
+
+        def is_the_end(message: FromRank) -> bool:
+            # Who has failed in a pass that waits for this order does not come to it.
+            return isinstance(message, Report) and (message.number == number or message.failed is not None)
+
+        for rank, (_, from_rank) in self._pipes.items():
+            message = self._hear(rank, from_rank, is_the_end)
+            if isinstance(message, Report) and message.failed is not None:
+                raise RanksPartedError("another rank has failed")
+
+    def _regroup(self) -> None:
+        """Every rank breaks off what this one has left, and joins again."""
+        self.ranks.leave()
+        self._generation += 1
+        self._tell(Regroup(self._generation))
+        with self.ranks.together():
+            self.ranks.join(self._generation)
+        for rank, (_, from_rank) in self._pipes.items():
+            self._hear(rank, from_rank, lambda message: message == Joined(self._generation))
+
+    def _hear(self, rank: int, from_rank: BinaryIO, is_the_end: Callable[[FromRank], bool]) -> FromRank:
+        while True:
+            message = read_from_rank(from_rank)
+            if isinstance(message, Report) and message.failed is not None:
+                if not message.is_parted:
+                    log.warning("a rank has failed", rank=rank, why=message.failed)
+                known = self._failed.get(message.number)
+                # The reason is with who did not merely miss another.
+                if message.number in self._under_way and (known is None or known.is_parted):
+                    self._failed[message.number] = message
+            if is_the_end(message):
+                return message
+
+
+def _failure(report: Report) -> Exception:
+    if report.is_parted:
+        return RanksPartedError(report.failed)
+    return MemoryError(report.failed) if report.is_memory else RuntimeError(f"another rank raised {report.failed}")
+
+
+class Leader:
+    """A `Lead`: of one base model that the group shares. The others have at most `slots` adapters, or those of a pass
+    if they are more."""
+
+    def __init__(self, group: Group, model: int, slots: int) -> None:
+        self._group, self._model, self._slots = group, model, slots
+        self._numbers: WeakKeyDictionary[Adapter, int] = WeakKeyDictionary()
+        self._held: OrderedDict[int, _Version] = OrderedDict()  # least recently used first
+        self._accumulating: set[int] = set()
+        self._to_come = count()
+
+    def run(self, command: msgspec.Struct, mine: Callable[[], T]) -> T:
+        return self._group.run(self._model, cast(Command, command), mine)
+
+    def numbers_of(self, segments: Sequence[Segment], *, accumulate: bool = False) -> list[Stretch]:
+        adapters = dict.fromkeys(segment.adapter for segment in segments)
+        numbers = {adapter: self._number(adapter) for adapter in adapters}
+        self._make_room(set(numbers.values()))
+        for adapter, number in numbers.items():
+            self._hold(number, adapter)
+        if accumulate:
+            self._accumulating.update(numbers.values())
+        return [Stretch(numbers[segment.adapter], segment.start, segment.end) for segment in segments]
+
+    def collect(self, adapters: Sequence[Adapter]) -> None:
+        def mine() -> None:
+            for adapter in adapters:
+                self._group.ranks.sum_into_first(adapter.grad)
+
+        numbers = [self._numbers[adapter] for adapter in adapters]
+        self.run(Collect(numbers), mine)
+        self._accumulating.difference_update(numbers)
+
+    def discard(self) -> None:
+        self._accumulating.clear()
+        self.run(Discard(), lambda: None)
+
+    def _number(self, adapter: Adapter) -> int:
+        if adapter not in self._numbers:
+            self._numbers[adapter] = next(self._to_come)
+        return self._numbers[adapter]
+
+    def _hold(self, number: int, adapter: Adapter) -> None:
+        """The others have its weights as they are now."""
+        version = _Version(ref(adapter.compute), adapter.compute._version)
+        if self._held.get(number) != version:
+            spec = adapter.spec
+            command = Hold(
+                adapter=number,
+                rank=spec.rank,
+                alpha=spec.alpha,
+                expert_lora=spec.expert_lora,
+                targets=[target.index for target in adapter.targets],
+                size=adapter.size,
+            )
+            self._held.pop(number, None)
+            self.run(command, lambda: self._group.ranks.from_first(adapter.compute))
+            self._held[number] = version
+        self._held.move_to_end(number)
+
+    def _make_room(self, wanted: set[int]) -> None:
+        to_come = len(wanted - self._held.keys())
+        idle = [number for number in self._held if number not in wanted | self._accumulating]
+        dropped = idle[: max(0, len(self._held) + to_come - self._slots)]
+        if dropped:
+            for number in dropped:
+                del self._held[number]
+            self.run(Drop(dropped), lambda: None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """Of an adapter's weights: which tensor, and how often it was changed in place."""
+
+    tensor: "ref[Tensor]"
+    changes: int
