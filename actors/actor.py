@@ -157,10 +157,11 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
     tokenizer = _load_tokenizer(config.model, trusted)
     targets = attach_lora(base, settings.adapter_layout)
     if group is not None:
-        base, targets = divide(group, base, targets, settings.slots)
+        base, targets = divide(group, base, targets)
     if settings.quantize == "nf4":
         quantise_experts(base)
-    pool = AdapterPool(settings.slots, base.device)
+    # Those that are in use among several devices are nobody's as a whole.
+    pool = AdapterPool(settings.slots, "cpu" if group else base.device)
 
     def available() -> int:
         if settings.pass_bytes:

@@ -24,9 +24,9 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from bench.goals import at_least, at_most, settle
 from lorry.actors.adapters.slots import AdapterPool
-from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.base_model import wrap_model
 from lorry.actors.model.lora import attach_lora
+from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.training.engine import Engine, ForwardBackwardJob
 from lorry.wire.commands import ForwardBackwardInput
 from lorry.wire.model_input import ModelInput

@@ -20,11 +20,11 @@ from rich.table import Table
 from bench.engine import VOCAB, build_model
 from bench.goals import at_least, at_most, settle
 from bench.images import memory_of_process, reset_peak
-from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.base_model import BaseModel, wrap_model
 from lorry.actors.model.in_flight import Segment
 from lorry.actors.model.lora import attach_lora
 from lorry.actors.model.memory import give_back_freed
+from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.training.foreseen import foresee_pass
 
 MOST_TIME, LEAST_MEMORY = 1.6, 3.0

@@ -36,9 +36,9 @@ import lorry
 from bench.engine import ratios
 from bench.goals import at_least, at_most, settle
 from lorry.actors.config import ActorSettings
-from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.base_model import load_base_model
 from lorry.actors.model.lora import attach_lora
+from lorry.actors.model.spec import AdapterSpec
 from lorry.config import ModelConfig, ServeConfig
 from lorry.serve import Deployment, serving
 

@@ -24,9 +24,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bench.engine import RANKS, Peft, build_model, ratios
 from bench.goals import at_least, at_most, settle
-from lorry.actors.model.adapter import Adapter, AdapterSpec
+from lorry.actors.model.adapter import Adapter
 from lorry.actors.model.base_model import BaseModel, wrap_model
 from lorry.actors.model.lora import LoraTargets, attach_lora, layers_of
+from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.model.survey import survey
 from lorry.actors.sampling.compiled import CompiledModel
 from lorry.actors.sampling.decode_linears import BaseProducts

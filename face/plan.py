@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import PreTrainedConfig
 
-from lorry.actors.model.adapter import AdapterSpec
+from lorry.actors.group.dividing import outline_of_rank
 from lorry.actors.model.recomputing import PassCost
-from lorry.actors.model.sizing import Sizing, described, sizing
-from lorry.actors.training.foreseen import foresee_pass
+from lorry.actors.model.sizing import PASS_TOKENS, Sizing, described, sizing
+from lorry.actors.model.spec import AdapterSpec
+from lorry.actors.training.foreseen import Share, foresee_pass
 from lorry.wire.errors import InvalidRequestError
 from lorry.wire.types import Quantization
 
@@ -26,8 +28,8 @@ class Devices:
     gib_each: float
 
     @property
-    def bytes(self) -> float:
-        return self.count * self.gib_each * _GIB
+    def bytes_each(self) -> float:
+        return self.gib_each * _GIB
 
 
 def floating(dtype: str) -> torch.dtype:
@@ -49,7 +51,7 @@ def print_plan(
     console.print(_of_passes(cost))
     console.print(_of_adapters(size, itemsize))
     if devices is not None:
-        console.print(_verdict(size, itemsize, AdapterSpec(rank), devices, quantize, cost), soft_wrap=True)
+        console.print(_verdict(config, size, floating(dtype), AdapterSpec(rank), devices, quantize), soft_wrap=True)
 
 
 def _of_model(model: str, size: Sizing, dtype: str, itemsize: int, quantize: Quantization) -> Table:
@@ -97,20 +99,33 @@ def _of_adapters(size: Sizing, itemsize: int) -> Table:
 
 
 def _verdict(
-    size: Sizing, itemsize: int, spec: AdapterSpec, devices: Devices, quantize: Quantization, cost: PassCost
+    config: PreTrainedConfig,
+    size: Sizing,
+    dtype: torch.dtype,
+    spec: AdapterSpec,
+    devices: Devices,
+    quantize: Quantization,
 ) -> str:
-    """Of adapters on everything, beside a short pass."""
-    have = f"{devices.count} x {devices.gib_each:g} GiB"
-    least = size.least_bytes(spec, itemsize, quantize)
-    if least > devices.bytes:
-        needed = -(-least // int(devices.gib_each * _GIB))
-        return f"{have}: too little. Weights, one adapter of rank {spec.rank} and a pass take {needed} such devices."
-    free = devices.bytes - size.weights_bytes(itemsize, quantize)
-    cache = _CACHE_SHARE * free
-    slots = max(1, int((free - cache - size.pass_bytes(itemsize)) // size.adapter_bytes(spec, itemsize)))
-    tokens = int(cache // (size.cache_numbers * itemsize))
+    """Of adapters on everything, beside a short pass. Raises UnsupportedModelError where so many devices cannot share
+    the model."""
+    have, itemsize, bytes_each = f"{devices.count} x {devices.gib_each:g} GiB", dtype.itemsize, devices.bytes_each
+    own = size.of_rank(devices.count)
+    if own.least_bytes(spec, itemsize, quantize) > bytes_each:
+        needed = size.least_ranks(spec, itemsize, int(bytes_each), quantize)
+        enough = "no number of them up to 64 is enough" if needed is None else f"it takes {needed} such devices"
+        return f"{have}: too little for the weights, one adapter of rank {spec.rank} and a pass: {enough}."
+    free = bytes_each - own.weights_bytes(itemsize, quantize)
+    cache, adapter = _CACHE_SHARE * free, own.adapter_bytes(spec, itemsize)
+    cost = foresee_pass(config, dtype, _share_among(devices.count))
+    slots = max(1, int((free - cache - cost.bytes([PASS_TOKENS], 0)) // adapter))
+    tokens = int(cache // (own.cache_numbers * itemsize))
+    together = f"--tensor-parallel {devices.count} " if devices.count > 1 else ""
     return (
-        f"{have}: --slots {slots} for rank {spec.rank}, more adapters in host memory and on disk, and keys and values "
-        f"of {tokens:,} tokens. Beside one adapter and those, the longest row that trains has "
-        f"{cost.longest(int(free - cache - size.adapter_bytes(spec, itemsize))):,} tokens."
+        f"{have}: {together}--slots {slots} for rank {spec.rank}, more adapters in host memory and on disk, and keys "
+        f"and values of {tokens:,} tokens. Beside one adapter and those, the longest row that trains has "
+        f"{cost.longest(int(free - cache - adapter)):,} tokens."
     )
+
+
+def _share_among(ranks: int) -> Share | None:
+    return None if ranks == 1 else lambda base, targets: outline_of_rank(base, targets, ranks)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ...wire.errors import CheckpointError
-from ..model.adapter import Adapter, AdapterSpec, Target, TrainingState
+from ..model.adapter import Adapter, TrainingState
 from ..model.lora import LoraTargets
+from ..model.spec import AdapterSpec, Target
 from .folders import FolderFacts, read_json, seal, verify, write_json, written_aside
 from .layouts import Factors, fit, is_shared, read, written
 from .tensors import read_tensors, write_tensors

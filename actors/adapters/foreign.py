@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ...wire.errors import CheckpointError
 from ...wire.types import LoraConfig
-from ..model.adapter import Adapter, AdapterSpec
+from ..model.adapter import Adapter
 from ..model.lora import LoraTargets
+from ..model.spec import AdapterSpec
 from .checkpoints import CONFIG, WEIGHTS, fill, read_factors
 from .folders import read_json
 from .layouts import is_shared

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ...wire.errors import CheckpointError
 from ...wire.types import FileLayout
-from ..model.adapter import Adapter, Target
+from ..model.adapter import Adapter
+from ..model.spec import Target
 
 Factors: TypeAlias = tuple[Tensor, Tensor]
 """A [rank, inputs] and B transposed [rank, outputs]; of routed experts with one dimension more in front."""

@@ -18,9 +18,10 @@ from ...wire.actor_messages import AdapterState, Item, SnapshotFailed, SnapshotT
 from ...wire.commands import REPLAYED_KINDS
 from ...wire.errors import CheckpointError, LorryError
 from ...wire.types import LoraConfig
-from ..model.adapter import Adapter, AdapterSpec
+from ..model.adapter import Adapter
 from ..model.lora import LoraTargets
 from ..model.memory import give_back_freed
+from ..model.spec import AdapterSpec
 from .behind import RETRY_S, Behind, SnapshotPolicy
 from .checkpoints import load_sampler_weights
 from .samplers import SamplerSave, sampler_save

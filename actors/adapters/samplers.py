@@ -9,8 +9,9 @@ from torch import Tensor
 from ...wire.actor_messages import Outcome
 from ...wire.errors import StorageError
 from ...wire.ids import FutureId
-from ..model.adapter import Adapter, AdapterSpec, Target
+from ..model.adapter import Adapter
 from ..model.lora import LoraTargets
+from ..model.spec import AdapterSpec, Target
 from .checkpoints import save_sampler_weights
 
 
@@ -39,8 +40,7 @@ class SamplerSaved:
 
 
 def sampler_save(run: str, future: FutureId, folder: str, adapter: Adapter) -> SamplerSave:
-    weights = adapter.weights.detach().to("cpu", copy=True)
-    return SamplerSave(run, future, folder, adapter.spec, adapter.targets, weights)
+    return SamplerSave(run, future, folder, adapter.spec, adapter.targets, adapter.weights_copy())
 
 
 def write_sampler_weights(save: SamplerSave, targets: LoraTargets, base_model: str) -> SamplerSaved:

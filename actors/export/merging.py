@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...wire.errors import CheckpointError
 from ..adapters.layouts import OF_MODULES, Factors, named, split
-from ..model.adapter import Target
+from ..model.spec import Target
 
 
 @dataclass(frozen=True, slots=True)

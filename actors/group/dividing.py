@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ...wire.errors import UnsupportedModelError
-from ..model.adapter import Shard, Target
 from ..model.base_model import BaseModel
 from ..model.leading import Division, Lead
 from ..model.lora import LoraTargets, experts_of, head_of, layers_of
 from ..model.probe import AttentionProbe
 from ..model.ranks import Ranks, sum_block
-from ..model.shards import Heads, divided, share
+from ..model.shards import divided, heads_of, share
+from ..model.spec import Shard, Target
 from ..model.targets import EYES, block_of
 from .messages import TensorFacts
 
@@ -39,7 +39,7 @@ def check_divisible(base: BaseModel, targets: LoraTargets, ranks: int) -> None:
             "serve the model without --tensor-parallel"
         )
     for rank in range(ranks):
-        divided(targets.modules, _heads(base), rank, ranks)
+        divided(targets.modules, heads_of(base.model.config.get_text_config()), rank, ranks)
 
 
 def tensors_of(model: "PreTrainedModel") -> list[tuple[TensorFacts, Tensor]]:
@@ -70,7 +70,7 @@ def take_share(
 ) -> tuple[BaseModel, LoraTargets]:
     """On every rank, together: `base` becomes this one's part, in place. On the first it has the weights, and loses
     them one by one; on the others it is an outline."""
-    modules = divided(targets.modules, _heads(base), ranks.rank, ranks.size)
+    modules = divided(targets.modules, heads_of(base.model.config.get_text_config()), ranks.rank, ranks.size)
     cuts = _cuts(base, modules, ranks)
     whole = {facts.names[0]: tensor for facts, tensor in tensors_of(base.model)} if ranks.rank == 0 else {}
     for facts in tensors:
@@ -86,6 +86,16 @@ def take_share(
     ends = [share(head.outputs, rank, ranks.size) for rank in range(ranks.size)]
     division = Division(ranks, tuple(end - start for start, end in ends), lead)
     return replace(base, device=ranks.device, division=division), replace(targets, modules=modules)
+
+
+def outline_of_rank(base: BaseModel, targets: LoraTargets, ranks: int) -> tuple[BaseModel, LoraTargets]:
+    """Of an outline, in place, what the rank with most of it would have; which nobody shares it with."""
+
+    def nobody(_: int) -> None:
+        raise AssertionError("an outline computes nothing")
+
+    last = Ranks(ranks - 1, ranks, base.device, nobody)
+    return take_share(base, targets, last, None, [facts for facts, _ in tensors_of(base.model)])
 
 
 def logits_of_some(base: BaseModel) -> Tensor:
@@ -122,7 +132,7 @@ def _cuts(base: BaseModel, modules: Sequence[Target], ranks: Ranks) -> dict[str,
             cuts |= dict.fromkeys((f"{name}.base.bias", f"{name}.bias"), cut)
         elif ranks.rank > 0:  # it counts once in the sum
             cuts |= dict.fromkeys((f"{name}.base.bias", f"{name}.bias"), None)
-    of_heads = _Cut(0, *share(_heads(base).queries, ranks.rank, ranks.size))
+    of_heads = _Cut(0, *share(heads_of(base.model.config.get_text_config()).queries, ranks.rank, ranks.size))
     for block in {block_of(target.name) for target in modules if target.group == "attn"}:
         cuts |= {f"{block}.{leaf}": of_heads for leaf in _PER_HEAD}
     return cuts
@@ -137,7 +147,8 @@ def _take(
             tensor = torch.empty(facts.shape, dtype=getattr(torch, facts.dtype), device=ranks.device)
         else:
             tensor = whole.detach().to(ranks.device).contiguous()
-        ranks.from_first(tensor)
+        if not tensor.is_meta:
+            ranks.from_first(tensor)
     is_kept_whole = any(name not in cuts for name in facts.names)
     for name in facts.names:
         piece: Tensor | None = tensor
@@ -160,9 +171,3 @@ def _resize(base: BaseModel, target: Target, shard: Shard) -> None:
         return
     layer = layers_of(base)[target.index]
     layer.base.in_features, layer.base.out_features = layer.in_features, layer.out_features = target.own_sizes
-
-
-def _heads(base: BaseModel) -> Heads:
-    config: Any = base.model.config.get_text_config()
-    queries: int = config.num_attention_heads
-    return Heads(queries, getattr(config, "num_key_value_heads", None) or queries)

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,12 +17,10 @@ from select import poll
 from typing import Any, BinaryIO
 
 import msgspec
-import structlog
 import torch
 from transformers import CONFIG_MAPPING
 
 from ..images.layout import Seen
-from ..model.adapter import Adapter, AdapterSpec
 from ..model.base_model import BaseModel, outline
 from ..model.in_flight import Segment
 from ..model.leading import SeenHead, Stretch, unpacked, unseen
@@ -35,40 +34,27 @@ from ..sampling.led_pass import BeginSampling, Clear, Copy, Decode, Head, Rows, 
 from ..sampling.model_pass import Adapters, ModelPass, Step
 from ..training.logprobs import Targets
 from ..training.training_pass import BeginTraining, Heard, PassInput, Train, TrainingPass
+from .adapters import finite_everywhere, put_together, received, step_together
 from .connecting import ranks_of
 from .dividing import logits_of_some, take_share
 from .messages import (
+    AdamStep,
+    AllFinite,
     Build,
-    Collect,
+    Change,
     Compare,
-    Discard,
     Drop,
-    Forget,
+    Fetch,
     GoOn,
-    Hold,
     Joined,
     Order,
     Regroup,
     Report,
+    Send,
     read_to_rank,
     write,
 )
-
-log = structlog.get_logger("lorry.group")
-
-
-class Mirror(Adapter):
-    """An adapter of the first rank's: its weights as layers read them, and while a pass trains it what this rank's part
-    of the layers gives of its gradient."""
-
-    def accumulate(self) -> None:
-        if not self.trainable:
-            self.grad, self.trainable = torch.zeros(self.size, device=self.device), True
-            self._parts = None
-
-    def forget(self) -> None:
-        self.grad, self.trainable = torch.empty(0), False
-        self._parts = None
+from .parts import RankAdapter
 
 
 @dataclass(slots=True)
@@ -93,22 +79,27 @@ class Part:
         self._ranks = ranks
         self._training: TrainingPass | None = None
         self._decoders: dict[int, _Sampling] = {}
-        self._mirrors: dict[int, Mirror] = {}
+        self._adapters: dict[int, RankAdapter] = {}
 
     def execute(self, command: msgspec.Struct) -> None:
         match command:
             case Compare():
                 logits_of_some(self.base)
-            case Hold():
-                self._hold(command)
+            case Send():
+                targets = [self.targets.modules[index] for index in command.targets]
+                self._adapters[command.adapter] = received(command, targets, self._ranks, self.targets.dtype, None)
+            case Fetch(adapter, vectors):
+                for vector in vectors:
+                    put_together(self._adapters[adapter], vector)
+            case Change(adapter, how):
+                getattr(self._adapters[adapter], how)()
             case Drop(adapters):
                 for number in adapters:
-                    del self._mirrors[number]
-            case Collect(adapters):
-                self._collect([self._mirrors[number] for number in adapters])
-            case Discard():
-                for mirror in self._mirrors.values():
-                    mirror.forget()
+                    self._adapters.pop(number, None)
+            case AllFinite(adapters):
+                finite_everywhere([self._adapters[number] for number in adapters], self._ranks)
+            case AdamStep(adapters, params):
+                step_together([self._adapters[number] for number in adapters], params, self._ranks)
             case BeginTraining(logits_bytes):
                 self._training = TrainingPass(self.base, self.targets, logits_bytes)
             case Train():
@@ -126,28 +117,12 @@ class Part:
             case _:
                 raise AssertionError(f"{type(command).__name__} is not a model's")
 
-    def _hold(self, command: Hold) -> None:
-        """A new object, for whoever has the old one's weights laid out keeps it."""
-        spec = AdapterSpec(command.rank, command.alpha, expert_lora=command.expert_lora)
-        weights = torch.empty(command.size, dtype=self.targets.dtype, device=self.base.device)
-        self._ranks.from_first(weights)
-        targets = [self.targets.modules[index] for index in command.targets]
-        self._mirrors[command.adapter] = Mirror(
-            spec, targets, dtype=self.targets.dtype, device=self.base.device, trainable=False, weights=weights
-        )
-
-    def _collect(self, mirrors: Sequence[Mirror]) -> None:
-        for mirror in mirrors:
-            mirror.accumulate()  # what it was never trained here is zero
-            self._ranks.sum_into_first(mirror.grad)
-            mirror.forget()
-
     def _train(self, command: Train) -> None:
         assert self._training is not None and self.base.division is not None
         segments = self._segments(command.segments)
         if command.backward:
             for stretch in command.segments:
-                self._mirrors[stretch.adapter].accumulate()
+                self._adapters[stretch.adapter].pending = True
         device = self.base.device
         row = PassInput(
             unpacked(command.tokens, device),
@@ -184,7 +159,7 @@ class Part:
             places,
             unpacked(command.slots, device),
             [PromptChunk(*prompt) for prompt in command.prompts],
-            self._adapters(command.whose),
+            self._whose(command.whose),
             self._unseen(command.seen),
         )
         with torch.inference_mode():
@@ -192,7 +167,7 @@ class Part:
 
     def _arrange(self, own: _Sampling, rows: Rows) -> None:
         own.readings = own.cache.plan_readings(rows.tables)
-        adapters = [self._mirrors[number] for number, _ in rows.counts]
+        adapters = [self._adapters[number] for number, _ in rows.counts]
         own.linears.retain(set(adapters))
         own.linears.arrange(adapters, [count for _, count in rows.counts], self.base.device)
 
@@ -200,13 +175,13 @@ class Part:
         config: Any = self.base.model.config.get_text_config()
         hidden = torch.empty(command.rows, config.hidden_size, dtype=self.base.dtype, device=self.base.device)
         with torch.inference_mode():
-            own.model_pass.head(self._ranks.from_first(hidden), self._adapters(command.whose))
+            own.model_pass.head(self._ranks.from_first(hidden), self._whose(command.whose))
 
-    def _adapters(self, whose: Whose) -> Adapters:
+    def _whose(self, whose: Whose) -> Adapters:
         return Adapters(self._segments(whose.of_rows), self._segments(whose.of_chunks), whose.gathered)
 
     def _segments(self, stretches: Sequence[Stretch]) -> list[Segment]:
-        return [Segment(self._mirrors[s.adapter], s.start, s.end) for s in stretches]
+        return [Segment(self._adapters[s.adapter], s.start, s.end) for s in stretches]
 
     def _unseen(self, seen: SeenHead | None) -> Seen | None:
         if seen is None:
@@ -236,27 +211,24 @@ class Follower:
 
     def _execute(self, order: Order) -> None:
         """Where it fails, whoever waits for this rank sees that it has left; and all come together again."""
+        report = Report(order.number)
         try:
             with self._ranks.together():
                 self._do(order)
         except Exception as error:
             self._ranks.leave()
-            if not isinstance(error, RanksPartedError):
-                log.exception("an order failed", rank=self._ranks.rank, order=type(order.command).__name__)
-            problem = f"{type(error).__name__}: {error}"
-            is_parted = isinstance(error, RanksPartedError)
-            write(self._reports, Report(order.number, problem, memory_ran_out(error), is_parted))
+            is_memory, is_parted = memory_ran_out(error), isinstance(error, RanksPartedError)
+            trace = None if is_memory or is_parted else traceback.format_exc()
+            report = Report(order.number, f"{type(error).__name__}: {error}", trace, is_memory, is_parted)
+        write(self._reports, report)
+        if report.failed is not None:  # here, where nothing holds what the failed one did of memory any more
             self._rejoin()
-        else:
-            write(self._reports, Report(order.number))
 
     def _do(self, order: Order) -> None:
         match order.command:
             case Build() as build:
                 part = self._parts[order.model] = Part(self._ranks, build)
                 part.base.in_flight.on_pause = lambda: self._wait(part.base)
-            case Forget():
-                del self._parts[order.model]
             case command:
                 self._parts[order.model].execute(command)
 

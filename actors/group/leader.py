@@ -1,4 +1,4 @@
-"""The first rank's side of a group: it starts the others, tells them what to do with it, and knows what they hold.
+"""The first rank's side of a group: it starts the others, and tells them what to do with it.
 
 The death of any rank ends the group. One that merely fails, for want of memory or by a bug, is told of by the command
 that failed; the ranks break off what is under way, join anew and go on.
@@ -8,43 +8,19 @@ import os
 import subprocess
 import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from select import poll
 from tempfile import TemporaryDirectory
-from typing import BinaryIO, Self, TypeVar, cast
-from weakref import WeakKeyDictionary, ref
+from typing import BinaryIO, Self, TypeVar
 
-import msgspec
 import structlog
-from torch import Tensor
 
 from ...wire.codec import encode
-from ..model.adapter import Adapter
-from ..model.in_flight import Segment
-from ..model.leading import Stretch
 from ..model.ranks import Ranks, RanksPartedError
 from .connecting import ranks_of
-from .messages import (
-    Collect,
-    Command,
-    Discard,
-    Drop,
-    FromRank,
-    GoOn,
-    Hold,
-    Joined,
-    Order,
-    Regroup,
-    Report,
-    ToRank,
-    read_from_rank,
-    send,
-)
+from .messages import Command, FromRank, GoOn, Joined, Order, Regroup, Report, ToRank, read_from_rank, send
 
 log = structlog.get_logger("lorry.group")
 
@@ -185,7 +161,9 @@ class Group:
         while True:
             message = read_from_rank(from_rank)
             if isinstance(message, Report) and message.failed is not None:
-                if not message.is_parted:
+                if message.trace is not None:
+                    log.error("a rank has failed", rank=rank, exception=message.trace)
+                elif not message.is_parted:
                     log.warning("a rank has failed", rank=rank, why=message.failed)
                 known = self._failed.get(message.number)
                 # The reason is with who did not merely miss another.
@@ -199,81 +177,3 @@ def _failure(report: Report) -> Exception:
     if report.is_parted:
         return RanksPartedError(report.failed)
     return MemoryError(report.failed) if report.is_memory else RuntimeError(f"another rank raised {report.failed}")
-
-
-class Leader:
-    """A `Lead`: of one base model that the group shares. The others have at most `slots` adapters, or those of a pass
-    if they are more."""
-
-    def __init__(self, group: Group, model: int, slots: int) -> None:
-        self._group, self._model, self._slots = group, model, slots
-        self._numbers: WeakKeyDictionary[Adapter, int] = WeakKeyDictionary()
-        self._held: OrderedDict[int, _Version] = OrderedDict()  # least recently used first
-        self._accumulating: set[int] = set()
-        self._to_come = count()
-
-    def run(self, command: msgspec.Struct, mine: Callable[[], T]) -> T:
-        return self._group.run(self._model, cast(Command, command), mine)
-
-    def numbers_of(self, segments: Sequence[Segment], *, accumulate: bool = False) -> list[Stretch]:
-        adapters = dict.fromkeys(segment.adapter for segment in segments)
-        numbers = {adapter: self._number(adapter) for adapter in adapters}
-        self._make_room(set(numbers.values()))
-        for adapter, number in numbers.items():
-            self._hold(number, adapter)
-        if accumulate:
-            self._accumulating.update(numbers.values())
-        return [Stretch(numbers[segment.adapter], segment.start, segment.end) for segment in segments]
-
-    def collect(self, adapters: Sequence[Adapter]) -> None:
-        def mine() -> None:
-            for adapter in adapters:
-                self._group.ranks.sum_into_first(adapter.grad)
-
-        numbers = [self._numbers[adapter] for adapter in adapters]
-        self.run(Collect(numbers), mine)
-        self._accumulating.difference_update(numbers)
-
-    def discard(self) -> None:
-        self._accumulating.clear()
-        self.run(Discard(), lambda: None)
-
-    def _number(self, adapter: Adapter) -> int:
-        if adapter not in self._numbers:
-            self._numbers[adapter] = next(self._to_come)
-        return self._numbers[adapter]
-
-    def _hold(self, number: int, adapter: Adapter) -> None:
-        """The others have its weights as they are now."""
-        version = _Version(ref(adapter.compute), adapter.compute._version)
-        if self._held.get(number) != version:
-            spec = adapter.spec
-            command = Hold(
-                adapter=number,
-                rank=spec.rank,
-                alpha=spec.alpha,
-                expert_lora=spec.expert_lora,
-                targets=[target.index for target in adapter.targets],
-                size=adapter.size,
-            )
-            self._held.pop(number, None)
-            self.run(command, lambda: self._group.ranks.from_first(adapter.compute))
-            self._held[number] = version
-        self._held.move_to_end(number)
-
-    def _make_room(self, wanted: set[int]) -> None:
-        to_come = len(wanted - self._held.keys())
-        idle = [number for number in self._held if number not in wanted | self._accumulating]
-        dropped = idle[: max(0, len(self._held) + to_come - self._slots)]
-        if dropped:
-            for number in dropped:
-                del self._held[number]
-            self.run(Drop(dropped), lambda: None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Version:
-    """Of an adapter's weights: which tensor, and how often it was changed in place."""
-
-    tensor: "ref[Tensor]"
-    changes: int

@@ -1,11 +1,11 @@
 """What the first rank and the others tell each other. Tensors go another way, see `model.ranks`."""
 
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, Literal, TypeAlias
 
 import msgspec
 
 from ...wire.codec import decode, encode
-from ...wire.types import ExpertLora, FileLayout
+from ...wire.types import AdamParams, ExpertLora, FileLayout
 from ..sampling.led_pass import BeginSampling, Clear, Copy, Decode, Head
 from ..training.training_pass import BeginTraining, Train
 
@@ -30,47 +30,68 @@ class Build(msgspec.Struct, frozen=True, tag=True):
     tensors: list[TensorFacts]
 
 
-class Forget(msgspec.Struct, frozen=True, tag=True):
-    """The model is not needed any more."""
-
-
 class Compare(msgspec.Struct, frozen=True, tag=True):
     """The logits of some tokens without adapters are wanted."""
 
 
-class Hold(msgspec.Struct, frozen=True, tag=True):
-    """An adapter, on the targets of these places in model order. Its weights follow."""
+class Send(msgspec.Struct, frozen=True, tag=True):
+    """An adapter, on the targets of these places in model order. Its weights follow; its moments, if it has some; and
+    its gradient, if it is pending."""
 
     adapter: int
     rank: int
     alpha: float
     expert_lora: ExpertLora
     targets: list[int]
-    size: int
+    trainable: bool
+    step: int
+    pending: bool
+
+
+Vector: TypeAlias = Literal["weights", "exp_avg", "exp_avg_sq", "grad", "marked"]
+
+
+class Fetch(msgspec.Struct, frozen=True, tag=True):
+    """These vectors of an adapter are wanted whole."""
+
+    adapter: int
+    vectors: list[Vector]
+
+
+How: TypeAlias = Literal["mark", "rollback", "commit", "discard"]
+
+
+class Change(msgspec.Struct, frozen=True, tag=True):
+    """What is to be done with the adapter's gradient: see `Adapter`."""
+
+    adapter: int
+    how: How
 
 
 class Drop(msgspec.Struct, frozen=True, tag=True):
     adapters: list[int]
 
 
-class Collect(msgspec.Struct, frozen=True, tag=True):
-    """What was accumulated of these gradients is wanted, and is to be forgotten."""
+class AllFinite(msgspec.Struct, frozen=True, tag=True):
+    """Whether their gradients are, is wanted."""
 
     adapters: list[int]
 
 
-class Discard(msgspec.Struct, frozen=True, tag=True):
-    """Whatever was accumulated is to be forgotten."""
+class AdamStep(msgspec.Struct, frozen=True, tag=True):
+    adapters: list[int]
+    params: list[AdamParams]
 
 
 Command: TypeAlias = (
     Build
-    | Forget
     | Compare
-    | Hold
+    | Send
+    | Fetch
+    | Change
     | Drop
-    | Collect
-    | Discard
+    | AllFinite
+    | AdamStep
     | BeginTraining
     | Train
     | BeginSampling
@@ -105,10 +126,12 @@ ToRank: TypeAlias = Order | GoOn | Regroup
 
 
 class Report(msgspec.Struct, frozen=True, tag=True):
-    """An order was executed, or not: `is_parted`, since another rank had left; `is_memory`, for want of it."""
+    """An order was executed, or not: `is_parted`, since another rank had left; `is_memory`, for want of it. `trace` is
+    there for anything else."""
 
     number: int
     failed: str | None = None
+    trace: str | None = None
     is_memory: bool = False
     is_parted: bool = False
 

@@ -8,23 +8,23 @@ from ..model.agreement import agree
 from ..model.base_model import BaseModel
 from ..model.loading import plain
 from ..model.lora import LoraTargets
+from .adapters import Leader
 from .dividing import check_divisible, logits_of_some, take_share, tensors_of
-from .leader import Group, Leader
+from .leader import Group
 from .messages import Build, Compare
 
 _numbers = count(1)
 
 
-def divide(group: Group, base: BaseModel, targets: LoraTargets, slots: int) -> tuple[BaseModel, LoraTargets]:
-    """`base` has its adapters' places already, and all of its weights, which it loses. The ranks have at most `slots`
-    adapters each, or those of a pass.
+def divide(group: Group, base: BaseModel, targets: LoraTargets) -> tuple[BaseModel, LoraTargets]:
+    """`base` has its adapters' places already, and all of its weights, which it loses.
 
     Raises UnsupportedModelError where it cannot be divided among so many, with nothing changed, or where the ranks
     compute something else together than it did.
     """
     check_divisible(base, targets, group.ranks.size)
     expected = logits_of_some(base)
-    leader = Leader(group, next(_numbers), slots)
+    leader = Leader(group, next(_numbers))
     tensors = [facts for facts, _ in tensors_of(base.model)]
     config = plain(copy.deepcopy(base.model.config))
     command = Build(

@@ -5,105 +5,13 @@ Flat vectors make stepping, clipping, swapping and saving a few operations each.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ...wire.types import ExpertLora
-
-Group: TypeAlias = Literal["attn", "mlp", "unembed"]
-Factor: TypeAlias = Literal["a", "b"]
-Axis: TypeAlias = Literal["inputs", "outputs", "experts"]
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertWeight:
-    """Of a layer's `count` routed experts, either what gate and up read or what down writes.
-
-    `common` is the factor that an adapter whose expert LoRA is `shared` has once for them all: A of what they read,
-    which is one hidden state, and B of what they write, whose sum is one again. `interleaved`: gate and up alternate in
-    the base's weight, which `transposed` has [inputs, outputs]. `as_modules`: PEFT has a layer for each expert in this
-    family's files, not one weight for all.
-    """
-
-    count: int
-    common: Factor
-    interleaved: bool = False
-    as_modules: bool = False
-    transposed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """Of a layer that several devices share, what one of them has: from `start` to `end` along `axis`."""
-
-    axis: Axis
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A linear layer of the base model that adapters may train, or one weight of a layer's routed experts; `index` is
-    its place in model order. The sizes are the whole layer's, also where this process, one of `ranks`, has a `shard`
-    of it."""
-
-    index: int
-    name: str
-    inputs: int
-    outputs: int
-    group: Group
-    expert_weight: ExpertWeight | None = None
-    shard: Shard | None = None
-    ranks: int = 1
-
-    @property
-    def most_outputs(self) -> int:
-        """Of the layer's outputs, as many as the device with most of them has."""
-        if self.shard is None or self.shard.axis != "outputs":
-            return self.outputs
-        return max(-(-self.outputs // self.ranks), self.shard.end - self.shard.start)
-
-    @property
-    def own_sizes(self) -> tuple[int, int]:
-        """Inputs and outputs that this process computes with."""
-        size = {"inputs": self.inputs, "outputs": self.outputs}
-        if self.shard is not None and self.shard.axis != "experts":
-            size[self.shard.axis] = self.shard.end - self.shard.start
-        return size["inputs"], size["outputs"]
-
-    @property
-    def experts(self) -> int | None:
-        return None if self.expert_weight is None else self.expert_weight.count
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterSpec:
-    """What an adapter is before it learns anything. Scale alpha / rank, alpha 32: 'LoRA Without Regret'."""
-
-    rank: int
-    alpha: float = 32.0
-    seed: int = 0
-    train_attn: bool = True
-    train_mlp: bool = True
-    train_unembed: bool = True
-    expert_lora: ExpertLora = "shared"
-    target_modules: tuple[str, ...] | None = None
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
-
-    @property
-    def groups(self) -> frozenset[Group]:
-        chosen: dict[Group, bool] = {"attn": self.train_attn, "mlp": self.train_mlp, "unembed": self.train_unembed}
-        return frozenset(group for group, train in chosen.items() if train)
-
-    def takes(self, name: str) -> bool:
-        """Whether it trains a layer of that name, if it trains its group. Names match as PEFT matches them."""
-        return self.target_modules is None or any(is_called(name, end) for end in self.target_modules)
+from .spec import AdapterSpec, Shard, Target, shapes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +54,34 @@ class TrainingState:
     step: int
 
 
+class Away(Protocol):
+    """Where an adapter is that several devices have parts of. What it tells is whole, on the host."""
+
+    def part(self, index: int) -> Part | None:
+        """This process's, of one module."""
+        ...
+
+    def weights(self) -> Tensor: ...
+
+    def state(self, *, pending: bool) -> TrainingState:
+        """But for the count of steps."""
+        ...
+
+    def marked(self) -> Tensor:
+        """The gradient as it was at `mark`."""
+        ...
+
+    def mark(self) -> None:
+        """This, `rollback`, `commit` and `discard` are as the adapter's own."""
+        ...
+
+    def rollback(self) -> None: ...
+
+    def commit(self) -> None: ...
+
+    def discard(self) -> None: ...
+
+
 class Adapter:
     """An adapter of `spec.rank` on `targets`, created as PEFT does it: A kaiming-uniform, B zero. Or of `weights`, [P]
     float32, which it does not copy.
@@ -153,6 +89,9 @@ class Adapter:
     weights, grad, exp_avg, exp_avg_sq: [P] float32. compute: [P] in `dtype`, the same memory as `weights` where that
     is float32. nbytes: of all these. pending: whether gradients were accumulated since the last step. A sampler's
     adapter (`trainable=False`) has `weights` and `compute` alone.
+
+    Where several devices share the base model, an adapter in use is away: they have parts of it. It comes home, whole,
+    when somebody reads or changes a vector of it.
     """
 
     def __init__(
@@ -172,38 +111,83 @@ class Adapter:
         self.step = 0
         self.pending = False
         self._marked: tuple[bool, Tensor | None] | None = None
-        self.weights = _initial_weights(spec, self.targets) if weights is None else weights  # [P]
-        moments = [torch.zeros_like(self.weights) if trainable else torch.empty(0) for _ in range(3)]
-        self.grad, self.exp_avg, self.exp_avg_sq = moments  # [P] each
+        self._away: Away | None = None
+        self._is_marked_away = False
+        weights = _initial_weights(spec, self.targets) if weights is None else weights  # [P]
+        moments = [torch.zeros_like(weights) if trainable else torch.empty(0) for _ in range(3)]
+        self._vectors = _Vectors(weights, *moments, compute=weights)
         self._parts: list[Part | None] | None = None
-        self.compute = self.weights
+        self._elements = weights.numel()
         self.to(device)
         copy = self.compute.nbytes if self.compute is not self.weights else 0
-        self.nbytes = self.weights.nbytes + sum(moment.nbytes for moment in moments) + copy
+        self.nbytes = weights.nbytes + sum(moment.nbytes for moment in moments) + copy
 
     @property
     def size(self) -> int:
         """P: how many parameters it has."""
-        return self.weights.numel()
+        return self._elements
 
     @property
     def device(self) -> torch.device:
-        return self.weights.device
+        """Of one that is away: to where it comes home."""
+        return self._vectors.weights.device
+
+    @property
+    def away(self) -> Away | None:
+        return self._away
+
+    @property
+    def weights(self) -> Tensor:
+        return self._home().weights
+
+    @property
+    def grad(self) -> Tensor:
+        return self._home().grad
+
+    @property
+    def exp_avg(self) -> Tensor:
+        return self._home().exp_avg
+
+    @property
+    def exp_avg_sq(self) -> Tensor:
+        return self._home().exp_avg_sq
+
+    @property
+    def compute(self) -> Tensor:
+        return self._home().compute
+
+    def leave(self, away: Away) -> None:
+        """Others have all of its vectors now."""
+        self._away, self._vectors = away, self._vectors.emptied()
+        self._parts = None
+
+    def _home(self) -> "_Vectors":
+        if self._away is not None:
+            away = self._away
+            state = away.state(pending=self.pending)
+            if self._is_marked_away:
+                pending, saved = self._marked or (False, None)
+                self._marked = pending, away.marked() if pending else saved
+            self._away, self._is_marked_away = None, False
+            zero = [torch.zeros_like(state.weights) if self.trainable else torch.empty(0) for _ in range(3)]
+            found = (state.grad, state.exp_avg, state.exp_avg_sq)
+            rest = [old if new is None else new for new, old in zip(found, zero, strict=True)]
+            self._vectors = _Vectors(state.weights, *rest, compute=state.weights.to(self.dtype))
+        return self._vectors
 
     def to(self, device: torch.device | str) -> None:
         """Moves all vectors, or none where memory runs out; views taken before are stale if the device changes."""
-        marked = self._marked
+        vectors, marked = self._home(), self._marked
         if marked is not None and marked[1] is not None:
             marked = marked[0], marked[1].to(device)
-        weights, grad = self.weights.to(device), self.grad.to(device)
-        exp_avg, exp_avg_sq = self.exp_avg.to(device), self.exp_avg_sq.to(device)
-        self.compute = weights.to(self.dtype)
-        self.weights, self.grad, self.exp_avg, self.exp_avg_sq = weights, grad, exp_avg, exp_avg_sq
+        self._vectors = vectors.to(device, self.dtype)
         self._marked = marked
         self._parts = None
 
     def part(self, index: int) -> Part | None:
         """What it adds to the target of that index; None where it leaves the module alone."""
+        if self._away is not None:
+            return self._away.part(index)
         if self._parts is None:  # of many adapters few are in use, and views of every module take memory, too
             self._parts = self._views_of_modules()
         return self._parts[index] if index < len(self._parts) else None
@@ -215,16 +199,25 @@ class Adapter:
 
     def discard(self) -> None:
         """The pending gradient is dropped."""
-        self.grad.zero_()
+        if self._away is not None:
+            self._away.discard()
+        else:
+            self.grad.zero_()
         self.pending = False
 
     def state(self, *, copied: bool) -> TrainingState:
         """What it has learnt, on the host; `copied`, later steps do not change it."""
+        if self._away is not None:
+            return replace(self._away.state(pending=self.pending), step=self.step)
         weights, exp_avg, exp_avg_sq, grad = (
             vector.detach().to("cpu", copy=copied)
             for vector in (self.weights, self.exp_avg, self.exp_avg_sq, self.grad if self.pending else torch.empty(0))
         )
         return TrainingState(weights, exp_avg, exp_avg_sq, grad if self.pending else None, self.step)
+
+    def weights_copy(self) -> Tensor:
+        """[P] on the host, which later steps do not change."""
+        return self._away.weights() if self._away is not None else self.weights.detach().to("cpu", copy=True)
 
     def set_state(self, state: TrainingState) -> None:
         """Becomes what `state` was taken of."""
@@ -237,21 +230,29 @@ class Adapter:
 
     def mark(self) -> None:
         """Remembers the pending gradient until `commit` or `rollback`; nothing is copied where none is pending."""
-        self._marked = self.pending, self.grad.clone() if self.pending else None
+        if self._away is not None:
+            self._away.mark()
+            self._marked, self._is_marked_away = (self.pending, None), True
+        else:
+            self._marked = self.pending, self.grad.clone() if self.pending else None
 
     def rollback(self) -> None:
         """Puts the gradient back to what it was at `mark`; does nothing where none was marked."""
         if self._marked is None:
             return
-        self.pending, saved = self._marked
-        if saved is None:
-            self.grad.zero_()
+        if self._away is not None and self._is_marked_away:
+            self._away.rollback()
+            self.pending = self._marked[0]
         else:
-            self.grad.copy_(saved)
-        self._marked = None
+            grad = self.grad  # which may have to come home
+            self.pending, saved = self._marked
+            grad.zero_() if saved is None else grad.copy_(saved)
+        self._marked, self._is_marked_away = None, False
 
     def commit(self) -> None:
-        self._marked = None
+        if self._away is not None and self._is_marked_away:
+            self._away.commit()
+        self._marked, self._is_marked_away = None, False
 
     def module_weights(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Each module's master weights, as views: A [rank, inputs] and B transposed [rank, outputs], float32; of routed
@@ -278,6 +279,26 @@ class Adapter:
         return parts
 
 
+@dataclass(frozen=True, slots=True)
+class _Vectors:
+    """[P] each, or of a sampler's adapter empty but for `weights` and `compute`."""
+
+    weights: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    compute: Tensor
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "_Vectors":
+        weights, *rest = (v.to(device) for v in (self.weights, self.grad, self.exp_avg, self.exp_avg_sq))
+        return _Vectors(weights, *rest, compute=weights.to(dtype))
+
+    def emptied(self) -> "_Vectors":
+        return _Vectors(
+            *(v.new_empty(0) for v in (self.weights, self.grad, self.exp_avg, self.exp_avg_sq, self.compute))
+        )
+
+
 def _own(shard: Shard | None, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Of a layer's factors, A [..., rank, inputs] and B [..., rank, outputs], what works on the shard of it."""
     if shard is None or a is None or b is None:
@@ -289,20 +310,6 @@ def _own(shard: Shard | None, a: Tensor | None, b: Tensor | None) -> tuple[Tenso
         return a, b.narrow(-1, start, size)
     # A factor that all experts share is every rank's.
     return (a if len(a) == 1 else a.narrow(0, start, size)), (b if len(b) == 1 else b.narrow(0, start, size))
-
-
-def is_called(name: str, end: str) -> bool:
-    """Whether a layer's whole name, or what is behind one of its dots, is `end`."""
-    return name == end or name.endswith(f".{end}")
-
-
-def shapes_of(spec: AdapterSpec, target: Target) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of A and of B transposed."""
-    a, b = (spec.rank, target.inputs), (spec.rank, target.outputs)
-    if target.expert_weight is None:
-        return a, b
-    count, common = target.expert_weight.count, target.expert_weight.common if spec.expert_lora == "shared" else None
-    return (1 if common == "a" else count, *a), (1 if common == "b" else count, *b)
 
 
 def _initial_weights(spec: AdapterSpec, targets: Sequence[Target]) -> Tensor:

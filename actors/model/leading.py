@@ -3,7 +3,7 @@
 Where a base model is one device's alone there is no `Division`, and none of this runs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...wire.types import TensorData
+from ...wire.types import AdamParams, TensorData
 from ..images.layout import Seen
 from .adapter import Adapter
 from .in_flight import Segment
@@ -32,17 +32,17 @@ class Lead(Protocol):
         """
         ...
 
-    def numbers_of(self, segments: Sequence[Segment], *, accumulate: bool = False) -> "list[Stretch]":
-        """The segments, as the others know their adapters, whose weights they have now as they are here. What they
-        `accumulate` of gradients they keep until it is collected or discarded."""
+    def numbers_of(self, segments: Sequence[Segment], *, train: bool = False) -> "list[Stretch]":
+        """The segments, as all ranks know their adapters, of which each has its part now; `train`, with a gradient that
+        will be pending."""
         ...
 
-    def collect(self, adapters: Sequence[Adapter]) -> None:
-        """Adds to their gradients what the others have accumulated, which they forget."""
+    def all_finite(self, adapters: Sequence[Adapter]) -> list[bool]:
+        """Whether the gradients are, on every rank."""
         ...
 
-    def discard(self) -> None:
-        """Whatever the others have accumulated is forgotten."""
+    def adam_step(self, adapters: Sequence[Adapter], params: Sequence[AdamParams]) -> Iterator[float | None]:
+        """As `training.adam.adam_step`."""
         ...
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...wire.errors import InvalidRequestError, UnsupportedModelError
 from ...wire.types import FileLayout
 from . import operators
-from .adapter import Adapter, AdapterSpec, Group, Part, Target, accumulate, is_called
+from .adapter import Adapter, Part, accumulate
 from .agreement import agree
 from .base_model import BaseModel
 from .experts import PACKED as ROUTED
@@ -22,6 +22,7 @@ from .in_flight import InFlight
 from .nf4 import is_quantised, weight_of
 from .probe import AttentionProbe
 from .products import linear, linear_backward
+from .spec import AdapterSpec, Group, Target, is_called
 from .targets import find_sites
 
 if TYPE_CHECKING:

@@ -6,9 +6,13 @@ outputs, those that read them by their inputs; the head by its vocabulary; route
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ...wire.errors import UnsupportedModelError
-from .adapter import Axis, Shard, Target
+from .spec import Axis, Shard, Target
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _OF_HEADS: dict[str, Axis] = {
     "q_proj": "outputs",
@@ -31,6 +35,12 @@ class Heads:
 
     queries: int
     keys: int
+
+
+def heads_of(text: "PreTrainedConfig") -> Heads:
+    """Of a decoder's configuration."""
+    queries: int = text.num_attention_heads
+    return Heads(queries, getattr(text, "num_key_value_heads", None) or queries)
 
 
 def divided(targets: Sequence[Target], heads: Heads, rank: int, ranks: int) -> tuple[Target, ...]:
@@ -69,7 +79,7 @@ def _shard(target: Target, heads: Heads, rank: int, ranks: int) -> Shard | None:
             count = heads.keys
         start, end = (rank * count // ranks, rank * count // ranks + 1) if count < ranks else share(count, rank, ranks)
         width = size // count
-        return Shard(axis, start * width, end * width)
+        return Shard(axis, start * width, end * width, is_shared=count < ranks)
     if target.group == "attn" and leaf in _WHOLE:
         return None
     raise UnsupportedModelError(
@@ -80,3 +90,15 @@ def _shard(target: Target, heads: Heads, rank: int, ranks: int) -> Shard | None:
 def share(count: int, rank: int, ranks: int) -> tuple[int, int]:
     """First and behind last of `count` things in a row: of all ranks' as equal as can be."""
     return rank * count // ranks, (rank + 1) * count // ranks
+
+
+def own_target(target: Target) -> Target:
+    """As this rank's layer is. What several ranks have the same part of stays whole, and is narrowed in use."""
+    shard = target.shard
+    if shard is None or shard.is_shared:
+        return target
+    if target.expert_weight is not None:
+        count = shard.end - shard.start
+        return replace(target, shard=None, expert_weight=replace(target.expert_weight, count=count))
+    inputs, outputs = target.own_sizes
+    return replace(target, shard=None, inputs=inputs, outputs=outputs)

@@ -2,20 +2,23 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from ...wire.errors import UnsupportedModelError
 from ...wire.types import Quantization
-from .adapter import AdapterSpec, shapes_of
 from .lineup import LINE_UP
 from .loading import auto_class, configuration_of, plain
 from .nf4 import NF4_BYTES
-from .targets import Sites, find_sites
+from .shards import Heads, divided, heads_of, own_target
+from .spec import AdapterSpec, Target, shapes_of
+from .targets import Site, Sites, find_sites
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 PASS_TOKENS = 1024
 _NUMBERS_OF_TOKEN = 26
 """Of hidden size, that a layer keeps of a token for the backward: measured on a dense model (docs/performance.md)."""
+_WHOLE_NUMBERS = 6
+"""Of those, what every device keeps of a model that several share: metered, as `training.foreseen` does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,9 @@ class Sizing:
     layers: int
     hidden: int
     sites: Sites
+    heads: Heads
+    is_tied: bool = False
+    kept_numbers: float = _NUMBERS_OF_TOKEN
 
     def adapter_parameters(self, spec: AdapterSpec) -> int:
         targets = [target for target in self.sites.targets if target.group in spec.groups]
@@ -52,9 +60,39 @@ class Sizing:
         numbers = sum(target.inputs * target.outputs * (target.experts or 1) for target in quantised)
         return (self.parameters - numbers) * itemsize + int(numbers * NF4_BYTES)
 
+    def of_rank(self, ranks: int) -> "Sizing":
+        """What each of so many devices has at most. Raises UnsupportedModelError where they cannot share the model."""
+        if ranks == 1:
+            return self
+        if self.sites.frozen_experts:
+            raise UnsupportedModelError(f"experts that are {self.sites.frozen_experts} are not known to be divided")
+        last = divided(self.sites.targets, self.heads, ranks - 1, ranks)  # what is left over is the last one's
+        saved = sum(
+            _numbers(whole) - _numbers(own)
+            for whole, own in zip(self.sites.targets, last, strict=True)
+            if not (self.is_tied and own.group == "unembed")  # the embeddings, which all have
+        )
+        sites = Sites(tuple(Site(nn.Identity(), (own_target(target),)) for target in last), None)
+        cached = -(-self.heads.keys // ranks)
+        return replace(
+            self,
+            parameters=self.parameters - saved,
+            cache_numbers=self.cache_numbers // self.heads.keys * cached,
+            sites=sites,
+            kept_numbers=_WHOLE_NUMBERS + (_NUMBERS_OF_TOKEN - _WHOLE_NUMBERS) / ranks,
+        )
+
+    def least_ranks(self, spec: AdapterSpec, itemsize: int, device_bytes: int, quantize: Quantization) -> int | None:
+        """Of how many devices of so many bytes the fewest do; None where no number up to 64 does."""
+        for ranks in range(1, 65):
+            with suppress(UnsupportedModelError):
+                if self.of_rank(ranks).least_bytes(spec, itemsize, quantize) <= device_bytes:
+                    return ranks
+        return None
+
     def pass_bytes(self, itemsize: int) -> int:
         """Of a training pass of PASS_TOKENS tokens, about."""
-        return PASS_TOKENS * _NUMBERS_OF_TOKEN * self.layers * self.hidden * itemsize
+        return int(PASS_TOKENS * self.kept_numbers * self.layers * self.hidden * itemsize)
 
     def least_bytes(self, spec: AdapterSpec, itemsize: int, quantize: Quantization = "none") -> int:
         """The weights, one adapter of `spec`, and a pass over it."""
@@ -76,6 +114,8 @@ def sizing(config: PreTrainedConfig) -> Sizing:
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         sites=find_sites(built),
+        heads=heads_of(text),
+        is_tied=bool(text.tie_word_embeddings),
     )
 
 
@@ -103,6 +143,14 @@ def _built(config: PreTrainedConfig) -> "PreTrainedModel":
     except ValueError as error:  # a configuration of none of its models
         reason = str(error).splitlines()[0]
         raise UnsupportedModelError(f"transformers builds no decoder of a {type(config).__name__}: {reason}") from error
+
+
+def _numbers(target: Target) -> int:
+    """Of the layer's weight that this device has."""
+    if target.expert_weight is None:
+        return math.prod(target.own_sizes)
+    count = target.expert_weight.count if target.shard is None else target.shard.end - target.shard.start
+    return count * target.inputs * target.outputs
 
 
 def _cache_numbers(text: PreTrainedConfig) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from ...wire.errors import UnsupportedModelError
-from .adapter import ExpertWeight, Group, Target
+from .spec import ExpertWeight, Group, Target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,19 +18,34 @@ _ELEMENTS_AT_ONCE = 1 << 25
 nothing from company."""
 
 
-def adam_step(adapters: Sequence[Adapter], params: Sequence[AdamParams]) -> Iterator[float | None]:
-    """One step of torch.optim.AdamW's rule for each adapter; yields the gradients' norms before clipping.
+class Across(Protocol):
+    """The other devices that have parts of the adapters."""
+
+    def gradients(self, adapters: Sequence[Adapter]) -> tuple[list[Tensor], list[float]]:
+        """Of this device's parts, what all devices together accumulated, in copies; and the norms of the whole."""
+        ...
+
+    def agree(self, flags: Sequence[bool]) -> list[bool]:
+        """Whether all devices say so, of each adapter."""
+        ...
+
+
+def adam_step(
+    adapters: Sequence[Adapter], params: Sequence[AdamParams], across: Across | None = None
+) -> Iterator[float | None]:
+    """One step of torch.optim.AdamW's rule for each adapter, or for this device's part of each; yields the gradients'
+    norms before clipping.
 
     The gradient is zeroed and no longer pending. None for an adapter whose gradient or new state would not be finite:
     its weights, moments and step count stay as they were. Adapters must be distinct and have a pending gradient.
 
     It steps as it is read: where memory runs out, those whose norm came have stepped, and no others.
     """
-    for chosen in _groups(adapters):
-        yield from _step_together(adapters[chosen], params[chosen])
+    for chosen in groups(adapters):
+        yield from _step_together(adapters[chosen], params[chosen], across)
 
 
-def _groups(adapters: Sequence[Adapter]) -> Iterator[slice]:
+def groups(adapters: Sequence[Adapter]) -> Iterator[slice]:
     start = elements = 0
     for i, adapter in enumerate(adapters):
         if i > start and elements + adapter.size > _ELEMENTS_AT_ONCE:
@@ -39,11 +55,16 @@ def _groups(adapters: Sequence[Adapter]) -> Iterator[slice]:
     yield slice(start, len(adapters))
 
 
-def _step_together(adapters: Sequence[Adapter], params: Sequence[AdamParams]) -> list[float | None]:
-    """Where memory runs out, nothing has changed."""
-    norms = _norms([adapter.grad for adapter in adapters])
-    updates = _updates(adapters, params, norms)
+def _step_together(
+    adapters: Sequence[Adapter], params: Sequence[AdamParams], across: Across | None
+) -> list[float | None]:
+    """Where memory runs out, on any device, nothing has changed."""
+    grads = [adapter.grad for adapter in adapters]
+    grads, norms = (grads, _norms(grads)) if across is None else across.gradients(adapters)
+    updates = _updates(adapters, params, grads, norms)
     finite = [all(checks) for checks in zip(map(math.isfinite, norms), *map(all_finite, updates), strict=True)]
+    if across is not None:
+        finite = across.agree(finite)
     good = [i for i, ok in enumerate(finite) if ok]
     if good:
         stepped = [adapters[i] for i in good]
@@ -70,10 +91,9 @@ def _wide_norm(grad: Tensor) -> float:
 
 
 def _updates(
-    adapters: Sequence[Adapter], params: Sequence[AdamParams], norms: Sequence[float]
+    adapters: Sequence[Adapter], params: Sequence[AdamParams], grads: list[Tensor], norms: Sequence[float]
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """New weights, exp_avg and exp_avg_sq, [P] each, beside the old ones."""
-    grads = [adapter.grad for adapter in adapters]
     clips = [_clip_factor(p.grad_clip_norm, norm) for p, norm in zip(params, norms, strict=True)]
     if any(clip != 1.0 for clip in clips):
         grads = _scaled(grads, clips)

@@ -4,7 +4,7 @@ Knows adapters by key, never tenants, order or time: what it is given at once, i
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,9 +15,9 @@ from ...wire.errors import InvalidRequestError, LorryError, NonFiniteError, NotF
 from ...wire.types import AdamParams, ForwardBackwardOutput, LossFnOutput, OptimStepResponse, TensorData
 from ..adapters.slots import AdapterPool
 from ..images.layout import seen_in
+from ..model.adapter import Adapter
 from ..model.base_model import BaseModel
 from ..model.in_flight import Segment
-from ..model.leading import Lead
 from ..model.lora import LoraTargets
 from ..model.memory import memory_ran_out
 from ..model.recomputing import ALL
@@ -175,14 +175,10 @@ class Engine:
         try:
             for adapter in adapters.values():
                 adapter.mark()
-            for i, (rows, backward) in enumerate(passes):
+            for rows, backward in passes:
                 spoiled |= self._run(rows, backward, jobs, tallies, thrifty=thrifty)
-                if self._lead is not None and backward:
-                    spoiled |= self._collect(self._lead, [rows for rows, _ in passes[i : i + 2]])
                 self.base.in_flight.pause()
         except BaseException as error:
-            if self._lead is not None:
-                self._lead.discard()
             for adapter in adapters.values():
                 adapter.rollback()
             if not memory_ran_out(error):
@@ -218,22 +214,18 @@ class Engine:
             return set()
         for adapter in adapters:
             adapter.pending = True
-        return {key for (key, _, _), ok in zip(segments, all_finite([a.grad for a in adapters]), strict=True) if not ok}
+        return {key for key, ok in zip(keys, self._all_finite(adapters), strict=True) if not ok}
 
-    def _collect(self, lead: Lead, passes: Sequence[Pass]) -> set[str]:
-        """Of adapters in the first of these passes that the next one does not go on with, the gradients that other
-        devices have. Returns those whose gradient is not finite."""
-        used, *still = ({key for key, _, _ in rows.segments()} for rows in passes)
-        if not (done := sorted(used.difference(*still))):
-            return set()
-        adapters = [self.pool.get(key) for key in done]
-        lead.collect(adapters)
-        return {key for key, ok in zip(done, all_finite([a.grad for a in adapters]), strict=True) if not ok}
+    def _all_finite(self, adapters: Sequence[Adapter]) -> list[bool]:
+        return all_finite([a.grad for a in adapters]) if self._lead is None else self._lead.all_finite(adapters)
 
     def _layers_again(self, rows: Pass, thrifty: bool) -> int:
         if thrifty:
             return ALL
         return 0 if self._thrift is None else self._thrift.layers_again([row.length for row in rows.rows])
+
+    def _adam_step(self, adapters: Sequence[Adapter], params: Sequence[AdamParams]) -> Iterator[float | None]:
+        return adam_step(adapters, params) if self._lead is None else self._lead.adam_step(adapters, params)
 
     def _step(self, steps: dict[str, AdamParams]) -> list[OptimStepOutcome]:
         """Distinct adapters, no more than there are slots."""
@@ -249,7 +241,7 @@ class Engine:
                 outcomes[key] = OptimStepResponse({})
         due = [key for key in steps if key not in outcomes]
         try:
-            norms = adam_step(self.pool.acquire(due), [steps[key] for key in due]) if due else ()
+            norms = self._adam_step(self.pool.acquire(due), [steps[key] for key in due]) if due else ()
             for key, norm in zip(due, norms, strict=True):
                 outcomes[key] = _stepped(norm)
         except (RuntimeError, MemoryError) as error:

@@ -2,21 +2,25 @@
 metered on the meta device."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers import PreTrainedConfig
 
-from ..model.base_model import outline
-from ..model.lora import attach_lora
+from ..model.base_model import BaseModel, outline
+from ..model.lora import LoraTargets, attach_lora
 from ..model.recomputing import Bytes, PassCost
 from .pass_cost import measure_pass
 
+Share: TypeAlias = Callable[[BaseModel, LoraTargets], tuple[BaseModel, LoraTargets]]
+"""What one of several devices has of an outline."""
 
-def foresee_pass(config: PreTrainedConfig, dtype: torch.dtype) -> PassCost:
+
+def foresee_pass(config: PreTrainedConfig, dtype: torch.dtype, share: Share | None = None) -> PassCost:
     """Of all its layers, the last of which are alike. Scores that attention keeps are left out, as kernels for
-    accelerators keep none.
+    accelerators keep none. Where several devices `share` the model, on each of them.
 
     Raises ValueError where transformers has no such decoder.
     """
@@ -24,8 +28,8 @@ def foresee_pass(config: PreTrainedConfig, dtype: torch.dtype) -> PassCost:
     dense = getattr(text, "first_k_dense_replace", 0) or 0
     few = min(dense + 1, text.num_hidden_layers)
     if text.num_hidden_layers <= few + 1:
-        return _flash(_of_layers(config, text.num_hidden_layers, dtype))
-    one, two = (_of_layers(config, layers, dtype) for layers in (few, few + 1))
+        return _flash(_of_layers(config, text.num_hidden_layers, dtype, share))
+    one, two = (_of_layers(config, layers, dtype, share) for layers in (few, few + 1))
     more = text.num_hidden_layers - few - 1
     held, again = _minus(two.held, one.held), _minus(two.held_again, one.held_again)
     cost = PassCost(
@@ -38,14 +42,15 @@ def foresee_pass(config: PreTrainedConfig, dtype: torch.dtype) -> PassCost:
     return _flash(cost)
 
 
-def _of_layers(config: PreTrainedConfig, layers: int, dtype: torch.dtype) -> PassCost:
+def _of_layers(config: PreTrainedConfig, layers: int, dtype: torch.dtype, share: Share | None) -> PassCost:
     config = copy.deepcopy(config)
     text: Any = config.get_text_config()
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
     base = outline(config, dtype)
-    return measure_pass(base, attach_lora(base))
+    targets = attach_lora(base)
+    return measure_pass(*((base, targets) if share is None else share(base, targets)))
 
 
 def _flash(cost: PassCost) -> PassCost:

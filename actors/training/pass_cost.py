@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import torch
 
-from ..model.adapter import AdapterSpec
 from ..model.attention import SCORES_OF_A_BLOCK
 from ..model.base_model import BaseModel
 from ..model.in_flight import Segment
 from ..model.lora import LoraTargets
 from ..model.metering import Meter
 from ..model.recomputing import Bytes, PassCost
+from ..model.spec import AdapterSpec
 
 _LENGTHS = (32, 96, 160)
 """In tokens, of rows in passes of their own: what there is once is not in their differences."""

@@ -67,7 +67,7 @@ class TrainingPass:
         division = self._division
         if division is None or division.lead is None:
             return self.run_here(row, losses)
-        stretches = division.lead.numbers_of(row.segments, accumulate=row.backward)
+        stretches = division.lead.numbers_of(row.segments, train=row.backward)
         command = _told(row, stretches, losses, self._base.in_flight.beside_others)
         return division.lead.run(command, lambda: self.run_here(row, _Shared(losses, division, row.backward)))
 

@@ -15,14 +15,12 @@ chosen_ranks = [1]
 _placed: WeakKeyDictionary[InFlight, tuple[BaseModel, LoraTargets]] = WeakKeyDictionary()
 
 
-def placed(base: BaseModel, slots: int = 64) -> tuple[BaseModel, LoraTargets]:
+def placed(base: BaseModel) -> tuple[BaseModel, LoraTargets]:
     """With places for adapters; whoever asks once more for the same base gets the same."""
     if base.in_flight not in _placed:
         targets = attach_lora(base)
         whole = base, targets
-        _placed[base.in_flight] = (
-            whole if chosen_ranks[0] == 1 else divide(a_group(chosen_ranks[0]), base, targets, slots)
-        )
+        _placed[base.in_flight] = whole if chosen_ranks[0] == 1 else divide(a_group(chosen_ranks[0]), base, targets)
     return _placed[base.in_flight]
 
 

@@ -7,7 +7,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lorry.actors.model.adapter import Adapter, Target, shapes_of
+from lorry.actors.model.adapter import Adapter
+from lorry.actors.model.spec import Target, shapes_of
 from lorry.wire.commands import ForwardBackwardInput
 from lorry.wire.types import AdamParams, Datum
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorry.actors.model.adapter import Adapter, AdapterSpec, Target
+from lorry.actors.model.adapter import Adapter
+from lorry.actors.model.spec import AdapterSpec, Target
 from lorry.actors.training import adam
 from lorry.actors.training.adam import adam_step, all_finite
 from lorry.wire.types import AdamParams

@@ -5,10 +5,10 @@ import torch
 from transformers import Gemma2Config, Llama4TextConfig, MambaConfig, PreTrainedModel
 
 from lorry.actors.model import attention
-from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.base_model import BaseModel, wrap_model
 from lorry.actors.model.in_flight import Segment
 from lorry.actors.model.lora import attach_lora
+from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.training.pass_cost import meter_pass
 from lorry.wire.errors import UnsupportedModelError
 

@@ -20,7 +20,8 @@ from lorry.actors.adapters.folders import seal, written_aside
 from lorry.actors.adapters.layouts import written
 from lorry.actors.adapters.snapshots import restore_state
 from lorry.actors.adapters.tensors import write_tensors
-from lorry.actors.model.adapter import Adapter, AdapterSpec
+from lorry.actors.model.adapter import Adapter
+from lorry.actors.model.spec import AdapterSpec
 from lorry.wire.errors import CheckpointError
 from lorry.wire.types import AdamParams, ExpertLora, FileLayout
 

@@ -8,9 +8,10 @@ from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 
 from lorry.actors.adapters.slots import AdapterPool
-from lorry.actors.model.adapter import Adapter, AdapterSpec
+from lorry.actors.model.adapter import Adapter
 from lorry.actors.model.base_model import BaseModel, load_base_model, wrap_model
 from lorry.actors.model.lora import attach_lora
+from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.sampling.compiled import CompiledModel
 from lorry.actors.sampling.decoder import Decoder
 from lorry.actors.training.engine import Engine

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from lorry.actors.model.adapter import Adapter, AdapterSpec
+from lorry.actors.model.adapter import Adapter
 from lorry.actors.model.base_model import BaseModel, wrap_model
+from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.model.survey import survey
 from lorry.actors.sampling.decoder import BLOCK_TOKENS, Decoder
 from lorry.wire.commands import SampleInput

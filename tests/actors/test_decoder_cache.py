@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lorry.actors.adapters.slots import AdapterPool
-from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.base_model import load_base_model, wrap_model
+from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.sampling.decoder import BLOCK_TOKENS, Decoder
 from lorry.actors.training.engine import Engine, ForwardBackwardJob
 from lorry.wire.commands import ForwardBackwardInput, check_sample

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorry.actors.model.adapter import AdapterSpec
+from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.training.logprobs import OutputHead
 from lorry.wire.errors import InvalidRequestError, LorryError, NonFiniteError, NotFoundError, OutOfMemoryError
 from lorry.wire.model_input import ModelInput

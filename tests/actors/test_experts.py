@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.in_flight import Segment
 from lorry.actors.model.lora import experts_of
 from lorry.actors.model.routing import route
+from lorry.actors.model.spec import AdapterSpec
 from lorry.wire.types import ExpertLora
 
 from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_qwen3_moe, tiny_qwen3_vl_moe

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lorry.actors.adapters.checkpoints import save_sampler_weights
 from lorry.actors.export import folders
 from lorry.actors.export.folders import convert_adapter, merge_adapter
-from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.loading import load_model
+from lorry.actors.model.spec import AdapterSpec
 from lorry.wire.errors import CheckpointError, UnsupportedModelError
 from lorry.wire.types import ExpertLora, FileLayout
 

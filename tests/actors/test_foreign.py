@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from lorry.actors.adapters.checkpoints import load_state, save_sampler_weights, save_without_moments
 from lorry.actors.adapters.foreign import read_foreign, said_base
 from lorry.actors.adapters.residents import spec_of
-from lorry.actors.model.adapter import AdapterSpec
+from lorry.actors.model.spec import AdapterSpec
 from lorry.wire.errors import CheckpointError
 from lorry.wire.types import AdamParams, ExpertLora, FileLayout
 

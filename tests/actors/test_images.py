@@ -14,8 +14,8 @@ from lorry.actors.images.layout import Counted, Placed, Stretch, count_images, l
 from lorry.actors.images.looking import Read, read
 from lorry.actors.images.pictures import Digest, Picture
 from lorry.actors.images.structure import Structure
-from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.base_model import BaseModel
+from lorry.actors.model.spec import AdapterSpec
 from lorry.wire.commands import ForwardBackwardInput, SampleInput
 from lorry.wire.model_input import EncodedTextChunk, ModelInput
 from lorry.wire.types import Datum, SampleResponse, SamplingParams, TensorData

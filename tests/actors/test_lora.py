@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.base_model import wrap_model
 from lorry.actors.model.in_flight import Segment
 from lorry.actors.model.lora import LoraLinear, attach_lora, head_of
+from lorry.actors.model.spec import AdapterSpec
 
 from .models import tiny_llama, tiny_qwen3, tiny_qwen3_moe
 from .workshop import Family, Workshop

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from lorry.actors.model.adapter import Adapter, AdapterSpec
+from lorry.actors.model.adapter import Adapter
 from lorry.actors.model.base_model import BaseModel, wrap_model
 from lorry.actors.model.lora import LoraLinear, LoraTargets, attach_lora, layers_of
 from lorry.actors.model.products import linear_float32
+from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.model.survey import Survey, survey
 from lorry.actors.sampling.decode_batch import segments_of
 from lorry.actors.sampling.decode_linears import DecodeLinears

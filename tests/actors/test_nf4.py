@@ -11,12 +11,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lorry.actors.model import nf4
-from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.base_model import load_base_model
 from lorry.actors.model.loading import load_model
 from lorry.actors.model.lora import experts_of, layers_of, quantise_experts
 from lorry.actors.model.nf4 import is_quantised, nbytes_of, stacked
 from lorry.actors.model.sizing import size_of
+from lorry.actors.model.spec import AdapterSpec
 from lorry.wire.errors import UnsupportedModelError
 from lorry.wire.types import AdamParams
 

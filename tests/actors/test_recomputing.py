@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from lorry.actors.model.adapter import AdapterSpec
 from lorry.actors.model.base_model import wrap_model
 from lorry.actors.model.in_flight import InFlight, Segment
 from lorry.actors.model.lora import attach_lora
 from lorry.actors.model.metering import Meter
 from lorry.actors.model.recomputing import Bytes, PassCost
+from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.training.engine import Engine
 from lorry.actors.training.foreseen import foresee_pass
 from lorry.actors.training.pass_cost import Thrift, measure_pass, meter_pass

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorry.actors.model.adapter import ExpertWeight, Shard, Target
 from lorry.actors.model.shards import Heads, divided, share
+from lorry.actors.model.spec import ExpertWeight, Shard, Target
 from lorry.wire.errors import UnsupportedModelError
 
 DIM = 8

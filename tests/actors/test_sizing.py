@@ -1,7 +1,6 @@
 """The models of the line-up at full size, without weights: what adapters train, and what `docs/models.md` says."""
 
 import json
-import math
 import re
 from collections.abc import Callable
 from functools import cache
@@ -9,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from lorry.actors.model.adapter import AdapterSpec
-from lorry.actors.model.base_model import wrap_model
+from lorry.actors.group.dividing import outline_of_rank
+from lorry.actors.group.parts import factors_of
+from lorry.actors.model.base_model import outline, wrap_model
 from lorry.actors.model.lineup import LINE_UP
 from lorry.actors.model.lora import attach_lora
 from lorry.actors.model.sizing import Sizing, size_of, sizing
+from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.model.survey import survey
 from lorry.plan import Devices, print_plan
 from lorry.wire.errors import InvalidRequestError, UnsupportedModelError
@@ -120,6 +122,22 @@ def test_a_sizing_is_what_the_model_itself_has(family: Callable[[], PreTrainedMo
     )
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("family", [tiny_qwen3, tiny_llama, tiny_qwen3_moe, tiny_gpt_oss, tiny_deepseek_v3])
+def test_a_ranks_sizing_is_what_the_rank_with_most_of_the_model_has(
+    family: Callable[[], PreTrainedModel], ranks: int
+) -> None:
+    model, spec = family(), AdapterSpec(4)
+    size, base = sizing(model.config).of_rank(ranks), outline(model.config, torch.float32)
+    base, targets = outline_of_rank(base, attach_lora(base), ranks)
+    weights = sum(p.numel() for name, p in base.model.named_parameters() if not name.endswith(("bias", "sinks")))
+    others = size.parameters - weights  # which are counted as if every rank had them all
+    assert 0 <= others <= sum(p.numel() for name, p in model.named_parameters() if name.endswith(("bias", "sinks")))
+    assert size.cache_numbers * base.dtype.itemsize == survey(base).token_bytes
+    factors = [factor for target in targets.modules for factor in factors_of(spec, target)]
+    assert size.adapter_parameters(spec) == sum(factor.own_elements for factor in factors)
+
+
 def rows() -> dict[str, list[str]]:
     """By model: parameters, weights, an adapter of rank 32 with its optimizer, keys and values of a token, devices."""
     found: dict[str, list[str]] = {}
@@ -130,7 +148,7 @@ def rows() -> dict[str, list[str]]:
             f"{size.parameters * 2 / 2**30:,.1f} GiB",
             f"{size.adapter_bytes(spec, 2) / 2**30:,.1f} GiB",
             f"{size.cache_numbers * 2 / 1024:,.0f} KiB",
-            str(math.ceil(size.least_bytes(spec, 2) / (80 * 2**30))),
+            str(size.least_ranks(spec, 2, 80 * 2**30, "none")),
         ]
     return found
 
@@ -156,9 +174,12 @@ def printed(
 
 def test_a_plan_says_what_fits() -> None:
     assert "weights in bfloat16 │ 56.9 GiB" in printed("Qwen/Qwen3-30B-A3B")
-    assert "too little. Weights, one adapter of rank 32 and a pass take 4 such devices" in printed(
-        "openai/gpt-oss-120b", devices=Devices(1, 80)
-    )
+    too_little = "1 x 80 GiB: too little for the weights, one adapter of rank 32 and a pass: it takes 4 such devices."
+    assert too_little in printed("openai/gpt-oss-120b", devices=Devices(1, 80))
+    assert "4 x 80 GiB: --tensor-parallel 4 --slots " in printed("openai/gpt-oss-120b", devices=Devices(4, 80))
+    assert "4 x 8 GiB: too little" in printed("deepseek-ai/DeepSeek-V3.1", devices=Devices(4, 8))
+    with pytest.raises(UnsupportedModelError, match="64 attention heads cannot be divided among 3 devices"):
+        printed("openai/gpt-oss-120b", devices=Devices(3, 80))
     assert "--slots 1 for rank 32" in printed("Qwen/Qwen3-30B-A3B", devices=Devices(1, 80))
     slots = re.search(r"--slots (\d+) for", printed("Qwen/Qwen3-8B", devices=Devices(1, 80)))
     assert slots is not None and int(slots[1]) > 10

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from lorry.actors.adapters.slots import AdapterPool
-from lorry.actors.model.adapter import Adapter, AdapterSpec, Target
+from lorry.actors.model.adapter import Adapter
+from lorry.actors.model.spec import AdapterSpec, Target
 
 TARGETS = [Target(0, "q_proj", 3, 5, "attn")]
 

@@ -11,7 +11,7 @@ from lorry.actors.adapters import checkpoints, folders
 from lorry.actors.adapters.behind import SnapshotPolicy
 from lorry.actors.adapters.residents import Residents
 from lorry.actors.adapters.snapshots import Snapshot, restore_state, write_snapshot
-from lorry.actors.model.adapter import AdapterSpec
+from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.training.trainer import Trainer
 from lorry.wire.actor_messages import AdapterState, Item, Outcome, SnapshotFailed, SnapshotTaken
 from lorry.wire.codec import decode, encode

@@ -15,8 +15,9 @@ import torch
 from lorry.actors.adapters.behind import SnapshotPolicy
 from lorry.actors.adapters.checkpoints import load_sampler_weights, save_sampler_weights
 from lorry.actors.adapters.residents import Residents
-from lorry.actors.model.adapter import Adapter, AdapterSpec
+from lorry.actors.model.adapter import Adapter
 from lorry.actors.model.base_model import BaseModel
+from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.model.survey import survey
 from lorry.actors.orders import Leave, Sample, Stop, Train
 from lorry.actors.outbox import Outbox

@@ -7,8 +7,9 @@ import torch
 from transformers import PreTrainedModel
 
 from lorry.actors.adapters.slots import AdapterPool
-from lorry.actors.model.adapter import Adapter, AdapterSpec
+from lorry.actors.model.adapter import Adapter
 from lorry.actors.model.base_model import BaseModel, wrap_model
+from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.training.engine import Engine, ForwardBackwardJob, ForwardBackwardOutcome
 from lorry.wire.commands import ForwardBackwardInput
 from lorry.wire.model_input import ModelInput
@@ -29,7 +30,7 @@ class Workshop:
         token_budget: int = 8192,
         base: Callable[[PreTrainedModel], BaseModel] = wrap_model,
     ) -> None:
-        self.base, self.targets = placed(base(model), slots)
+        self.base, self.targets = placed(base(model))
         self.pool = AdapterPool(slots, self.base.device)
         self.engine = Engine(self.base, self.targets, self.pool, token_budget=token_budget, logits_bytes=4 * VOCAB * 11)
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from lorry.actors.adapters.checkpoints import load_sampler_weights, save_sampler_weights
 from lorry.actors.adapters.folders import seal
-from lorry.actors.model.adapter import AdapterSpec
+from lorry.actors.model.spec import AdapterSpec
 from lorry.wire.types import AdamParams, ExpertLora
 from tests.actors.models import tiny_deepseek_v3, tiny_gpt_oss, tiny_qwen3, tiny_qwen3_moe
 from tests.actors.workshop import Family, Workshop, assert_agrees, job, request

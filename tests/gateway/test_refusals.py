@@ -115,6 +115,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "actors/group/dividing.py::check_divisible": (1, AT_START),
     "actors/group/models.py::divide": (1, AT_START),
     "actors/model/shards.py::_check_heads": (2, AT_START),
+    "actors/model/sizing.py::of_rank": (1, AT_START),
     "actors/model/shards.py::_shard": (1, AT_START),
     "actors/actor.py::_check_device": (1, AT_START),
     "actors/actor.py::_load_tokenizer": (1, AT_START),

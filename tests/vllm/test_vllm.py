@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lorry.actors.adapters.checkpoints import save_sampler_weights
 from lorry.actors.export.folders import merge_adapter
-from lorry.actors.model.adapter import AdapterSpec
+from lorry.actors.model.spec import AdapterSpec
 from lorry.wire.commands import ForwardBackwardInput
 from lorry.wire.model_input import ModelInput
 from lorry.wire.types import Datum, TensorData
