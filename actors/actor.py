@@ -121,6 +121,7 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
         from .adapters.behind import SnapshotPolicy
         from .adapters.residents import Residents
         from .adapters.slots import AdapterPool
+        from .group.connecting import device_of
         from .group.leader import Group
         from .group.models import divide
         from .model.base_model import load_base_model
@@ -139,7 +140,8 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
     settings = config.settings
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    _check_device(settings.device)
+    for rank in range(settings.tensor_parallel):
+        _check_device(str(device_of(settings.device, rank)) if rank else settings.device)
     trusted, group = settings.trust_remote_code, None
     if (ranks := settings.tensor_parallel) > 1:
         _check_division(settings)
@@ -160,8 +162,7 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
         base, targets = divide(group, base, targets)
     if settings.quantize == "nf4":
         quantise_experts(base)
-    # Those that are in use among several devices are nobody's as a whole.
-    pool = AdapterPool(settings.slots, "cpu" if group else base.device)
+    pool = AdapterPool(settings.slots, base.device, lends=group is not None)
 
     def available() -> int:
         if settings.pass_bytes:
@@ -206,6 +207,8 @@ def _check_division(settings: ActorSettings) -> None:
             raise InvalidRequestError.of(field, value, "nothing of the kind with --tensor-parallel")
     if settings.quantize != "none":
         raise InvalidRequestError.of("quantize", settings.quantize, "none with --tensor-parallel")
+    if settings.device.partition(":")[0] not in ("cpu", "cuda"):
+        raise InvalidRequestError.of("device", settings.device, "cpu or cuda with --tensor-parallel")
 
 
 def _told(config: ActorConfig, error: Exception) -> ErrorInfo:

@@ -340,7 +340,7 @@ class Worker:
     def _account_training(self) -> None:
         """The seconds since training had the device."""
         if self._decoder.active and self._engine.base.device.type != "cpu":
-            torch.accelerator.synchronize()
+            torch.accelerator.synchronize(self._engine.base.device)
         spent = time.perf_counter() - self._training_since
         self.train_s += spent
         self._turns.trained(spent, self._decoder.active or bool(self._arrivals))

@@ -36,7 +36,7 @@ def placed(config: ServeConfig) -> list[PlacedActor]:
     known = {actor.name for actor in found} | {model.name for model in config.models}
     chosen = [_parse(text, known) for text in config.settings_for]
     found = [replace(actor, settings=_with(actor.settings, chosen, (actor.model.name, actor.name))) for actor in found]
-    taken: dict[str, int] = {}
+    taken = {device for actor in found for device in _fixed(actor.settings)}
     return [replace(actor, settings=_on_own_devices(actor, taken)) for actor in found]
 
 
@@ -61,14 +61,24 @@ def _with(settings: ActorSettings, chosen: Sequence[tuple[str, str, Any]], names
     return replace(settings, **{field: value for own in names for name, field, value in chosen if name == own})
 
 
-def _on_own_devices(actor: PlacedActor, taken: dict[str, int]) -> ActorSettings:
-    """`taken` counts how many of each range are."""
-    devices = actor.settings.device
-    if (match := _RANGE.fullmatch(devices)) is None:
-        return actor.settings
-    first = int(match["first"]) + taken.get(devices, 0)
-    taken[devices] = taken.get(devices, 0) + actor.settings.tensor_parallel
-    if first + actor.settings.tensor_parallel - 1 > int(match["last"]):
-        expected = f"enough devices for all actors: {taken[devices]} are needed up to {actor.name}"
-        raise InvalidRequestError.of("device", devices, expected)
-    return replace(actor.settings, device=f"{match['kind']}:{first}")
+def _fixed(settings: ActorSettings) -> list[tuple[str, int]]:
+    """The devices that an actor is given by name."""
+    kind, _, index = settings.device.partition(":")
+    first = int(index) if index.isdecimal() else 0
+    named = not index or index.isdecimal()
+    return [(kind, first + rank) for rank in range(settings.tensor_parallel)] if named else []
+
+
+def _on_own_devices(actor: PlacedActor, taken: set[tuple[str, int]]) -> ActorSettings:
+    """Of a range, the next that are nobody's, side by side."""
+    settings = actor.settings
+    if (match := _RANGE.fullmatch(settings.device)) is None:
+        return settings
+    kind, first, last = match["kind"], int(match["first"]), int(match["last"])
+    for start in range(first, last - settings.tensor_parallel + 2):
+        wanted = {(kind, start + rank) for rank in range(settings.tensor_parallel)}
+        if not wanted & taken:
+            taken |= wanted
+            return replace(settings, device=f"{kind}:{start}")
+    expected = f"enough devices: {actor.name} wants {settings.tensor_parallel} side by side, and there are none left"
+    raise InvalidRequestError.of("device", settings.device, expected)

@@ -109,9 +109,13 @@ def _verdict(
     """Of adapters on everything, beside a short pass. Raises UnsupportedModelError where so many devices cannot share
     the model."""
     have, itemsize, bytes_each = f"{devices.count} x {devices.gib_each:g} GiB", dtype.itemsize, devices.bytes_each
+    if devices.count > 1 and quantize != "none":
+        raise InvalidRequestError.of("gpus", devices.count, "1: a base in 4 bits is not shared among devices")
     own = size.of_rank(devices.count)
     if own.least_bytes(spec, itemsize, quantize) > bytes_each:
-        needed = size.least_ranks(spec, itemsize, int(bytes_each), quantize)
+        if quantize != "none":
+            return f"{have}: too little for the weights, one adapter of rank {spec.rank} and a pass."
+        needed = size.least_ranks(spec, itemsize, int(bytes_each))
         enough = "no number of them up to 64 is enough" if needed is None else f"it takes {needed} such devices"
         return f"{have}: too little for the weights, one adapter of rank {spec.rank} and a pass: {enough}."
     free = bytes_each - own.weights_bytes(itemsize, quantize)

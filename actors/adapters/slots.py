@@ -15,12 +15,17 @@ class AdapterPool:
     `swaps_in` and `swaps_out` count moves to and from the device.
     """
 
-    def __init__(self, slots: int, device: torch.device | str, host: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, slots: int, device: torch.device | str, host: torch.device | str = "cpu", *, lends: bool = False
+    ) -> None:
+        """One that `lends` moves no adapter to the device: where several devices share a model, it goes when it is
+        used."""
         if slots < 1:
             raise ValueError(f"slots is {slots}, expected at least 1")
         self.slots = slots
         self.device = torch.device(device)
         self.host = torch.device(host)
+        self._lends = lends
         self.swaps_in = 0
         self.swaps_out = 0
         self._adapters: dict[str, Adapter] = {}
@@ -83,7 +88,8 @@ class AdapterPool:
         for _ in range(len(self._hot) + len(cold) - self.slots):
             self._release(next(idle))
         for key in cold:
-            adapters[key].to(self.device)
+            if not self._lends:
+                adapters[key].to(self.device)
             self.swaps_in += 1
             self._hot[key] = None
             self._hot_bytes += adapters[key].nbytes

@@ -107,7 +107,11 @@ class Leader:
             lost.append(self._lost.pop())
             self._parts.pop(lost[-1], None)
         if lost:
-            self.run(Drop(lost), lambda: None)
+            try:
+                self.run(Drop(lost), lambda: None)
+            except BaseException:
+                self._lost += lost
+                raise
 
 
 class AwayAdapter:
@@ -116,6 +120,10 @@ class AwayAdapter:
     def __init__(self, leader: Leader, number: int, *, trainable: bool) -> None:
         self.number = number
         self._leader, self._trainable = leader, trainable
+
+    @property
+    def device(self) -> torch.device:
+        return self._leader.ranks.device
 
     def part(self, index: int) -> Part | None:
         return self._leader.part(self.number, index)

@@ -21,7 +21,7 @@ def ranks_of(meeting: Path, rank: int, size: int, device: str) -> Ranks:
     own = device_of(device, rank)
     if own.type == "cuda":
         torch.cuda.set_device(own)
-    # Nothing leaves the machine, and nothing on it is open to others.
+    # Nothing leaves the machine.
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(variable, "lo0" if sys.platform == "darwin" else "lo")
     return Ranks(rank, size, own, _connector(meeting, rank, size, own))

@@ -96,6 +96,8 @@ class Part:
             case Drop(adapters):
                 for number in adapters:
                     self._adapters.pop(number, None)
+                for own in self._decoders.values():
+                    own.linears.retain(set(self._adapters.values()))
             case AllFinite(adapters):
                 finite_everywhere([self._adapters[number] for number in adapters], self._ranks)
             case AdamStep(adapters, params):
@@ -167,6 +169,8 @@ class Part:
 
     def _arrange(self, own: _Sampling, rows: Rows) -> None:
         own.readings = own.cache.plan_readings(rows.tables)
+        if rows.counts is None:
+            return
         adapters = [self._adapters[number] for number, _ in rows.counts]
         own.linears.retain(set(adapters))
         own.linears.arrange(adapters, [count for _, count in rows.counts], self.base.device)
@@ -195,6 +199,7 @@ class Follower:
         self._ranks, self._orders, self._reports = ranks, orders, reports
         self._parts: dict[int, Part] = {}
         self._regroup: Regroup | None = None
+        self._under_way: list[int] = []
 
     def serve(self) -> None:
         """Raises EOFError once the first rank has ended."""
@@ -212,14 +217,19 @@ class Follower:
     def _execute(self, order: Order) -> None:
         """Where it fails, whoever waits for this rank sees that it has left; and all come together again."""
         report = Report(order.number)
+        self._under_way.append(order.number)
         try:
             with self._ranks.together():
                 self._do(order)
         except Exception as error:
+            if not self._ranks.can_part:
+                traceback.print_exc()
+                os._exit(1)
             self._ranks.leave()
             is_memory, is_parted = memory_ran_out(error), isinstance(error, RanksPartedError)
             trace = None if is_memory or is_parted else traceback.format_exc()
             report = Report(order.number, f"{type(error).__name__}: {error}", trace, is_memory, is_parted)
+        self._under_way.pop()
         write(self._reports, report)
         if report.failed is not None:  # here, where nothing holds what the failed one did of memory any more
             self._rejoin()
@@ -243,9 +253,11 @@ class Follower:
                     case GoOn(beside_others):
                         in_flight.beside_others = beside_others
                         return
-                    case Regroup() as regroup:
+                    case Regroup() as regroup if regroup.number == self._under_way[-1]:
                         self._regroup = regroup
                         raise RanksPartedError("the first rank broke off")
+                    case Regroup() as regroup:  # an order that was over here already
+                        self._join(regroup)
 
     def _rejoin(self) -> None:
         """What the first rank said before it knew is not for this one any more."""

@@ -29,7 +29,7 @@ _FOLLOWER = ("-m", "lorry.actors.group.follower")
 
 
 def _end_process(rank: int) -> None:
-    log.error("a rank of this actor has died; the others end with it, and another actor takes over", rank=rank)
+    log.error("a rank of this actor has ended; the others end with it, and another actor takes over", rank=rank)
     os._exit(1)  # the compute thread may wait for the dead for ever
 
 
@@ -47,7 +47,8 @@ class Group:
         program: Sequence[str] = _FOLLOWER,
     ) -> None:
         self._stack = ExitStack()
-        meeting = Path(self._stack.enter_context(TemporaryDirectory(prefix="lorry-group-"))) / "meeting"
+        self._folder = TemporaryDirectory(prefix="lorry-group-")
+        meeting = Path(self._stack.enter_context(self._folder)) / "meeting"
         self._pipes: dict[int, tuple[BinaryIO, BinaryIO]] = {}  # to each, and from each
         self._ended, self._is_closing = ended, False
         self.processes = [self._start(program, rank, size, device, threads, meeting) for rank in range(1, size)]
@@ -77,7 +78,16 @@ class Group:
         self._stack.close()
 
     def run(self, model: int, command: Command, mine: Callable[[], T]) -> T:
-        """See `Lead.run`."""
+        """See `Lead.run`. Where a rank was not there because it has failed in the pass that waits for this, that is no
+        fault of the command's: it is executed once more, since all are together again."""
+        try:
+            return self._run(model, command, mine)
+        except RanksPartedError:
+            if not any(number in self._failed for number in self._under_way):
+                raise
+            return self._run(model, command, mine)
+
+    def _run(self, model: int, command: Command, mine: Callable[[], T]) -> T:
         number = self._orders = self._orders + 1
         self._under_way.append(number)
         try:
@@ -87,7 +97,10 @@ class Group:
             self._await_all(number)
             return result
         except BaseException as error:
-            self._regroup()
+            if not self.ranks.can_part:
+                log.exception("a command failed among several devices, which ends them")
+                self._ended(0)
+            self._regroup(number)
             told = self._failed.pop(number, None)
             if isinstance(error, RanksPartedError) and told is not None:
                 raise _failure(told) from error
@@ -128,6 +141,7 @@ class Group:
             waiting.register(descriptor, 0)  # for its end alone, whatever is unread
         for descriptor, _ in waiting.poll():
             if not self._is_closing:
+                self._folder.cleanup()  # nobody meets there any more
                 self._ended(ranks[descriptor])
 
     def _tell(self, message: ToRank) -> None:
@@ -147,11 +161,11 @@ class Group:
             if isinstance(message, Report) and message.failed is not None:
                 raise RanksPartedError("another rank has failed")
 
-    def _regroup(self) -> None:
-        """Every rank breaks off what this one has left, and joins again."""
+    def _regroup(self, number: int) -> None:
+        """Every rank breaks off that order, which this one has left, and joins again."""
         self.ranks.leave()
         self._generation += 1
-        self._tell(Regroup(self._generation))
+        self._tell(Regroup(self._generation, number))
         with self.ranks.together():
             self.ranks.join(self._generation)
         for rank, (_, from_rank) in self._pipes.items():

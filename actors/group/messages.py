@@ -117,9 +117,10 @@ class GoOn(msgspec.Struct, frozen=True, tag=True):
 
 
 class Regroup(msgspec.Struct, frozen=True, tag=True):
-    """What is under way is to be broken off, and the ranks to join for the n-th time."""
+    """The order of that number is to be broken off, and the ranks to join for the n-th time."""
 
     generation: int
+    number: int
 
 
 ToRank: TypeAlias = Order | GoOn | Regroup

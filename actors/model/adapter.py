@@ -57,6 +57,9 @@ class TrainingState:
 class Away(Protocol):
     """Where an adapter is that several devices have parts of. What it tells is whole, on the host."""
 
+    @property
+    def device(self) -> torch.device: ...
+
     def part(self, index: int) -> Part | None:
         """This process's, of one module."""
         ...
@@ -129,8 +132,8 @@ class Adapter:
 
     @property
     def device(self) -> torch.device:
-        """Of one that is away: to where it comes home."""
-        return self._vectors.weights.device
+        """Of one that is away: the first of those that have it."""
+        return self._vectors.weights.device if self._away is None else self._away.device
 
     @property
     def away(self) -> Away | None:
@@ -163,17 +166,22 @@ class Adapter:
 
     def _home(self) -> "_Vectors":
         if self._away is not None:
-            away = self._away
-            state = away.state(pending=self.pending)
-            if self._is_marked_away:
-                pending, saved = self._marked or (False, None)
-                self._marked = pending, away.marked() if pending else saved
-            self._away, self._is_marked_away = None, False
-            zero = [torch.zeros_like(state.weights) if self.trainable else torch.empty(0) for _ in range(3)]
+            state = self._away.state(pending=self.pending)
             found = (state.grad, state.exp_avg, state.exp_avg_sq)
-            rest = [old if new is None else new for new, old in zip(found, zero, strict=True)]
-            self._vectors = _Vectors(state.weights, *rest, compute=state.weights.to(self.dtype))
+            vectors = _Vectors(
+                state.weights,
+                *(vector if vector is not None else self._zeros(state.weights) for vector in found),
+                compute=state.weights.to(self.dtype),
+            )
+            marked = self._marked
+            if self._is_marked_away and marked is not None and marked[0]:
+                marked = True, self._away.marked()
+            # All of it is here: where memory ran out above, it still is where it was.
+            self._vectors, self._marked, self._away, self._is_marked_away = vectors, marked, None, False
         return self._vectors
+
+    def _zeros(self, like: Tensor) -> Tensor:
+        return torch.zeros_like(like) if self.trainable else torch.empty(0)
 
     def to(self, device: torch.device | str) -> None:
         """Moves all vectors, or none where memory runs out; views taken before are stale if the device changes."""

@@ -28,7 +28,8 @@ class Lead(Protocol):
         """The other ranks execute `command` while this one does `mine`, whose sums and copies meet theirs.
 
         Raises what `mine` raises, or for another rank that failed MemoryError where its memory ran out, and otherwise
-        RanksPartedError. All ranks are together again then, and what they executed counts for nothing.
+        RuntimeError. All ranks are together again then, and what they executed counts for nothing. It may be called
+        twice, so `mine` must bear that. Where ranks cannot part, all of them end instead.
         """
         ...
 

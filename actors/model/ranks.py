@@ -42,11 +42,14 @@ class Ranks:
         with _parting():
             self._group = self._connect(generation)
 
+    @property
+    def can_part(self) -> bool:
+        """Whether the others notice that one has left. On an accelerator they wait in its kernels."""
+        return self.device.type == "cpu"
+
     def leave(self) -> None:
         """Whoever waits for this rank stops waiting."""
-        group, self._group = self._group, None
-        if group is not None and self.device.type != "cpu":
-            group.abort()  # kernels that wait for others would wait for ever
+        self._group = None
 
     @contextmanager
     def together(self) -> Generator[None]:

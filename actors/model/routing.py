@@ -79,8 +79,8 @@ def route(
     width = len(segments) + 1
     keys = (chosen * width + _owners(tokens, segments).to(chosen.device)[:, None]).view(-1)
     order = keys.argsort(stable=True)
-    table = _counted(keys, experts, width)
     first, last = own or (0, experts)
+    table = _counted(keys, experts, width, first, last)
     before, pairs = (sum(map(sum, rows)) for rows in (table[:first], table[first:last]))
     order, table = order[before : before + pairs], table[first:last]
     common: dict[str, Any] = {
@@ -103,12 +103,14 @@ def route(
     return PartialRouting(**common, places=places, starts=torch.searchsorted(order[places], firsts))
 
 
-def _counted(keys: Tensor, experts: int, width: int) -> list[list[int]]:
-    """[experts, width]. On the meta device, where nobody chooses, as if the first segment chose the first expert alone:
-    it is the pairs that take memory, whoever has them."""
+def _counted(keys: Tensor, experts: int, width: int, first: int, last: int) -> list[list[int]]:
+    """[experts, width]. On the meta device, where nobody chooses, as if the first segment chose the `first` expert for
+    all of those up to the `last`: it is the pairs that take memory, whoever has them."""
     if keys.is_meta:
-        first, *rest = ([0] * width for _ in range(experts))
-        return [[len(keys), *first[1:]], *rest]
+        table = [[0] * width for _ in range(experts)]
+        if first < last:
+            table[first][0] = -(-len(keys) * (last - first) // experts)
+        return table
     return torch.bincount(keys, minlength=experts * width).view(experts, width).tolist()
 
 

@@ -82,11 +82,11 @@ class Sizing:
             kept_numbers=_WHOLE_NUMBERS + (_NUMBERS_OF_TOKEN - _WHOLE_NUMBERS) / ranks,
         )
 
-    def least_ranks(self, spec: AdapterSpec, itemsize: int, device_bytes: int, quantize: Quantization) -> int | None:
+    def least_ranks(self, spec: AdapterSpec, itemsize: int, device_bytes: int) -> int | None:
         """Of how many devices of so many bytes the fewest do; None where no number up to 64 does."""
         for ranks in range(1, 65):
             with suppress(UnsupportedModelError):
-                if self.of_rank(ranks).least_bytes(spec, itemsize, quantize) <= device_bytes:
+                if self.of_rank(ranks).least_bytes(spec, itemsize) <= device_bytes:
                     return ranks
         return None
 

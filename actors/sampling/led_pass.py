@@ -45,9 +45,10 @@ class Whose(msgspec.Struct, frozen=True):
 
 
 class Rows(msgspec.Struct, frozen=True):
-    """Decoding rows that are new: their adapters in order, each with how many rows, and their tables of blocks."""
+    """Decoding rows whose blocks are new: their tables; and where the rows are, their adapters in order, each with how
+    many."""
 
-    counts: list[tuple[int, int]]
+    counts: list[tuple[int, int]] | None
     tables: list[list[int]]
 
 
@@ -79,7 +80,7 @@ class LedPass(ModelPass):
     ) -> None:
         super().__init__(base, None, linears, cache)
         self._lead, self._ranks, self._decoder = lead, ranks, next(_numbers)
-        self._told: object = None
+        self._told: tuple[object, object] = None, None  # what the others know: rows, and their blocks
         lead.run(BeginSampling(self._decoder, blocks, cache.block_tokens), lambda: None)
 
     def clear(self, blocks: Sequence[int]) -> None:
@@ -92,8 +93,8 @@ class LedPass(ModelPass):
 
     def run(self, step: Step, batch: DecodeBatch | None) -> Tensor:
         whose, rows = self._whose(step.adapters), None
-        if batch is not None and batch.readings is not self._told:
-            rows = self._rows(batch)
+        if batch is not None and batch.readings is not self._told[1]:
+            rows = self._rows(batch, is_new=batch is not self._told[0])
         command = Decode(
             self._decoder,
             packed(step.tokens),
@@ -105,9 +106,9 @@ class LedPass(ModelPass):
             whose,
             seen_head(step.seen),
         )
-        self._told = None  # should it fail, nobody knows what the others have
+        told, self._told = self._told, (None, None)  # should it fail, nobody knows what the others have
         hidden = self._lead.run(command, lambda: super(LedPass, self).run(step, batch))
-        self._told = None if batch is None else batch.readings
+        self._told = told if batch is None else (batch, batch.readings)
         return hidden
 
     def head(self, hidden: Tensor, adapters: Adapters) -> Tensor:
@@ -116,11 +117,14 @@ class LedPass(ModelPass):
 
         return self._lead.run(Head(self._decoder, len(hidden), self._whose(adapters)), mine)
 
-    def _rows(self, batch: DecodeBatch) -> Rows:
+    def _rows(self, batch: DecodeBatch, *, is_new: bool) -> Rows:
         """Their adapters are those of the segments, in order."""
+        tables = [list(row.held.blocks) for row in batch.rows]
+        if not is_new:
+            return Rows(None, tables)
         numbers = self._lead.numbers_of(batch.segments)
         counts = [(stretch.adapter, stretch.end - stretch.start) for stretch in numbers]
-        return Rows(counts, [list(row.held.blocks) for row in batch.rows])
+        return Rows(counts, tables)
 
     def _whose(self, adapters: Adapters) -> Whose:
         """At once, so that no adapter makes room for another of them."""

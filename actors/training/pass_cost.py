@@ -30,7 +30,9 @@ def measure_pass(base: BaseModel, targets: LoraTargets) -> PassCost:
     )
     segment = Segment(targets.new_adapter(spec, base.device), 0, 0)
     cost = PassCost(base.layers, *_fit(base, segment, 0), *_fit(base, segment, base.layers))
-    return cost if cost.held.square else _in_blocks(cost, base.model.config.get_text_config().num_attention_heads)
+    ranks = 1 if base.division is None else base.division.ranks.size
+    heads = base.model.config.get_text_config().num_attention_heads // ranks
+    return cost if cost.held.square else _in_blocks(cost, heads)
 
 
 def _in_blocks(cost: PassCost, heads: int) -> PassCost:
@@ -89,7 +91,7 @@ def meter_pass(base: BaseModel, segment: Segment, again: int, tokens: int) -> tu
     places = torch.arange(tokens, device=base.device)
     try:
         with base.alone(), Meter() as meter:
-            hidden = base.hidden_states(torch.zeros_like(places), places, grad=True)
+            hidden = base.hidden_states(places % base.vocab_size, places, grad=True)  # which choose many experts
             held = meter.live
             hidden.backward(torch.ones_like(hidden))
     finally:

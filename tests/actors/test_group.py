@@ -1,10 +1,12 @@
 """Base models that several processes share, beside the same in one: what they compute, refuse and survive."""
 
+import gc
 import threading
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -17,8 +19,10 @@ from lorry.actors.model.base_model import wrap_model
 from lorry.actors.model.lora import attach_lora
 from lorry.actors.model.ranks import Ranks, RanksPartedError
 from lorry.actors.model.spec import AdapterSpec
+from lorry.actors.sampling.kv_cache import KVCache
 from lorry.actors.training.engine import Engine, ForwardBackwardJob
 from lorry.wire.errors import UnsupportedModelError
+from lorry.wire.model_input import ModelInput
 from lorry.wire.types import AdamParams, OptimStepResponse
 
 from .models import tiny_deepseek_v3, tiny_gpt_oss, tiny_llama, tiny_qwen3, tiny_qwen3_moe, tiny_qwen3_vl_moe
@@ -320,6 +324,96 @@ def test_a_pass_and_the_steps_in_its_pauses_survive_a_rank_that_finds_no_memory(
         expected.add(i, sample_of(prompt, max_tokens=20, seed=i), [None, sampler][i % 2], 0, "owner")
     for key, response in run(expected).items():
         assert tokens_of(finished[key]) == tokens_of(response)
+
+
+@pytest.mark.parametrize("after", [0, 2, *later(1, 4, 5)])
+def test_a_lone_request_in_a_pause_is_not_blamed_for_the_pass(faulty: Faulty, after: int) -> None:
+    """A rank that fails between two sums of a pass is not there for the step in the next pause."""
+    shop = shared(faulty.group, tiny_qwen3())
+    shop.add("run", SPECS[0])
+    decoder, in_flight, finished = new_decoder(shop.base, 8, 13), shop.base.in_flight, dict[Any, Any]()
+    decoder.add("alone", sample_of(PROMPTS[0], max_tokens=30, seed=1), None, 0)
+
+    def decode() -> None:
+        with in_flight.set_aside():
+            if decoder.active:
+                finished.update({key: result for key, result, _ in decoder.step(others_hold_memory=True)})
+
+    in_flight.on_pause = decode
+    faulty.fail("product", after)
+    succeeded(shop.engine.forward_backward([job("run", request(1, (5, 9, 14)))])[0])
+    in_flight.on_pause = lambda: None
+    while decoder.active:
+        finished |= {key: result for key, result, _ in decoder.step()}
+    expected = new_decoder(Workshop(tiny_qwen3()).base, 8, 13)
+    expected.add("alone", sample_of(PROMPTS[0], max_tokens=30, seed=1), None, 0)
+    assert tokens_of(finished["alone"]) == tokens_of(run(expected)["alone"])
+
+
+def test_a_step_that_fails_where_others_have_done_theirs_leaves_the_pass_that_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shop = shared(a_group(2), tiny_qwen3())
+    adapter = shop.add("run", SPECS[0])
+    decoder, in_flight, failures = new_decoder(shop.base, 8, 13), shop.base.in_flight, [1]
+    decoder.add("one", sample_of(PROMPTS[0], max_tokens=40, seed=1), None, 0)
+    clear = KVCache.clear
+
+    def scarce(cache: KVCache, blocks: Sequence[int]) -> None:
+        if failures:
+            failures.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        clear(cache, blocks)
+
+    monkeypatch.setattr(KVCache, "clear", scarce)
+
+    def decode() -> None:
+        with in_flight.set_aside():
+            if decoder.active:
+                decoder.step(others_hold_memory=True)
+
+    in_flight.on_pause = decode
+    succeeded(shop.engine.forward_backward([job("run", request(1))])[0])
+    assert not failures
+    alone = Workshop(tiny_qwen3())
+    alone.add("run", SPECS[0])
+    alone.engine.forward_backward([job("run", request(1))])
+    assert_same(adapter.grad, alone.pool.get("run").grad)
+
+
+def test_an_adapter_that_finds_no_room_at_home_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = shared(a_group(2), tiny_qwen3())
+    adapter = shop.add("run", SPECS[0])
+    weights = adapter.weights.clone()
+    succeeded(shop.engine.forward_backward([job("run", request(1))])[0])
+
+    def scarce(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lorry.actors.model.adapter.torch.zeros_like", scarce)
+        patched.setattr("lorry.actors.group.adapters.put_together", scarce)
+        with pytest.raises(MemoryError):
+            adapter.to("cpu")
+    assert adapter.away is not None
+    assert torch.equal(adapter.weights, weights)
+
+
+def test_what_nobody_uses_any_more_is_dropped_by_all() -> None:
+    """Prompts are scored through adapters that come and go."""
+    group, before = a_group(2), 0
+    shop = shared(group, tiny_qwen3())
+    decoder = new_decoder(shop.base, 8, 13)
+    for round_ in range(2):
+        for i in range(8):
+            adapter = shop.targets.new_adapter(AdapterSpec(rank=64, seed=i), "cpu", trainable=False)
+            decoder.add_prompt(i, ModelInput.from_ints(PROMPTS[1]), adapter)
+            run(decoder)
+            del adapter
+        gc.collect()
+        resident = psutil.Process(group.processes[0].pid).memory_info().rss
+        assert round_ == 0 or resident < before + 2**22
+        before = resident
 
 
 def test_the_death_of_a_rank_is_told_at_once(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def rows() -> dict[str, list[str]]:
             f"{size.parameters * 2 / 2**30:,.1f} GiB",
             f"{size.adapter_bytes(spec, 2) / 2**30:,.1f} GiB",
             f"{size.cache_numbers * 2 / 1024:,.0f} KiB",
-            str(size.least_ranks(spec, 2, 80 * 2**30, "none")),
+            str(size.least_ranks(spec, 2, 80 * 2**30)),
         ]
     return found
 

@@ -44,8 +44,8 @@ def patch(seed: int) -> None:
         doors["clients"] = await _in_front_of(config.bind, tasks, seed + 1)
         return await start(tasks, config, actor_address, environment)
 
-    def _actor_command(config: Any, name: str, model: str, source: str, connect: str) -> list[str]:
-        return actor_command(config, name, model, source, doors["actors"])
+    def _actor_command(config: Any, actor: Any, connect: str) -> list[str]:
+        return actor_command(config, actor, doors["actors"])
 
     def _gateway_command(config: Any, http: str, announced: dict[str, str]) -> list[str]:
         return gateway_command(config, http, announced | {"clients": doors["clients"]})

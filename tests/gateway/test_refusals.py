@@ -111,7 +111,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "gateway/tinker/unsupported.py::assign_session_project": (1, NO_COMMAND),
     "gateway/tinker/unsupported.py::export_session_trace": (1, NO_COMMAND),
     "gateway/tinker/weights.py::_load": (1, NO_PLACE),
-    "actors/actor.py::_check_division": (2, AT_START),
+    "actors/actor.py::_check_division": (3, AT_START),
     "actors/group/dividing.py::check_divisible": (1, AT_START),
     "actors/group/models.py::divide": (1, AT_START),
     "actors/model/shards.py::_check_heads": (2, AT_START),

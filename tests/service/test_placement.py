@@ -40,8 +40,15 @@ def test_actors_take_the_devices_of_a_range_in_turn() -> None:
     assert [actor.device for actor in found.values()] == ["cuda", "cuda:4"]
 
 
+def test_what_one_is_given_by_name_is_not_taken_out_of_a_range() -> None:
+    found = settings("small#0:device=cuda:1", "org/big:tensor-parallel=2", replicas=2, device="cuda:0-5")
+    assert [actor.device for actor in found.values()] == ["cuda:1", "cuda:0", "cuda:2", "cuda:4"]
+    found = settings("org/big:device=cuda:0-1", device="cuda:0-2")
+    assert [actor.device for actor in found.values()] == ["cuda:0", "cuda:1"]
+
+
 def test_a_range_of_too_few_is_refused_before_anything_starts() -> None:
-    with pytest.raises(InvalidRequestError, match=r"device is 'cuda:0-2'.*4 are needed up to org/big#1"):
+    with pytest.raises(InvalidRequestError, match=r"device is 'cuda:0-2'.*org/big#1 wants 1 side by side"):
         settings(replicas=2, device="cuda:0-2")
 
 
