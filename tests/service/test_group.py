@@ -40,17 +40,19 @@ async def test_a_rank_that_is_killed_costs_time_alone(start: Start, kills: int) 
         undisturbed = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
         expected = await learn(undisturbed, steps)
         training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
-        futures, found = [], list[float]()
-        for _ in range(steps):
-            futures.append(training.forward_backward([datum()], "cross_entropy"))
-            training.optim_step(STEP)
-        at = sorted(moments.sample(range(1, steps - 1), kills))
-        for i, future in enumerate(futures):
-            found.append((await future).metrics["loss:sum"])
-            if i in at:
-                await anyio.sleep(moments.uniform(0, 0.05))
+        found: list[float] = []
+        while len(found) < steps:  # few at a time: what is under way when three actors die is not tried again
+            futures = []
+            for _ in range(6):
+                futures.append(training.forward_backward([datum()], "cross_entropy"))
+                training.optim_step(STEP)
+            for future in futures[: moments.randrange(4)]:
+                await future
+            await anyio.sleep(moments.uniform(0, 0.05))
+            if len(found) < 6 * kills:
                 for rank in ranks_of(server):
                     rank.send_signal(signal.SIGKILL)
+            found += [(await future).metrics["loss:sum"] for future in futures]
         assert found == pytest.approx(expected, rel=1e-5)
         sampler = await training.save_weights_and_get_sampling_client_async()
         prompt = lorry.ModelInput.from_ints([5, 6, 7])
