@@ -15,7 +15,6 @@ from ...wire.errors import UnsupportedModelError
 from ..model.base_model import BaseModel
 from ..model.leading import Division, Lead
 from ..model.lora import LoraTargets, experts_of, head_of, layers_of
-from ..model.probe import AttentionProbe
 from ..model.ranks import Ranks, sum_block
 from ..model.shards import divided, heads_of, share
 from ..model.spec import Shard, Target
@@ -96,17 +95,6 @@ def outline_of_rank(base: BaseModel, targets: LoraTargets, ranks: int) -> tuple[
 
     last = Ranks(ranks - 1, ranks, base.device, nobody)
     return take_share(base, targets, last, None, [facts for facts, _ in tensors_of(base.model)])
-
-
-def logits_of_some(base: BaseModel) -> Tensor:
-    """[tokens, vocab], without adapters."""
-    tokens = torch.arange(COMPARED_TOKENS, device=base.device) % base.vocab_size
-    base.in_flight.cache = AttentionProbe()
-    try:
-        with torch.no_grad():
-            return base.logits(base.hidden_states(tokens, tokens, grad=False))
-    finally:
-        base.in_flight.cache = None
 
 
 @dataclass(frozen=True, slots=True)

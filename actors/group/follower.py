@@ -24,19 +24,19 @@ from ..images.layout import Seen
 from ..model.base_model import BaseModel, outline
 from ..model.in_flight import Segment
 from ..model.leading import SeenHead, Stretch, unpacked, unseen
-from ..model.lora import attach_lora
+from ..model.lora import attach_lora, logits_of_some
 from ..model.memory import memory_ran_out
 from ..model.ranks import Ranks, RanksPartedError
 from ..model.survey import survey
 from ..sampling.decode_linears import DecodeLinears
 from ..sampling.kv_cache import KVCache, PromptChunk, Reading
-from ..sampling.led_pass import BeginSampling, Clear, Copy, Decode, Head, Rows, Whose
+from ..sampling.led_pass import BeginSampling, Clear, Copy, Decode, Head, Whose
 from ..sampling.model_pass import Adapters, ModelPass, Step
 from ..training.logprobs import Targets
 from ..training.training_pass import BeginTraining, Heard, PassInput, Train, TrainingPass
 from .adapters import finite_everywhere, put_together, received, step_together
 from .connecting import ranks_of
-from .dividing import logits_of_some, take_share
+from .dividing import COMPARED_TOKENS, take_share
 from .messages import (
     AdamStep,
     AllFinite,
@@ -67,7 +67,7 @@ class _Sampling:
     readings: list[Reading] = field(default_factory=list[Reading])
 
 
-class Part:
+class ModelPart:
     """What this rank has of one base model, and what it does with it. Everything runs together with the others."""
 
     def __init__(self, ranks: Ranks, build: Build) -> None:
@@ -84,7 +84,7 @@ class Part:
     def execute(self, command: msgspec.Struct) -> None:
         match command:
             case Compare():
-                logits_of_some(self.base)
+                logits_of_some(self.base, COMPARED_TOKENS)
             case Send():
                 targets = [self.targets.modules[index] for index in command.targets]
                 self._adapters[command.adapter] = received(command, targets, self._ranks, self.targets.dtype, None)
@@ -151,9 +151,11 @@ class Part:
 
     def _decode(self, own: _Sampling, command: Decode) -> None:
         device = self.base.device
-        if command.rows is not None:
-            self._arrange(own, command.rows)
-        places = unpacked(command.places, device)
+        whose, places = self._whose(command.whose), unpacked(command.places, device)
+        if command.tables is not None:
+            own.readings = own.cache.plan_readings(command.tables)
+        if command.new_rows:
+            self._arrange(own, whose.of_rows)
         step = Step(
             unpacked(command.tokens, device),
             unpacked(command.positions, device),
@@ -161,19 +163,16 @@ class Part:
             places,
             unpacked(command.slots, device),
             [PromptChunk(*prompt) for prompt in command.prompts],
-            self._whose(command.whose),
+            whose,
             self._unseen(command.seen),
         )
         with torch.inference_mode():
             own.model_pass.run(step, None)
 
-    def _arrange(self, own: _Sampling, rows: Rows) -> None:
-        own.readings = own.cache.plan_readings(rows.tables)
-        if rows.counts is None:
-            return
-        adapters = [self._adapters[number] for number, _ in rows.counts]
+    def _arrange(self, own: _Sampling, of_rows: Sequence[Segment]) -> None:
+        adapters = [segment.adapter for segment in of_rows]
         own.linears.retain(set(adapters))
-        own.linears.arrange(adapters, [count for _, count in rows.counts], self.base.device)
+        own.linears.arrange(adapters, [segment.end - segment.start for segment in of_rows], self.base.device)
 
     def _head(self, own: _Sampling, command: Head) -> None:
         config: Any = self.base.model.config.get_text_config()
@@ -197,7 +196,7 @@ class Part:
 class Follower:
     def __init__(self, ranks: Ranks, orders: BinaryIO, reports: BinaryIO) -> None:
         self._ranks, self._orders, self._reports = ranks, orders, reports
-        self._parts: dict[int, Part] = {}
+        self._parts: dict[int, ModelPart] = {}
         self._regroup: Regroup | None = None
         self._under_way: list[int] = []
 
@@ -237,7 +236,7 @@ class Follower:
     def _do(self, order: Order) -> None:
         match order.command:
             case Build() as build:
-                part = self._parts[order.model] = Part(self._ranks, build)
+                part = self._parts[order.model] = ModelPart(self._ranks, build)
                 part.base.in_flight.on_pause = lambda: self._wait(part.base)
             case command:
                 self._parts[order.model].execute(command)

@@ -7,9 +7,9 @@ from ...wire.errors import UnsupportedModelError
 from ..model.agreement import agree
 from ..model.base_model import BaseModel
 from ..model.loading import plain
-from ..model.lora import LoraTargets
+from ..model.lora import LoraTargets, logits_of_some
 from .adapters import Leader
-from .dividing import check_divisible, logits_of_some, take_share, tensors_of
+from .dividing import COMPARED_TOKENS, check_divisible, take_share, tensors_of
 from .leader import Group
 from .messages import Build, Compare
 
@@ -23,7 +23,7 @@ def divide(group: Group, base: BaseModel, targets: LoraTargets) -> tuple[BaseMod
     compute something else together than it did.
     """
     check_divisible(base, targets, group.ranks.size)
-    expected = logits_of_some(base)
+    expected = logits_of_some(base, COMPARED_TOKENS)
     leader = Leader(group, next(_numbers))
     tensors = [facts for facts, _ in tensors_of(base.model)]
     config = plain(copy.deepcopy(base.model.config))
@@ -35,7 +35,7 @@ def divide(group: Group, base: BaseModel, targets: LoraTargets) -> tuple[BaseMod
     )
     part, own = leader.run(command, lambda: take_share(base, targets, group.ranks, leader, tensors))
     part.in_flight.after_pause = lambda: group.go_on(part.in_flight.beside_others)
-    found = leader.run(Compare(), lambda: logits_of_some(part))
+    found = leader.run(Compare(), lambda: logits_of_some(part, COMPARED_TOKENS))
     if not agree(found.cpu(), expected.cpu()):
         raise UnsupportedModelError(
             f"{type(base.model).__name__} computes something else on several devices: "

@@ -138,22 +138,20 @@ class AcrossRanks:
 
     def gradients(self, adapters: Sequence[Adapter]) -> tuple[list[Tensor], list[float]]:
         """Copies, with what is common summed over the ranks; and the norms of the whole."""
-        grads, squares, common = list[Tensor](), list[Tensor](), list[list[Tensor]]()
+        grads, own, common = list[Tensor](), list[Tensor](), list[Tensor]()
         for adapter in adapters:
             assert isinstance(adapter, RankAdapter)
             grad = adapter.grad.clone()
             views = [p for f, p in zip(adapter.factors, adapter.pieces(grad), strict=True) if f.is_common]
-            grads.append(grad)
-            common.append(views)
-            together = torch.cat(views) if views else grad.new_empty(0)
+            together = self._ranks.sum_(torch.cat(views) if views else grad.new_empty(0))
             for view in views:
                 view.zero_()  # what is left is no other rank's
-            squares.append(torch.linalg.vector_norm(grad, dtype=torch.float64).square())
-            for view, summed in zip(views, _split(self._ranks.sum_(together), views), strict=True):
+            own.append(_square(grad))
+            common.append(_square(together))
+            for view, summed in zip(views, together.split_with_sizes([*map(Tensor.numel, views)]), strict=True):
                 view.copy_(summed)
-        own = self._ranks.sum_(torch.stack(squares))  # [adapters]
-        of_common = torch.stack([_square([*views]) for views in common]) if common else own
-        return grads, (own + of_common.to(own.device)).sqrt().tolist()
+            grads.append(grad)
+        return grads, (self._ranks.sum_(torch.stack(own)) + torch.stack(common)).sqrt().tolist()
 
     def agree(self, flags: Sequence[bool]) -> list[bool]:
         """Whether all ranks say so, of each."""
@@ -161,11 +159,6 @@ class AcrossRanks:
         return [not other for other in self._ranks.sum_(against).tolist()]
 
 
-def _split(together: Tensor, views: Sequence[Tensor]) -> Sequence[Tensor]:
-    return together.split_with_sizes([view.numel() for view in views])
-
-
-def _square(views: Sequence[Tensor]) -> Tensor:
-    if not views:
-        return torch.zeros((), dtype=torch.float64)
-    return torch.stack([torch.linalg.vector_norm(view, dtype=torch.float64).square() for view in views]).sum()
+def _square(vector: Tensor) -> Tensor:
+    """Of its norm: float64 holds that of any float32."""
+    return torch.linalg.vector_norm(vector, dtype=torch.float64).square()

@@ -18,7 +18,7 @@ from ..images.layout import Seen
 from .agreement import agree
 from .attention import PACKED, PROBED, set_attention, set_decoders_attention
 from .in_flight import InFlight
-from .leading import Division
+from .leading import Division, Lead
 from .loading import auto_class, load_model
 from .probe import AttentionProbe
 from .recomputing import let_layers_be_computed_again
@@ -80,6 +80,11 @@ class BaseModel:
         if self.division is None or self.division.ranks.state == "alone":
             return head(hidden)
         return self.division.ranks.gathered(head(hidden), self.division.widths)
+
+    @property
+    def lead(self) -> Lead | None:
+        """The others' that have parts of it, where this is the first of them."""
+        return None if self.division is None else self.division.lead
 
     def alone(self) -> AbstractContextManager[None]:
         """Inside, the model may be run for the shapes of what it computes, whoever else has a part of it."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,9 +89,8 @@ def unseen(head: SeenHead, hidden: int, device: torch.device, dtype: torch.dtype
 
 
 def packed(numbers: Tensor | Sequence[int]) -> TensorData:
-    array = numbers.cpu().numpy() if isinstance(numbers, Tensor) else np.asarray(numbers, dtype=np.int64)
-    return TensorData(array, "int64", list(array.shape))
+    return TensorData.from_torch(numbers) if isinstance(numbers, Tensor) else TensorData(numbers, "int64")
 
 
 def unpacked(data: TensorData, device: torch.device) -> Tensor:
-    return torch.from_numpy(data.to_numpy().copy()).to(device)
+    return data.to_torch().to(device)

@@ -253,17 +253,18 @@ def attach_lora(base: BaseModel, layout: FileLayout = "peft") -> LoraTargets:
 def _take_over_experts(base: BaseModel) -> None:
     """On the meta device nothing is computed that could be compared."""
     has_weights = base.device.type != "meta"
-    expected = _logits_of_two_tokens(base) if has_weights else None
+    expected = logits_of_some(base, 2) if has_weights else None
     # As set_experts_implementation does, which older ones have for theirs alone.
     for experts in experts_of(base).values():
         experts.module.config._experts_implementation = ROUTED
-    if expected is not None and not agree(_logits_of_two_tokens(base), expected):
+    if expected is not None and not agree(logits_of_some(base, 2), expected):
         raise UnsupportedModelError(f"{type(base.model).__name__} has experts that compute something else here")
 
 
 @torch.no_grad()
-def _logits_of_two_tokens(base: BaseModel) -> Tensor:
-    tokens = torch.arange(2, device=base.device)
+def logits_of_some(base: BaseModel, count: int) -> Tensor:
+    """Of so many tokens, [count, vocab], without adapters."""
+    tokens = torch.arange(count, device=base.device) % base.vocab_size
     base.in_flight.cache = AttentionProbe()
     try:
         return base.logits(base.hidden_states(tokens, tokens, grad=False))

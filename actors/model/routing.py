@@ -81,14 +81,15 @@ def route(
     order = keys.argsort(stable=True)
     first, last = own or (0, experts)
     table = _counted(keys, experts, width, first, last)
-    before, pairs = (sum(map(sum, rows)) for rows in (table[:first], table[first:last]))
-    order, table = order[before : before + pairs], table[first:last]
+    counts = [sum(row) for row in table]
+    before, counts, table = sum(counts[:first]), counts[first:last], table[first:last]
+    order = order[before : before + sum(counts)]
     common: dict[str, Any] = {
         "tokens": order.div(choices, rounding_mode="floor"),
         "experts": chosen.reshape(-1)[order] - first,
         "order": order,
         "choices": choices,
-        "counts": [sum(row) for row in table],
+        "counts": counts,
         "stretches": [
             [Stretch(segment if segment < len(segments) else None, pairs) for segment, pairs in enumerate(row) if pairs]
             for row in table

@@ -253,9 +253,9 @@ class _Computed:
 def _pass(
     base: BaseModel, compiled: CompiledModel | None, linears: DecodeLinears, cache: KVCache, blocks: int
 ) -> ModelPass:
-    if base.division is None or base.division.lead is None:
+    if base.division is None or base.lead is None:
         return ModelPass(base, compiled, linears, cache)
-    return LedPass(base, linears, cache, blocks, base.division.lead, base.division.ranks)
+    return LedPass(base, linears, cache, blocks, base.lead, base.division.ranks)
 
 
 def _apart(pieces: "Sequence[Row | Chunk]") -> tuple[list[Row], list[Chunk]]:

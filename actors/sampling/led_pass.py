@@ -44,21 +44,15 @@ class Whose(msgspec.Struct, frozen=True):
     gathered: bool
 
 
-class Rows(msgspec.Struct, frozen=True):
-    """Decoding rows whose blocks are new: their tables; and where the rows are, their adapters in order, each with how
-    many."""
-
-    counts: list[tuple[int, int]] | None
-    tables: list[list[int]]
-
-
 class Decode(msgspec.Struct, frozen=True, tag=True):
-    """A Step as it travels. Without `rows`, these and their tables are those of the step before."""
+    """A Step as it travels. Without `tables` of blocks, those of the rows are as in the step before; and so are the
+    rows themselves, if they are not `new_rows`."""
 
     decoder: int
     tokens: TensorData
     positions: TensorData
-    rows: Rows | None
+    new_rows: bool
+    tables: list[list[int]] | None
     places: TensorData
     slots: TensorData
     prompts: list[tuple[int, int, list[int]]]
@@ -92,18 +86,19 @@ class LedPass(ModelPass):
             self._lead.run(Copy(self._decoder, list(pairs)), lambda: super(LedPass, self).copy(pairs))
 
     def run(self, step: Step, batch: DecodeBatch | None) -> Tensor:
-        whose, rows = self._whose(step.adapters), None
+        tables = None
         if batch is not None and batch.readings is not self._told[1]:
-            rows = self._rows(batch, is_new=batch is not self._told[0])
+            tables = [list(row.held.blocks) for row in batch.rows]
         command = Decode(
             self._decoder,
             packed(step.tokens),
             packed(step.positions),
-            rows,
+            batch is not None and batch is not self._told[0],
+            tables,
             packed(step.places),
             packed(step.slots),
             [(prompt.start, prompt.new, list(prompt.blocks)) for prompt in step.prompts],
-            whose,
+            self._whose(step.adapters),
             seen_head(step.seen),
         )
         told, self._told = self._told, (None, None)  # should it fail, nobody knows what the others have
@@ -117,17 +112,7 @@ class LedPass(ModelPass):
 
         return self._lead.run(Head(self._decoder, len(hidden), self._whose(adapters)), mine)
 
-    def _rows(self, batch: DecodeBatch, *, is_new: bool) -> Rows:
-        """Their adapters are those of the segments, in order."""
-        tables = [list(row.held.blocks) for row in batch.rows]
-        if not is_new:
-            return Rows(None, tables)
-        numbers = self._lead.numbers_of(batch.segments)
-        counts = [(stretch.adapter, stretch.end - stretch.start) for stretch in numbers]
-        return Rows(counts, tables)
-
     def _whose(self, adapters: Adapters) -> Whose:
-        """At once, so that no adapter makes room for another of them."""
         stretches = self._lead.numbers_of([*adapters.of_rows, *adapters.of_chunks])
         rows = len(adapters.of_rows)
         return Whose(stretches[:rows], stretches[rows:], adapters.gathered)

@@ -91,7 +91,7 @@ class Engine:
         self.token_budget = token_budget
         self._thrift = None if available is None else Thrift(base, targets, available)
         self._pass = TrainingPass(base, targets, logits_bytes)
-        self._lead = base.division.lead if base.division is not None else None
+        self._lead = base.lead
 
     def forward_backward(self, jobs: Sequence[ForwardBackwardJob]) -> list[ForwardBackwardOutcome]:
         """Runs all jobs mixed; outcomes in their order. A job that fails leaves its adapter as it was before it.

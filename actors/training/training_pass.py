@@ -14,7 +14,7 @@ from ...wire.types import TensorData
 from ..images.layout import Seen
 from ..model.base_model import BaseModel
 from ..model.in_flight import Segment
-from ..model.leading import Division, Lead, SeenHead, Stretch, packed, seen_head, share_seen
+from ..model.leading import Division, SeenHead, Stretch, packed, seen_head, share_seen
 from ..model.lora import LoraTargets, head_of
 from .divided_head import DividedHead
 from .logprobs import OutputHead, Scores, Targets
@@ -58,8 +58,8 @@ class TrainingPass:
             self._head = OutputHead(head_of(base), targets, logits_bytes)
         else:
             self._head = DividedHead(head_of(base), targets, logits_bytes, base.division.ranks)
-        if (lead := _lead(base.division)) is not None:
-            lead.run(BeginTraining(logits_bytes), lambda: None)
+        if base.lead is not None:
+            base.lead.run(BeginTraining(logits_bytes), lambda: None)
 
     def run(self, row: PassInput, losses: Losses) -> Scores:
         """With `row.backward` the gradients of the adapters are added in place. Where several devices share the model,
@@ -88,10 +88,6 @@ class TrainingPass:
             return scores
         finally:
             in_flight.lengths, in_flight.segments, in_flight.again = [], [], 0
-
-
-def _lead(division: Division | None) -> Lead | None:
-    return None if division is None else division.lead
 
 
 class BeginTraining(msgspec.Struct, frozen=True, tag=True):

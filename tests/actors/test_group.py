@@ -16,9 +16,11 @@ from lorry.actors.adapters.slots import AdapterPool
 from lorry.actors.group.leader import Group
 from lorry.actors.group.models import divide
 from lorry.actors.model.base_model import wrap_model
+from lorry.actors.model.in_flight import InFlight
 from lorry.actors.model.lora import attach_lora
 from lorry.actors.model.ranks import Ranks, RanksPartedError
 from lorry.actors.model.spec import AdapterSpec
+from lorry.actors.sampling.decoder import Decoder
 from lorry.actors.sampling.kv_cache import KVCache
 from lorry.actors.training.engine import Engine, ForwardBackwardJob
 from lorry.wire.errors import UnsupportedModelError
@@ -295,6 +297,17 @@ def test_requests_get_their_tokens_where_a_rank_finds_no_memory_for_a_step(fault
         assert tokens_of(found[1][i]) == tokens_of(found[0][i])
 
 
+def steps_beside(in_flight: InFlight, decoder: Decoder, finished: dict[Any, Any]) -> Callable[[], None]:
+    """What decodes in a pause."""
+
+    def decode() -> None:
+        with in_flight.set_aside():
+            if decoder.active:
+                finished.update({key: result for key, result, _ in decoder.step(others_hold_memory=True)})
+
+    return decode
+
+
 @pytest.mark.parametrize("after", [1, 12, *later(0, 2, 7, 19, 30, 45)])
 def test_a_pass_and_the_steps_in_its_pauses_survive_a_rank_that_finds_no_memory(faulty: Faulty, after: int) -> None:
     """Whichever of both it fails in."""
@@ -307,12 +320,7 @@ def test_a_pass_and_the_steps_in_its_pauses_survive_a_rank_that_finds_no_memory(
     for i, prompt in enumerate(PROMPTS):
         decoder.add(i, sample_of(prompt, max_tokens=20, seed=i), [None, sampler][i % 2], 0, "owner")
 
-    def decode() -> None:
-        with in_flight.set_aside():
-            if decoder.active:
-                finished.update({key: result for key, result, _ in decoder.step(others_hold_memory=True)})
-
-    in_flight.on_pause = decode
+    in_flight.on_pause = steps_beside(in_flight, decoder, finished)
     faulty.fail("memory", after)
     succeeded(shop.engine.forward_backward([job("run", request(1, (5, 9, 14)))])[0])
     assert_same(adapter.grad, alone.pool.get("run").grad)
@@ -334,12 +342,7 @@ def test_a_lone_request_in_a_pause_is_not_blamed_for_the_pass(faulty: Faulty, af
     decoder, in_flight, finished = new_decoder(shop.base, 8, 13), shop.base.in_flight, dict[Any, Any]()
     decoder.add("alone", sample_of(PROMPTS[0], max_tokens=30, seed=1), None, 0)
 
-    def decode() -> None:
-        with in_flight.set_aside():
-            if decoder.active:
-                finished.update({key: result for key, result, _ in decoder.step(others_hold_memory=True)})
-
-    in_flight.on_pause = decode
+    in_flight.on_pause = steps_beside(in_flight, decoder, finished)
     faulty.fail("product", after)
     succeeded(shop.engine.forward_backward([job("run", request(1, (5, 9, 14)))])[0])
     in_flight.on_pause = lambda: None
@@ -367,12 +370,7 @@ def test_a_step_that_fails_where_others_have_done_theirs_leaves_the_pass_that_wa
 
     monkeypatch.setattr(KVCache, "clear", scarce)
 
-    def decode() -> None:
-        with in_flight.set_aside():
-            if decoder.active:
-                decoder.step(others_hold_memory=True)
-
-    in_flight.on_pause = decode
+    in_flight.on_pause = steps_beside(in_flight, decoder, {})
     succeeded(shop.engine.forward_backward([job("run", request(1))])[0])
     assert not failures
     alone = Workshop(tiny_qwen3())
