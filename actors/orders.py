@@ -15,7 +15,7 @@ from ..wire.actor_messages import (
 )
 from ..wire.commands import PHASES, REPLAYED_KINDS, phase_may_follow
 from ..wire.ids import BatchId
-from .adapters.samplers import SamplerSaved
+from .adapters.samplers import Saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ Order: TypeAlias = (
     | SnapshotTaken
     | SnapshotFailed
     | SnapshotRecorded
-    | SamplerSaved
+    | Saved
     | Leave
     | Stop
 )
@@ -89,8 +89,13 @@ def runs_of(batches: Iterable[Train]) -> set[str]:
 
 def changed_by(batches: Iterable[Train]) -> set[str]:
     """The runs whose state their commands may change."""
-    items = (item for train in batches for item in train.batch.items)
+    items = (item for train in batches for item in train.batch.items if not _is_elsewhere(item))
     return {item.adapter.key for item in items if item.adapter and item.kind in REPLAYED_KINDS}
+
+
+def _is_elsewhere(item: Item) -> bool:
+    """It takes effect when its run's home gathers what was found."""
+    return item.share is not None and item.share.stage != "gather"
 
 
 def _phases_go_on(batch: MicroBatch, reached: dict[str, int]) -> bool:

@@ -29,17 +29,18 @@ from ..wire.codec import encode
 from ..wire.errors import CommandCancelledError, InternalError, LorryError, OutOfMemoryError
 from ..wire.ids import FutureId
 from .adapters.residents import Residents
-from .adapters.samplers import SamplerSave, SamplerSaved
+from .adapters.samplers import Saved
 from .adapters.snapshots import write_snapshot
 from .arrivals import Arrivals
 from .model.memory import memory_ran_out
 from .orders import Leave, Order, PixelsCame, Sample, Stop, Train, changed_by, runs_of, take_together
 from .outbox import End, Outbox
+from .pace import Pace
 from .progress import Progress
 from .sampling.decoder import Decoder, Finished
 from .sampling.sequences import Usage
 from .training.engine import Engine
-from .training.trainer import Ended, Trainer
+from .training.trainer import Ended, Save, Trainer
 from .turns import Turns
 
 log = structlog.get_logger("lorry.actor")
@@ -87,6 +88,7 @@ class Worker:
         self._training_since = 0.0
         self._last_runs = 0
         self._last_pass_s = 0.0
+        self._pace = Pace()
         self._is_short = False
         self._outbox = outbox
         self._leaving = self._stopped = False
@@ -166,8 +168,8 @@ class Worker:
                 self._cancel(future)
             case SnapshotTaken() | SnapshotFailed():
                 self._residents.written(order)
-            case SamplerSaved():
-                self._sampler_saved(order)
+            case Saved():
+                self._saved(order)
             case SnapshotRecorded(run, next_folder):
                 self._residents.recorded(run, next_folder)
             case Leave():
@@ -268,32 +270,43 @@ class Worker:
         merged = take_together(self._train, self._engine.token_budget)
         self._last_runs, self._is_short = len(runs_of(merged)), False
         self._in_flight.beside_others = self._decoder.active
-        self._training_since, trained_s = time.perf_counter(), self.train_s
+        self._training_since, trained_s, tokens = time.perf_counter(), self.train_s, self._trainer.trained_tokens
         ended = self._trainer.run([pair for t in merged for pair in zip(t.batch.items, t.payloads, strict=True)])
         self._account_training()
         self._last_pass_s = self.train_s - trained_s
+        self._pace.measured(self._trainer.trained_tokens - tokens, self._last_pass_s)
         self._residents.charge(changed_by(merged), self._last_pass_s)
+        self._charge_gathered(merged, ended)
         for train in merged:
             ends = self._ends_of(train, ended)
             replay_s = {run: round(self._residents.replay_s(run), 3) for run in changed_by([train])}
-            completion = Completion(train.batch.batch, [o for o, _ in ends], done=True, replay_s=replay_s)
+            outcomes, pace = [outcome for outcome, _ in ends], round(self._pace.tokens_per_s, 3)
+            completion = Completion(train.batch.batch, outcomes, done=True, replay_s=replay_s, tokens_per_s=pace)
             self._post(completion, [p for _, p in ends])
 
-    def _ends_of(self, train: Train, ended: Mapping[FutureId, Ended | SamplerSave]) -> list[Ended]:
+    def _charge_gathered(self, merged: Sequence[Train], ended: Mapping[FutureId, Ended | Save]) -> None:
+        """What others computed of a command would be computed here alone, should it be repeated."""
+        for item in (item for train in merged for item in train.batch.items):
+            end = ended[item.future]
+            if item.share is not None and item.share.stage == "gather" and item.adapter and isinstance(end, tuple):
+                pace = self._pace.tokens_per_s
+                self._residents.charge([item.adapter.key], end[0].train_tokens / pace if pace else 0.0)
+
+    def _ends_of(self, train: Train, ended: Mapping[FutureId, Ended | Save]) -> list[Ended]:
         """Those that may be told now; the outbox keeps the others."""
         told: list[Ended] = []
         for item in train.batch.items:
             assert item.adapter is not None
             run, batch, end = item.adapter.key, train.batch.batch, ended[item.future]
-            if isinstance(end, SamplerSave):
+            if not isinstance(end, tuple):
                 self._outbox.wait_for(run, batch, item.future)
                 self.saving.got_on()
-                self._write(partial(self._trainer.write, end))
+                self._write(end.write)
             elif not self._outbox.keeps(run, End(batch, *end)):
                 told.append(end)
         return told
 
-    def _sampler_saved(self, saved: SamplerSaved) -> None:
+    def _saved(self, saved: Saved) -> None:
         self._trainer.written(saved)
         self.saving.got_on() if self._trainer.copies else self.saving.rests()
         for told in self._outbox.ended(saved.run, saved.outcome):

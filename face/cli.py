@@ -57,6 +57,7 @@ def serve(
     replicas: Annotated[int, typer.Option(min=1, help="Actors for each model")] = 1,
     prices: options.Prices = None,
     heartbeat_s: options.Heartbeat = 5.0,
+    spread_after_s: options.SpreadAfter = 10.0,
     grace_s: options.Grace = 30.0,
     settings_for: options.SettingsFor = None,
     *,
@@ -75,6 +76,7 @@ def serve(
             actor=settings,
             prices=prices,
             heartbeat_s=heartbeat_s,
+            spread_after_s=spread_after_s,
             grace_s=grace_s,
             log_level=os.environ["LORRY_LOG_LEVEL"],
             settings_for=tuple(settings_for or ()),
@@ -110,6 +112,7 @@ def broker(
     ] = "tcp://127.0.0.1:*",
     prices: options.Prices = None,
     heartbeat_s: options.Heartbeat = 5.0,
+    spread_after_s: options.SpreadAfter = 10.0,
     supervised: options.Supervised = False,
 ) -> None:
     """Run a broker alone; actors join it with the token in LORRY_ACTOR_TOKEN."""
@@ -128,6 +131,7 @@ def broker(
             curve=None if is_loopback(bind) else curve_keys(folder),
             actor_curve=None if is_loopback(actor_bind) else curve_keys(folder),
             heartbeat_s=heartbeat_s,
+            spread_after_s=spread_after_s,
             prices=read_prices(prices) if prices else Prices(),
         )
 

@@ -66,3 +66,4 @@ class ServeConfig:
     grace_s: float = 30.0
     log_level: str = "info"
     settings_for: tuple[str, ...] = ()
+    spread_after_s: float = 10.0

@@ -25,6 +25,12 @@ Models = Annotated[
 Bind = Annotated[str, typer.Option(help="Where clients connect, as tcp://HOST:PORT; beyond loopback it is encrypted")]
 Http = Annotated[str, typer.Option(help="Where scripts written for the Tinker SDK connect, as HOST:PORT")]
 Heartbeat = Annotated[float, typer.Option(min=0.05, help="Seconds between signs of life; three missed are a death")]
+SpreadAfter = Annotated[
+    float,
+    typer.Option(
+        min=0, help="Seconds of one replica beyond which a pass is divided among those that are free; inf: none"
+    ),
+]
 Grace = Annotated[
     float,
     typer.Option(min=0, help="Seconds that actors have to end what they hold and save their runs when it stops"),

@@ -261,6 +261,7 @@ def _broker_command(config: ServeConfig, bind: str, actor_bind: str) -> list[str
     names = [argument for model in config.models for argument in ("--model", model.name)]
     command = ["--log-level", config.log_level, "broker", *names, "--data", str(config.data)]
     command += ["--bind", bind, "--actor-bind", actor_bind, "--heartbeat-s", str(config.heartbeat_s), "--supervised"]
+    command += ["--spread-after-s", str(config.spread_after_s)]
     if config.prices:
         command += ["--prices", str(config.prices)]
     return command

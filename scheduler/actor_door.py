@@ -193,6 +193,8 @@ class ActorDoor:
             self._commands.finish(outcome, payload, peer.id, completion.batch)
         for run, replay_s in completion.replay_s.items():
             self._snapshots.measured(RunId(run), replay_s)
+        if completion.tokens_per_s > 0:
+            self._planner.measured(peer.id, completion.tokens_per_s)
         if completion.done:
             peer.handed.pop(completion.batch, None)
             self._planner.batch_done(peer.id, completion.batch)
@@ -200,10 +202,14 @@ class ActorDoor:
     # Out -------------------------------------------------------------------------------------------------------------
 
     async def dispatch(self) -> None:
-        """Give every actor all the work it can take."""
-        for peer in list(self._peers.values()):
-            while peer.connection in self._peers and (plan := self._planner.next_micro_batch(peer.id)):
-                await self._send_plan(peer, plan)
+        """Give every actor all the work it can take. What one takes may make work for another."""
+        was_handed_out = True
+        while was_handed_out:
+            was_handed_out = False
+            for peer in list(self._peers.values()):
+                while peer.connection in self._peers and (plan := self._planner.next_micro_batch(peer.id)):
+                    await self._send_plan(peer, plan)
+                    was_handed_out = len(self._peers) > 1
 
     async def _send_plan(self, peer: _Peer, plan: Plan) -> None:
         peer.handed[plan.batch] = None
@@ -211,9 +217,9 @@ class ActorDoor:
         for command in plan.commands:
             try:
                 item = self._commands.item(command)
-                payload = self._commands.payload(command.future)
-                if payload is None:
-                    payload = await self._reader.read(partial(_payload, command.future))
+                payload = self._commands.payload(command)
+                if isinstance(payload, str):
+                    payload = await self._reader.read(partial(_payload, payload))
             except LorryError as error:
                 self._commands.finish(Outcome(command.future, error.info), b"", peer.id, plan.batch)
                 continue
@@ -263,7 +269,7 @@ class ActorDoor:
         self._writer.write(lambda store: store.actor_ended(peer.id, state, now))
         self._writer.write(lambda store: store.record_event(f"actor {state}", peer.id, why, now))
         unread = {n for n, place in peer.handed.items() if place is None or not peer.link.is_confirmed(place)}
-        self._commands.recovering.actor_lost(self._planner.actor_lost(peer.id, unread))
+        self._commands.actor_lost(self._planner.actor_lost(peer.id, unread))
 
     def _expel(self, connection: bytes, reason: str) -> None:
         self._tell_refused(connection, reason)

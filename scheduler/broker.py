@@ -97,7 +97,7 @@ class _Broker:
         self._config, self._front, self._back, self._tasks = config, front, back, tasks
         self._work = anyio.Event()
         self.writer = Writer(writing)
-        planner, self._registry = Planner(), Registry(config.models, time.time)
+        planner, self._registry = Planner(config.spread_after_s), Registry(config.models, time.time)
         self.sweeper = Sweeper(config.checkpoints, self._registry, self.writer, time.time)
         self._commands = Commands(
             self._registry,
@@ -107,7 +107,7 @@ class _Broker:
             time.time,
             self._deliver,
             self._work_arrived,
-            self.sweeper.offer,
+            self.sweeper,
         )
         snapshots = Snapshotting(
             self._registry, planner, self.writer, config.checkpoints, time.time, self.sweeper.offer

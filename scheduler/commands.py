@@ -16,10 +16,13 @@ from .config import BrokerConfig
 from .finishing import Deliver, Finishing
 from .open_commands import OpenCommands, Payloads
 from .planning.lanes import Command
+from .planning.ledger import Lost
 from .planning.planner import Planner
 from .recovering import Recovering
 from .registry import Registry, no_checkpoint, run_of_path
 from .saves import weights_gone
+from .spreading import Spreading
+from .sweeping import Sweeper
 from .waiters import Waiters
 
 
@@ -33,14 +36,19 @@ class Commands:
         now: Callable[[], float],
         deliver: Deliver,
         work_arrived: Callable[[], None],
-        offer: Callable[[str], None],
+        sweeper: Sweeper,
     ) -> None:
         self.waiters = Waiters()
         self._open = OpenCommands(Payloads(config.waiting_bytes))
         self._registry, self._planner, self._writer = registry, planner, writer
-        self.finishing = Finishing(self._open, registry, self.waiters, writer, config.prices, now, deliver, offer)
+        self.finishing = Finishing(
+            self._open, registry, self.waiters, writer, config.prices, now, deliver, sweeper.offer
+        )
         self.recovering = Recovering(
             self._open, registry, planner, writer, self.finishing, config.checkpoints, now, work_arrived
+        )
+        self.spreading = Spreading(
+            planner, self.finishing, config.checkpoints, work_arrived, sweeper.keep, sweeper.let_go
         )
         self.accepting = Accepting(
             self._open,
@@ -69,7 +77,7 @@ class Commands:
                 return self.model_state(row.base_model)
             except LorryError as error:  # should an actor load it later, the command will be executed
                 return FutureState("paused_capacity", str(error))
-        if self._planner.holder(future):
+        if self._planner.holder(future) or self._planner.is_spread(future):
             return FutureState("active", "it is being executed")
         if self._registry.run_of(row.lane) is None:
             return FutureState("active", "it waits for its turn")
@@ -98,8 +106,10 @@ class Commands:
     def item(self, command: Command) -> Item:
         """What the actor is told of a command."""
         rows = self._open.replays if command.replay else self._open.rows
-        row = rows[command.future]
+        row = rows[command.future if command.share is None else command.share.whole.future]
         if run := self._registry.run_of(command.lane):
+            if command.share is not None:
+                return self.spreading.item(command, command.share, row, run)
             if row.kind == "load_state" and row.folder is None:
                 raise no_checkpoint(row.arguments.path)
             return Item(
@@ -122,15 +132,21 @@ class Commands:
         assert source is not None, "runs are never deleted"
         return Item(command.future, command.kind, AdapterState(sampler.folder, source.lora, sampler.folder))
 
-    def payload(self, future: FutureId) -> bytes | None:
-        """None where it is in the journal only."""
-        return self._open.payloads.get(future)
+    def payload(self, command: Command) -> bytes | FutureId:
+        """What goes with it; or whose payload does, which is in the journal only."""
+        if command.share is not None and command.share.stage != "part":
+            return b""
+        future = command.future if command.share is None else command.share.whole.future
+        payload = self._open.payloads.get(future)
+        return future if payload is None else payload
 
     # Ending ----------------------------------------------------------------------------------------------------------
 
     def finish(self, outcome: Outcome, payload: bytes, actor: ActorId, batch: BatchId) -> None:
         if outcome.unrestored and outcome.error and self._planner.is_in_flight(outcome.future, batch):
-            self.recovering.unrestored(LaneId(outcome.future.rpartition(":")[0]), outcome.error.message)
+            lane = LaneId(outcome.future.rpartition(":")[0])
+            self.spreading.forget([lane])
+            self.recovering.unrestored(lane, outcome.error.message)
             return
         tokens = outcome.prefill_tokens + outcome.sample_tokens + outcome.train_tokens
         command = self._planner.complete(outcome.future, batch, tokens)
@@ -138,8 +154,15 @@ class Commands:
             return
         if command.replay:
             self.recovering.replayed(command, outcome)
+        elif command.share is not None:
+            self.spreading.ended(command, command.share, outcome, payload, actor)
         else:
+            self.spreading.finished(command)
             self.finishing.finish(outcome, payload, actor)
+
+    def actor_lost(self, lost: Lost) -> None:
+        self.spreading.forget([*lost.lanes, *lost.broken])
+        self.recovering.actor_lost(lost)
 
     def cancel(self, future: FutureId) -> ActorId | None:
         """Drop a command that waits; returns the actor to tell where it is in flight. One that is over stays so."""

@@ -17,6 +17,8 @@ class BrokerConfig:
     A result is kept for `result_ttl_s`; one that was read, for `read_result_ttl_s`. Payloads that wait for their turn
     are held in memory up to `waiting_bytes`, the others are read again from the journal.
 
+    A command that would take one actor longer than `spread_after_s` is divided among several; infinity divides none.
+
     `curve` encrypts the clients' socket, `actor_curve` the actors'.
     """
 
@@ -35,6 +37,7 @@ class BrokerConfig:
     waiting_bytes: int = 256 * 1024 * 1024
     prices: Prices = field(default_factory=Prices)
     operator_key: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+    spread_after_s: float = 10.0
 
     @property
     def checkpoints(self) -> Path:

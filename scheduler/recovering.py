@@ -15,7 +15,8 @@ from ..wire.ids import LaneId
 from .finishing import Finishing
 from .open_commands import OpenCommands, planned
 from .planning.lanes import Command
-from .planning.planner import MAX_ATTEMPTS, Lost, Planner
+from .planning.ledger import MAX_ATTEMPTS, Lost
+from .planning.planner import Planner
 from .registry import Registry
 from .restore_points import fallen_back, snapshot_folder
 

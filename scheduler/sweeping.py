@@ -25,6 +25,7 @@ class Sweeper:
     def __init__(self, root: Path, registry: Registry, writer: Writer, now: Callable[[], float]) -> None:
         self._root, self._registry, self._writer, self._now = root, registry, writer, now
         self._offered: list[str] = []
+        self._kept = set[str]()
         self._all = True  # a crash may have left something
         self._wanted = anyio.Event()
         self._wanted.set()
@@ -39,6 +40,14 @@ class Sweeper:
         self._offered.append(folder)
         self._wanted.set()
 
+    def keep(self, folder: str) -> None:
+        """It stays until `let_go`, whatever the database says."""
+        self._kept.add(folder)
+
+    def let_go(self, folder: str) -> None:
+        self._kept.discard(folder)
+        self.offer(folder)
+
     async def run(self) -> None:
         while True:
             await self._wanted.wait()
@@ -51,7 +60,8 @@ class Sweeper:
 
     async def drop(self, folder: str) -> None:
         """Delete it unless something needs it."""
-        if not await self._writer.write_and_wait(lambda store: store.folder_is_in_use(folder)):
+        is_in_use = await self._writer.write_and_wait(lambda store: store.folder_is_in_use(folder))
+        if not is_in_use and folder not in self._kept:
             await self._delete(Path(folder))
 
     async def sweep(self) -> None:
@@ -65,7 +75,7 @@ class Sweeper:
         gone, needed = await self._writer.write_and_wait(mark)
         for sampler in gone:
             self._registry.remove_sampler(sampler)
-        for folder in not_in_use(there, needed):
+        for folder in not_in_use(there, needed | self._kept):
             await self._delete(folder)
 
     async def _delete(self, folder: Path) -> None:

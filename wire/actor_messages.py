@@ -13,7 +13,7 @@ from .errors import ErrorInfo
 from .ids import ActorId, BatchId, FutureId, SessionId
 from .types import LoraConfig
 
-VERSION = 5
+VERSION = 6
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -79,12 +79,14 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
 class Completion(msgspec.Struct, frozen=True, tag="completion", omit_defaults=True):
     """Some commands of a micro-batch ended; `done` gives its credit back, and those that are still being written end
     later. `replay_s` is what it would cost now to
-    repeat the commands behind the saved states of its runs, in seconds of the device."""
+    repeat the commands behind the saved states of its runs, in seconds of the device. `tokens_per_s` is what the actor
+    has trained lately, 0 while it has not."""
 
     batch: BatchId
     outcomes: list[Outcome]
     done: bool
     replay_s: dict[str, float] = {}
+    tokens_per_s: float = 0.0
 
 
 class SnapshotTaken(msgspec.Struct, frozen=True, tag="snapshot_taken"):
@@ -157,6 +159,21 @@ class AdapterState(msgspec.Struct, frozen=True):
     snapshot: str | None = None
 
 
+class Share(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one actor does of a `forward` or `forward_backward` that several execute.
+
+    publish: the run's weights go to the one folder, and nothing else happens. part: of the command's data, divided by
+    their lengths into `parts`, those of this `index` are computed with the weights that the adapter comes from; their
+    result and gradient go to the one folder. gather: what is in `folders` is the command's result, and is added to the
+    run's gradient.
+    """
+
+    stage: Literal["publish", "part", "gather"]
+    folders: list[str]
+    index: int = 0
+    parts: int = 1
+
+
 class Item(msgspec.Struct, frozen=True):
     """`folder` is what a save writes and a load reads; `optimizer` is load_state's.
 
@@ -175,6 +192,7 @@ class Item(msgspec.Struct, frozen=True):
     scope: str | None = None
     discard: bool = False
     seq: int = -1
+    share: Share | None = None
 
 
 class MicroBatch(msgspec.Struct, frozen=True, tag="micro_batch"):

@@ -24,7 +24,8 @@ from ..model.memory import give_back_freed
 from ..model.spec import AdapterSpec
 from .behind import RETRY_S, Behind, SnapshotPolicy
 from .checkpoints import load_sampler_weights
-from .samplers import SamplerSave, sampler_save
+from .samplers import SamplerSave
+from .shares import load_weights
 from .slots import AdapterPool
 from .snapshots import Snapshot, restore_state, write_snapshot
 
@@ -72,6 +73,7 @@ class Residents:
         self._runs: dict[str, _Run] = {}
         self._behind: dict[str, Behind] = {}
         self._writing: dict[str, Behind] = {}
+        self._copies: dict[str, str] = {}  # of runs that live elsewhere: the folders that their weights came from
         self._not_before = 0.0
         self._freed_bytes, self._kept_bytes = 0, min(_KEPT_BY_ALLOCATOR, host_bytes // 16)
 
@@ -85,6 +87,18 @@ class Residents:
         for state in states:
             try:
                 self._fetch_run(state)
+            except LorryError as error:
+                problems[state.key] = error
+        return problems
+
+    def hold_copies(self, states: Collection[AdapterState]) -> dict[str, LorryError]:
+        """Until `release`, runs that live elsewhere are here, too, with the weights of their folders and no gradient;
+        and what is wrong with those that cannot be."""
+        problems: dict[str, LorryError] = {}
+        self._held.update(state.key for state in states)
+        for state in states:
+            try:
+                self._fetch_copy(state)
             except LorryError as error:
                 problems[state.key] = error
         return problems
@@ -138,6 +152,18 @@ class Residents:
         self._runs[state.key] = run
         self._used.move_to_end(state.key)
 
+    def _fetch_copy(self, state: AdapterState) -> None:
+        key, folder = state.key, state.folder
+        assert folder is not None
+        if key not in self.pool:
+            adapter = self._targets.new_adapter(spec_of(state.lora), self.pool.host)
+            load_weights(adapter, Path(folder))
+            self._add(key, adapter)
+        elif self._copies.get(key) != folder:
+            load_weights(self.pool.get(key), Path(folder))
+        self._copies[key] = folder
+        self._used.move_to_end(key)
+
     def _restore(self, key: str, adapter: Adapter, folder: str) -> None:
         """Where it does not come back from there, the broker decides what it is to come from, and what follows."""
         try:
@@ -178,11 +204,15 @@ class Residents:
         run.folder, run.saved_seq = item.folder, item.seq
         self._behind.pop(item.adapter.key, None)
 
-    def copy_for_sampling(self, item: Item) -> SamplerSave:
+    def copy_for_sampling(self, item: Item, base_model: str) -> SamplerSave:
         """The run's weights as they are, which stay here under their folder's name: who asks for them, once they are
         written, finds them."""
         assert item.adapter is not None and item.folder is not None
-        save = sampler_save(item.adapter.key, item.future, item.folder, self.pool.get(item.adapter.key))
+        key, targets = item.adapter.key, self._targets
+        run = self.pool.get(key)
+        save = SamplerSave(
+            key, item.future, item.folder, run.spec, run.targets, run.weights_copy(), targets, base_model
+        )
         self.forget_copy(item.folder)  # of the same command, which the broker took back and gave again
         self._add(item.folder, save.adapter(self._targets.dtype))
         return save

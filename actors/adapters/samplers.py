@@ -26,28 +26,28 @@ class SamplerSave:
     spec: AdapterSpec
     targets: tuple[Target, ...]
     weights: Tensor
+    model: LoraTargets
+    base_model: str
 
     def adapter(self, dtype: torch.dtype = torch.float32) -> Adapter:
         """For sampling."""
         return Adapter(self.spec, self.targets, dtype=dtype, trainable=False, weights=self.weights)
 
+    def write(self) -> "Saved":
+        """From any thread."""
+        try:
+            facts = save_sampler_weights(self.adapter(), self.model, Path(self.folder), self.base_model)
+        except OSError as error:
+            problem = StorageError(f"save_weights_for_sampler in {self.folder}: {error}")
+            return Saved(self.run, self.folder, Outcome(self.future, problem.info))
+        outcome = Outcome(self.future, size_bytes=facts.size_bytes, checksum=facts.sha256)
+        return Saved(self.run, self.folder, outcome)
+
 
 @dataclass(frozen=True, slots=True)
-class SamplerSaved:
+class Saved:
+    """How a command ended whose folder was written beside the compute thread."""
+
     run: str
     folder: str
     outcome: Outcome
-
-
-def sampler_save(run: str, future: FutureId, folder: str, adapter: Adapter) -> SamplerSave:
-    return SamplerSave(run, future, folder, adapter.spec, adapter.targets, adapter.weights_copy())
-
-
-def write_sampler_weights(save: SamplerSave, targets: LoraTargets, base_model: str) -> SamplerSaved:
-    """From any thread."""
-    try:
-        facts = save_sampler_weights(save.adapter(), targets, Path(save.folder), base_model)
-    except OSError as error:
-        problem = StorageError(f"save_weights_for_sampler in {save.folder}: {error}")
-        return SamplerSaved(save.run, save.folder, Outcome(save.future, problem.info))
-    return SamplerSaved(save.run, save.folder, Outcome(save.future, size_bytes=facts.size_bytes, checksum=facts.sha256))

@@ -6,17 +6,21 @@ one pass over the model, then one optimizer step, then saves, then a load (`wire
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...wire.commands import PHASES, CommandKind, phase_may_follow
 from ...wire.ids import ActorId, FutureId, LaneId, TenantId
+from .spreading import Share, Spread
 
 COMPUTE = PHASES["forward"]
+CHANGES_WEIGHTS: frozenset[CommandKind] = frozenset(("optim_step", "load_state"))
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`cost` is in tokens, at least 1. A replayed command rebuilds lost state; its result is known and not wanted."""
+    """`cost` is in tokens, at least 1. A replayed command rebuilds lost state; its result is known and not wanted. One
+    with a `share` is what an actor does of a command that several execute; `may_spread` is false of one of which that
+    was tried."""
 
     future: FutureId
     lane: LaneId
@@ -27,11 +31,15 @@ class Command:
     cost: int = 1
     rows: int = 1
     replay: bool = False
+    share: Share | None = None
+    may_spread: bool = True
 
 
 @dataclass(slots=True)
 class Lane:
-    """`next_seq` is the first that was not handed out yet. A lane without state (`lost`) hands out nothing.
+    """`next_seq` is the first that was not handed out yet. A lane without state (`lost`) hands out nothing. While a
+    command is `spread` over several actors nothing else is. `weights` are the published ones
+    that its state has still, None where they were not published.
 
     Skipped seqs are remembered: a lane whose state is lost goes back to an earlier seq, and must pass them again.
     """
@@ -43,6 +51,8 @@ class Lane:
     priority: int = 0
     home: ActorId | None = None
     lost: bool = False
+    spread: Spread | None = None
+    weights: int | None = None
     _waiting: dict[int, Command] = field(default_factory=dict)
     _replay: deque[Command] = field(default_factory=deque)
     _skipped: set[int] = field(default_factory=set)
@@ -62,7 +72,16 @@ class Lane:
         """The command that may run next; None while there is none, or the one before it is still missing."""
         if self.lost:
             return None
+        if self.spread is not None:
+            return self.spread.due()
         return self._replay[0] if self._replay else self._waiting.get(self.next_seq)
+
+    def cost_ahead(self) -> int:
+        """Of the head, and of what computes right behind it with the same weights."""
+        seq, cost = self.next_seq, 0
+        while (command := self._waiting.get(seq)) is not None and PHASES[command.kind] == COMPUTE:
+            seq, cost = seq + 1, cost + command.cost
+        return cost
 
     def fits(self, after: int) -> bool:
         """Whether the head may join a micro-batch whose last command of this lane is of phase `after`."""
@@ -92,6 +111,11 @@ class Lane:
         return head
 
     def _advance(self, command: Command) -> None:
+        if command.kind in CHANGES_WEIGHTS:
+            self.weights = None
+        if self.spread is not None:
+            self.spread.is_gathering = True
+            return
         if self._replay:
             self._replay.popleft()
             return
@@ -110,14 +134,33 @@ class Lane:
         self.skip((seq,))
         return True
 
+    def spread_out(self, number: int, parts: int) -> Spread:
+        """The head is, over several actors; weights that have to be published for it get its number."""
+        whole = self.take_head()
+        self.weights = number if self.weights is None else self.weights
+        self.spread = Spread(number, whole, self.weights, parts)
+        return self.spread
+
+    def call_off(self) -> None:
+        """Home is to execute the command that is spread, whole."""
+        assert self.spread is not None, self.id
+        self._put_back(replace(self.spread.whole, may_spread=False))
+        self.spread = self.weights = None
+
     def lose_state(self, in_flight: Iterable[Command]) -> None:
         """The actor is gone: what it was given is to run again, after the state has been restored."""
-        self.home, self.lost = None, True
+        self.home, self.lost, self.weights = None, True, None
         self._replay.clear()
+        if self.spread is not None:
+            self._put_back(self.spread.whole)
+            self.spread = None
         for command in in_flight:
-            if not command.replay:
-                self._waiting[command.seq] = command
-                self.next_seq = min(self.next_seq, command.seq)
+            if not command.replay and command.share is None:
+                self._put_back(command)
+
+    def _put_back(self, command: Command) -> None:
+        self._waiting[command.seq] = command
+        self.next_seq = min(self.next_seq, command.seq)
 
     def skip(self, seqs: Iterable[int]) -> None:
         """These are over already, though commands before them are not."""
@@ -132,7 +175,8 @@ class Lane:
     def break_off(self) -> list[Command]:
         """Hand out nothing any more; returns what waited."""
         self.lost = True
-        dropped = list(self._waiting.values())
+        dropped = list(self._waiting.values()) + ([self.spread.whole] if self.spread else [])
+        self.spread = None
         self._waiting.clear()
         self._replay.clear()
         return dropped

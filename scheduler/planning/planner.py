@@ -1,22 +1,19 @@
 """Which commands run next, together, where. Pure and synchronous: no socket, clock, thread or database.
 
-The broker tells it what happened (`submit`, `complete`, `batch_done`, `actor_lost`...) and asks `next_micro_batch`.
+The broker tells it what happened (`ledger`) and asks `next_micro_batch`.
 """
 
-from collections import deque
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
-from ...wire.actor_messages import Capacity
 from ...wire.commands import PHASES, SAMPLING_KINDS
-from ...wire.ids import ActorId, BatchId, FutureId, LaneId, TenantId
-from .fairness import Shares
+from ...wire.ids import ActorId, BatchId, LaneId
 from .lanes import COMPUTE, Command, Lane
-
-MAX_ATTEMPTS = 3
-"""How many actors may die while they hold a command before it is taken to be the cause. The last of them had nothing
-else, so that nobody is blamed for what ran beside it."""
+from .ledger import MAX_ATTEMPTS, Ledger, blamed_for
+from .pools import Actor, Pool
+from .spreading import parts_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,177 +29,14 @@ class Plan:
     alone: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """After an actor's death: `lanes` whose state is to be restored, commands that have killed too many actors, and
-    lanes that cannot be restored, because their replay did."""
+class Planner(Ledger):
+    """What one actor would train for longer than `spread_after_s`, as far as is known, is divided among those of its
+    model that have nothing to train; see `spreading`."""
 
-    lanes: tuple[LaneId, ...]
-    poisoned: tuple[Command, ...]
-    broken: tuple[LaneId, ...]
-
-
-@dataclass(slots=True)
-class _Actor:
-    id: ActorId
-    base_model: str
-    capacity: Capacity
-    train_batches: dict[BatchId, int] = field(default_factory=dict)
-    sample_rows: int = 0
-    homed: set[LaneId] = field(default_factory=set)
-    is_leaving: bool = False
-
-
-@dataclass(slots=True)
-class _Pool:
-    """Everything of one base model. `ready` holds lanes with a head, in the order in which they became ready."""
-
-    shares: Shares = field(default_factory=Shares)
-    actors: dict[ActorId, _Actor] = field(default_factory=dict)
-    ready: dict[LaneId, None] = field(default_factory=dict)
-    samples: dict[TenantId, deque[Command]] = field(default_factory=dict)
-
-
-class Planner:
-    def __init__(self) -> None:
-        self._pools: dict[str, _Pool] = {}
-        self._lanes: dict[LaneId, Lane] = {}
-        self._actors: dict[ActorId, _Actor] = {}
-        self._in_flight: dict[FutureId, tuple[Command, _Actor, BatchId]] = {}
-        self._attempts: dict[FutureId, int] = {}
-        self._batches = 0
-
-    # What happened ---------------------------------------------------------------------------------------------------
-
-    def add_lane(self, lane: Lane) -> None:
-        self._lanes[lane.id] = lane
-
-    def add_actor(self, actor: ActorId, base_model: str, capacity: Capacity) -> None:
-        self._actors[actor] = self._pool(base_model).actors[actor] = _Actor(actor, base_model, capacity)
-
-    def retire(self, actor: ActorId) -> None:
-        """It is leaving: nothing is handed out to it any more. What it holds will end, or be lost with it."""
-        self._actors[actor].is_leaving = True
-
-    def submit(self, command: Command) -> bool:
-        """False where the command is known already: sent twice is executed once. Samples count on the caller for that,
-        since they are not ordered and a finished one is forgotten here."""
-        pool = self._pool(command.base_model)
-        if command.kind in SAMPLING_KINDS:
-            pool.samples.setdefault(command.tenant, deque()).append(command)
-        else:
-            lane = self._lanes[command.lane]
-            if not lane.accept(command):
-                return False
-            self._note_ready(lane)
-        pool.shares.work_arrived(command.tenant)
-        return True
-
-    def complete(self, future: FutureId, batch: BatchId, tokens: int) -> Command | None:
-        """A command ended, after `tokens` in truth. None where nobody waits for that, or not from this batch: it was
-        taken back, or has ended before, and must not count again."""
-        if not self.is_in_flight(future, batch):
-            return None
-        command, actor, _ = self._in_flight.pop(future)
-        shares = self._pools[command.base_model].shares
-        if command.kind in SAMPLING_KINDS:
-            actor.sample_rows -= command.rows
-        if not command.replay:
-            shares.charge(command.tenant, max(1, tokens) - command.cost)
-            shares.work_left(command.tenant)
-        self._attempts.pop(future, None)
-        return command
-
-    def batch_done(self, actor: ActorId, batch: BatchId) -> None:
-        """The actor has a credit again."""
-        if actor in self._actors:
-            self._actors[actor].train_batches.pop(batch, None)
-
-    def cancel(self, future: FutureId) -> Literal["dropped", "in_flight", "unknown"]:
-        """Drop a command that waits. One in flight is the actor's business."""
-        if future in self._in_flight:
-            return "in_flight"
-        for pool in self._pools.values():
-            for tenant, queue in pool.samples.items():
-                if command := next((c for c in queue if c.future == future), None):
-                    queue.remove(command)
-                    pool.shares.work_left(tenant)
-                    return "dropped"
-        lane_id, _, seq = future.rpartition(":")
-        lane = self._lanes.get(LaneId(lane_id))
-        if lane is None or not lane.drop(int(seq)):
-            return "unknown"
-        self._pools[lane.base_model].shares.work_left(lane.tenant)
-        self._note_ready(lane)
-        return "dropped"
-
-    def skip(self, lane_id: LaneId, seq: int) -> None:
-        """A run's command was refused: those behind it do not wait for it. Samples wait for nobody."""
-        if lane := self._lanes.get(lane_id):
-            lane.skip((seq,))
-            self._note_ready(lane)
-
-    def actor_lost(self, actor_id: ActorId, unread: Collection[BatchId]) -> Lost:
-        """Take back all that the actor held. Its lanes stand still until `restore`. It did not die of what was still
-        `unread`."""
-        actor = self._actors.pop(actor_id)
-        pool = self._pools[actor.base_model]
-        del pool.actors[actor_id]
-        in_flight = [(command, batch) for command, holder, batch in self._in_flight.values() if holder is actor]
-        held = [command for command, _ in in_flight]
-        poisoned: list[Command] = []
-        broken: set[LaneId] = set()
-        for command, batch in in_flight:
-            del self._in_flight[command.future]
-            pool.shares.charge(command.tenant, 0 if command.replay else -command.cost)
-            if batch in unread:
-                continue
-            self._attempts[command.future] = self._attempts.get(command.future, 0) + 1
-            if self._attempts[command.future] >= MAX_ATTEMPTS:
-                broken.add(command.lane) if command.replay else poisoned.append(command)
-        for command in reversed([c for c in held if c.kind in SAMPLING_KINDS]):
-            pool.samples.setdefault(command.tenant, deque()).appendleft(command)
-        for lane_id in actor.homed:
-            self._lanes[lane_id].lose_state(c for c in held if c.lane == lane_id)
-            pool.ready.pop(lane_id, None)
-        for command in poisoned:
-            self.cancel(command.future)
-            del self._attempts[command.future]
-        return Lost(tuple(sorted(actor.homed - broken)), tuple(poisoned), tuple(sorted(broken)))
-
-    def take_back(self, lane_id: LaneId) -> None:
-        """The actor that was to hold this lane's state does not have it, and executes nothing of it: the lane stands
-        still until `restore`."""
-        lane = self._lanes[lane_id]
-        pool = self._pool(lane.base_model)
-        held = [command for command, _, _ in self._in_flight.values() if command.lane == lane_id]
-        for command in held:
-            del self._in_flight[command.future]
-            pool.shares.charge(command.tenant, 0 if command.replay else -command.cost)
-        if lane.home is not None:
-            self._actors[lane.home].homed.discard(lane_id)
-        self.lose_state(lane_id, held)
-
-    def break_lane(self, lane_id: LaneId) -> list[Command]:
-        """The lane's state is gone for good: it hands out nothing any more. Returns what waited in it."""
-        lane = self._lanes[lane_id]
-        dropped = lane.break_off()
-        self._pools[lane.base_model].ready.pop(lane_id, None)
-        for _ in dropped:
-            self._pools[lane.base_model].shares.work_left(lane.tenant)
-        return dropped
-
-    def lose_state(self, lane_id: LaneId, held: Iterable[Command] = ()) -> None:
-        """Nobody holds this lane's state (the broker has just started): it stands still until `restore`."""
-        self._lanes[lane_id].lose_state(held)
-        self._pool(self._lanes[lane_id].base_model).ready.pop(lane_id, None)
-
-    def restore(self, lane_id: LaneId, replay: list[Command]) -> None:
-        lane = self._lanes[lane_id]
-        lane.restore(replay)
-        self._note_ready(lane)
-
-    # What to do ------------------------------------------------------------------------------------------------------
+    def __init__(self, spread_after_s: float = inf) -> None:
+        super().__init__()
+        self._spread_after_s = spread_after_s
+        self._batches = self._spreads = 0
 
     def next_micro_batch(self, actor_id: ActorId) -> Plan | None:
         """Work for this actor, or None where it has all it can take or nothing waits for it."""
@@ -216,23 +50,26 @@ class Planner:
                 return None if self._holds_anything(actor) else self._alone(actor, command)
         return self._next_train(actor) or self._next_samples(actor)
 
-    def _holds_anything(self, actor: _Actor) -> bool:
+    def _holds_anything(self, actor: Actor) -> bool:
         """A batch may have given its credit back, and one of its saves is being written still. And one that was taken
         back may kill the actor all the same, until it says that it is done with it."""
         return bool(actor.train_batches) or any(holder is actor for _, holder, _ in self._in_flight.values())
 
     def _is_last_chance(self, command: Command) -> bool:
-        return self._attempts.get(command.future, 0) == MAX_ATTEMPTS - 1
+        return self._attempts.get(blamed_for(command).future, 0) == MAX_ATTEMPTS - 1
 
-    def _last_chance(self, actor: _Actor) -> Command | None:
+    def _last_chance(self, actor: Actor) -> Command | None:
         """The next command of which it would be known that it kills actors, should it kill this one."""
         pool = self._pools[actor.base_model]
         for lane in map(self._lanes.__getitem__, pool.ready):
             if (head := lane.head()) and self._is_last_chance(head) and self._belongs(lane, actor, pool):
                 return head
+        for part in pool.parts:
+            if self._is_last_chance(part) and self._may_take(actor, part):
+                return part
         return next((c for queue in pool.samples.values() for c in queue if self._is_last_chance(c)), None)
 
-    def _alone(self, actor: _Actor, command: Command) -> Plan | None:
+    def _alone(self, actor: Actor, command: Command) -> Plan | None:
         """That, and neither a step behind it nor anything else until it is over."""
         pool = self._pools[actor.base_model]
         if command.kind in SAMPLING_KINDS:
@@ -240,17 +77,21 @@ class Planner:
             actor.sample_rows += command.rows
             pool.shares.charge(command.tenant, command.cost)
             return self._plan(actor, "sample", [command])
+        if command in pool.parts:
+            return self._part(actor, command, pool)
         lane = self._lanes[command.lane]
         return self._plan(actor, "train", self._handed_out(lane, [lane.take_head()], actor, pool))
 
-    def _next_train(self, actor: _Actor) -> Plan | None:
-        room = actor.capacity.credits * actor.capacity.token_budget - sum(actor.train_batches.values())
-        if room <= 0:
+    def _next_train(self, actor: Actor) -> Plan | None:
+        if (room := actor.room) <= 0:
             return None
         pool = self._pools[actor.base_model]
         candidates = {i: self._lanes[i] for i in pool.ready if self._belongs(self._lanes[i], actor, pool)}
         taken: dict[LaneId, list[Command]] = {}
         budget = min(actor.capacity.token_budget, room)
+        if (part := self._next_part(actor, candidates.values(), pool)) is not None:
+            return None if actor.train_batches and part.cost > budget else self._part(actor, part, pool)
+        were_waiting = len(pool.parts)
         while candidates:
             lane = self._next_lane(candidates.values(), pool)
             head = lane.head()
@@ -260,6 +101,11 @@ class Planner:
             full = lane.id not in taken and len(taken) == actor.capacity.slots
             if full or not lane.fits(after) or (suspect and taken):
                 del candidates[lane.id]
+                continue
+            if (parts := self._parts_of(head, actor, pool)) > 1:
+                del candidates[lane.id]
+                if commands := self._spread_out(lane, parts, actor, pool):
+                    taken.setdefault(lane.id, []).extend(commands)
                 continue
             if (taken or actor.train_batches) and head.cost > budget:
                 break
@@ -272,14 +118,66 @@ class Planner:
             del candidates[lane.id]
             if lane.head() is not None:
                 candidates[lane.id] = lane
+        if not taken and len(pool.parts) > were_waiting:
+            return self._next_train(actor)
         return self._plan(actor, "train", [command for commands in taken.values() for command in commands])
 
-    def _next_lane(self, candidates: Iterable[Lane], pool: _Pool) -> Lane:
+    def _parts_of(self, head: Command, actor: Actor, pool: Pool) -> int:
+        """Among how many actors it is to be divided."""
+        is_new = head.may_spread and not head.replay and head.share is None and head.future not in self._attempts
+        if not is_new or PHASES[head.kind] != COMPUTE:
+            return 1
+        free = sum(1 for other in pool.staying if other is actor or not other.train_batches)
+        if self._spread_after_s == 0:
+            return free
+        if (pace := actor.tokens_per_s) is None:
+            return 1
+        return parts_for(head.cost / pace, self._spread_after_s, free)
+
+    def _spread_out(self, lane: Lane, parts: int, actor: Actor, pool: Pool) -> list[Command]:
+        """What home, this actor, is to do first, if anything."""
+        self._spreads += 1
+        are_published = lane.weights is not None
+        spread = lane.spread_out(self._spreads, parts)
+        if not are_published:
+            return self._handed_out(lane, [spread.publishing()], actor, pool)
+        self._note_ready(lane)
+        pool.parts.extend(spread.all_parts())
+        return []
+
+    def _next_part(self, actor: Actor, candidates: Iterable[Lane], pool: Pool) -> Command | None:
+        """That this actor may take, where its tenant is the next."""
+        part = next((part for part in pool.parts if self._is_for(actor, part, pool)), None)
+        if part is None:
+            return None
+        tenant = pool.shares.least_served([part.tenant, *(lane.tenant for lane in candidates)])
+        return part if tenant == part.tenant else None
+
+    def _is_for(self, actor: Actor, part: Command, pool: Pool) -> bool:
+        """Who has nothing to train comes first."""
+        if not self._may_take(actor, part):
+            return False
+        idle = (other for other in pool.staying if not other.train_batches)
+        return not actor.train_batches or not any(self._may_take(other, part) for other in idle)
+
+    def _may_take(self, actor: Actor, part: Command) -> bool:
+        """One part of a command at a time, so that others find some."""
+        return not any(
+            holder is actor and command.share is not None and command.lane == part.lane
+            for command, holder, _ in self._in_flight.values()
+        )
+
+    def _part(self, actor: Actor, part: Command, pool: Pool) -> Plan | None:
+        pool.parts.remove(part)
+        pool.shares.charge(part.tenant, part.cost)
+        return self._plan(actor, "train", [part])
+
+    def _next_lane(self, candidates: Iterable[Lane], pool: Pool) -> Lane:
         """Of the tenant that was served least: the lane of the highest priority, then the one that waits longest."""
         tenant = pool.shares.least_served(lane.tenant for lane in candidates)
         return max((lane for lane in candidates if lane.tenant == tenant), key=lambda lane: lane.priority)
 
-    def _handed_out(self, lane: Lane, commands: list[Command], actor: _Actor, pool: _Pool) -> list[Command]:
+    def _handed_out(self, lane: Lane, commands: list[Command], actor: Actor, pool: Pool) -> list[Command]:
         lane.home = actor.id
         actor.homed.add(lane.id)
         for command in commands:
@@ -289,7 +187,7 @@ class Planner:
         self._note_ready(lane)
         return commands
 
-    def _next_samples(self, actor: _Actor) -> Plan | None:
+    def _next_samples(self, actor: Actor) -> Plan | None:
         pool = self._pools[actor.base_model]
         commands: list[Command] = []
         waiting = {tenant for tenant, queue in pool.samples.items() if queue}
@@ -303,57 +201,21 @@ class Planner:
             pool.shares.charge(tenant, command.cost)
         return self._plan(actor, "sample", commands)
 
-    def _plan(self, actor: _Actor, mode: Literal["train", "sample"], commands: list[Command]) -> Plan | None:
+    def _plan(self, actor: Actor, mode: Literal["train", "sample"], commands: list[Command]) -> Plan | None:
         if not commands:
             return None
         self._batches += 1
         batch = BatchId(self._batches)
         cost = sum(command.cost for command in commands)
-        alone = any(command.future in self._attempts for command in commands)
+        alone = any(blamed_for(command).future in self._attempts for command in commands)
         if mode == "train":
             actor.train_batches[batch] = cost
         for command in commands:
             self._in_flight[command.future] = command, actor, batch
         return Plan(batch, actor.id, mode, tuple(commands), cost, alone)
 
-    def _belongs(self, lane: Lane, actor: _Actor, pool: _Pool) -> bool:
+    def _belongs(self, lane: Lane, actor: Actor, pool: Pool) -> bool:
         """A homed lane runs at its home; a new one goes to the actor that homes the fewest."""
         if lane.home is not None:
             return lane.home == actor.id
-        return len(actor.homed) <= min(len(other.homed) for other in pool.actors.values() if not other.is_leaving)
-
-    # What is known ---------------------------------------------------------------------------------------------------
-
-    def next_seq(self, lane_id: LaneId) -> int:
-        return self._lanes[lane_id].next_seq
-
-    def queued(self, lane_id: LaneId) -> int:
-        return self._lanes[lane_id].queued
-
-    def home(self, lane_id: LaneId) -> ActorId | None:
-        """The actor that holds a lane's state."""
-        return self._lanes[lane_id].home
-
-    def is_in_flight(self, future: FutureId, batch: BatchId) -> bool:
-        return future in self._in_flight and self._in_flight[future][2] == batch
-
-    def holder(self, future: FutureId) -> ActorId | None:
-        """The actor that holds a command in flight."""
-        return self._in_flight[future][1].id if future in self._in_flight else None
-
-    def actors_of(self, base_model: str) -> list[ActorId]:
-        """Those that are to stay."""
-        return [actor.id for actor in self._pool(base_model).actors.values() if not actor.is_leaving]
-
-    def shares(self, base_model: str) -> Shares:
-        return self._pool(base_model).shares
-
-    def _pool(self, base_model: str) -> _Pool:
-        return self._pools.setdefault(base_model, _Pool())
-
-    def _note_ready(self, lane: Lane) -> None:
-        ready = self._pool(lane.base_model).ready
-        if lane.head() is None:
-            ready.pop(lane.id, None)
-        else:
-            ready.setdefault(lane.id)
+        return len(actor.homed) <= min(len(other.homed) for other in pool.staying)

@@ -8,7 +8,6 @@ import torch
 
 from lorry.actors.adapters.behind import SnapshotPolicy
 from lorry.actors.adapters.residents import Residents
-from lorry.actors.adapters.samplers import SamplerSave
 from lorry.actors.model.adapter import Adapter
 from lorry.actors.training.trainer import Trainer
 from lorry.wire.actor_messages import AdapterState, Item, Outcome
@@ -37,7 +36,7 @@ class Bench:
     def do(self, kind: CommandKind, payload: bytes = b"", **options: object) -> Outcome:
         item = Item(FutureId("future"), kind, self.state, **options)  # pyright: ignore[reportArgumentType]
         end = self.trainer.run([(item, payload)])[FutureId("future")]
-        return self.trainer.write(end).outcome if isinstance(end, SamplerSave) else end[0]
+        return end[0] if isinstance(end, tuple) else end.write().outcome
 
     def learn(self, seed: int) -> None:
         assert self.do("forward_backward", encode(request(seed))).error is None

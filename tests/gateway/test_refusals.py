@@ -29,6 +29,7 @@ IS_OVER = "its command has a seq that is over, or ends with it: shown in tests/s
 EXPORT = "an operator's command that no run sees: tests/actors/test_export"
 IMPORT = "an operator's command that no run sees: tests/actors/test_foreign"
 IMAGES = "an actor's outcome, each followed by a right call: tests/service/test_images"
+SHARE = "its command is executed whole then, and ends as any: tests/actors/test_sharing, tests/scheduler/test_spreading"
 ELSEWHERE: dict[str, tuple[int, str]] = {
     "wire/codec.py::decode": (1, NO_PLACE),  # a header above the limit, which no client of ours sends
     "wire/commands.py::check_lora_config": (7, f"{NO_COMMAND}; of a run made early: tests/service/test_waiting"),
@@ -174,7 +175,13 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "actors/training/engine.py::_step": (1, OUTCOME),
     "actors/training/engine.py::_unknown": (1, OUTCOME),
     "actors/training/trainer.py::_guarded": (1, OUTCOME),
-    "actors/adapters/samplers.py::write_sampler_weights": (1, "as of save_state: tests/actors/test_worker"),
+    "actors/adapters/samplers.py::write": (1, "as of save_state: tests/actors/test_worker"),
+    "actors/adapters/shares.py::read_part": (1, SHARE),
+    "actors/adapters/shares.py::merged": (1, SHARE),
+    "actors/adapters/shares.py::_fitting": (1, SHARE),
+    "actors/adapters/shares.py::_written": (1, SHARE),
+    "actors/training/sharing.py::gather": (1, SHARE),
+    "actors/training/trainer.py::_gather": (1, SHARE),
     "actors/worker.py::_cancel": (1, NO_COMMAND),
     "actors/worker.py::_fetch_adapters": (1, NO_COMMAND),
     "actors/worker.py::_step": (2, NO_COMMAND),

@@ -12,7 +12,7 @@ import pytest
 import lorry
 from lorry.scheduler import broker
 from lorry.scheduler.config import BrokerConfig
-from lorry.scheduler.planning.planner import MAX_ATTEMPTS
+from lorry.scheduler.planning.ledger import MAX_ATTEMPTS
 from lorry.storage.store import Store
 from lorry.wire import sockets
 from lorry.wire.actor_messages import (

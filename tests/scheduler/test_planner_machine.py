@@ -1,13 +1,26 @@
 """The planner driven through random interleavings of submissions, completions, failures and lost actors."""
 
 from collections import Counter, defaultdict
+from math import inf
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
 
-from lorry.scheduler.planning.lanes import Command, Lane
-from lorry.scheduler.planning.planner import MAX_ATTEMPTS, Plan, Planner
+from lorry.scheduler.planning.lanes import CHANGES_WEIGHTS, Command, Lane
+from lorry.scheduler.planning.ledger import MAX_ATTEMPTS, blamed_for
+from lorry.scheduler.planning.planner import Plan, Planner
+from lorry.scheduler.planning.spreading import Share
 from lorry.wire.actor_messages import Capacity
 from lorry.wire.commands import PHASES, CommandKind
 from lorry.wire.ids import ActorId, LaneId, TenantId, future_id
@@ -19,12 +32,17 @@ RUNS = [(LaneId(f"run{i}"), TENANTS[i % 3]) for i in range(6)]
 TRAINING: list[CommandKind] = ["forward", "forward_backward", "optim_step", "save_state", "load_state"]
 
 
+def is_publishing(command: Command) -> bool:
+    return command.share is not None and command.share.stage == "publish"
+
+
 class PlannerMachine(RuleBasedStateMachine):
     actors = Bundle("actors")
 
-    @initialize()
-    def start(self) -> None:
-        self.planner = Planner()
+    @initialize(target=actors, spread_after_s=st.sampled_from((inf, 0.0, 0.0)))
+    def start(self, spread_after_s: float) -> Any:
+        """Where commands are spread, there are some to spread them over."""
+        self.planner = Planner(spread_after_s)
         self.sent: dict[str, Command] = {}
         self.seqs: dict[LaneId, int] = defaultdict(int)
         self.held: dict[ActorId, list[Plan]] = {}
@@ -37,9 +55,13 @@ class PlannerMachine(RuleBasedStateMachine):
         self.leaving: set[ActorId] = set()
         self.taken_back: dict[int, set[str]] = defaultdict(set)
         self.deaths: Counter[str] = Counter()
+        self.steps: Counter[LaneId] = Counter()
+        self.published: dict[int, tuple[LaneId, int]] = {}
+        self.parts_left: dict[int, set[int]] = {}
         self.born = 0
         for run, tenant in RUNS:
             self.planner.add_lane(Lane(run, tenant, MODEL))
+        return multiple(*(self.an_actor_joins() for _ in range(0 if spread_after_s else 3)))
 
     @rule(target=actors)
     def an_actor_joins(self) -> ActorId:
@@ -86,6 +108,7 @@ class PlannerMachine(RuleBasedStateMachine):
         outcome = self.planner.cancel(self.sent[future].future)
         in_flight = future in self.in_flight()
         over = future in self.finished | self.cancelled | self.poisoned
+        in_flight |= self.planner.is_spread(self.sent[future].future)
         assert outcome == ("in_flight" if in_flight else "unknown" if over else "dropped")
         if outcome == "dropped":
             self.cancelled.add(future)
@@ -106,9 +129,15 @@ class PlannerMachine(RuleBasedStateMachine):
             assert actor not in self.leaving
             self.check_plan(actor, plan)
             self.held[actor].append(plan)
-        train = [plan.cost for plan in self.held[actor] if plan.mode == "train"]
-        tails = sum(PHASES[c.kind] > 0 for plan in self.held[actor] for c in plan.commands if plan.mode == "train")
+        plans = [plan for plan in self.held[actor] if plan.mode == "train"]
+        train = [plan.cost for plan in plans]
+        tails = sum(PHASES[c.kind] > 0 or is_publishing(c) for plan in plans for c in plan.commands)
         assert sum(train) - tails <= CAPACITY.credits * CAPACITY.token_budget + max(train, default=0)
+
+    @rule()
+    def all_actors_are_given_all_they_take(self) -> None:
+        for actor in self.held:
+            self.an_actor_is_given_all_it_takes(actor)
 
     def in_flight(self) -> set[str]:
         return {c.future for plans in self.held.values() for plan in plans for c in self.live(plan)}
@@ -123,13 +152,23 @@ class PlannerMachine(RuleBasedStateMachine):
             assert command.future not in in_flight
             assert command.future not in self.cancelled | self.poisoned
             assert command.replay or command.future not in self.finished
-            by_lane[command.lane].append(command)
+            if command.share is not None and command.share.stage == "part":
+                self.check_part(actor, plan, command, command.share)
+            else:
+                by_lane[command.lane].append(command)
         if plan.mode == "train":
             assert len(by_lane) <= CAPACITY.slots
-            costs = [command.cost for command in plan.commands if PHASES[command.kind] == 0]
+            costs = [c.cost for c in plan.commands if PHASES[c.kind] == 0 and not is_publishing(c)]
             assert sum(costs) <= CAPACITY.token_budget or len(costs) == 1
             for lane, commands in by_lane.items():
                 self.check_lane(actor, lane, commands)
+
+    def check_part(self, actor: ActorId, plan: Plan, part: Command, share: Share) -> None:
+        assert plan.commands == (part,), "a part is a micro-batch of its own"
+        assert self.published[share.weights] == (part.lane, self.steps[part.lane]), "its weights are the run's"
+        assert share.index in self.parts_left.setdefault(share.spread, set(range(share.parts)))
+        others = (c.share for held in self.held[actor] for c in self.live(held) if c.share)
+        assert all(other.spread != share.spread for other in others), "an actor has one part of a command at a time"
 
     def check_lane(self, actor: ActorId, lane: LaneId, commands: list[Command]) -> None:
         assert self.homes.setdefault(lane, actor) == actor, "a run's state is on one actor"
@@ -141,13 +180,21 @@ class PlannerMachine(RuleBasedStateMachine):
                 assert command.seq == self.rebuilding[lane].pop(0)
                 continue
             assert not self.rebuilding[lane], "lost state is rebuilt before anything new"
+            if is_publishing(command):
+                continue
+            if command.share is not None:
+                assert not self.parts_left[command.share.spread], "all of its parts are done"
+                assert command is commands[-1]
+            elif command.kind in CHANGES_WEIGHTS:
+                self.steps[lane] += 1
             skipped = range(self.applied[lane][-1] + 1 if self.applied[lane] else 0, command.seq)
             over = self.cancelled | self.poisoned
             assert all(future_id(lane, seq) in over for seq in skipped), "no gap in a run's order"
             self.applied[lane].append(command.seq)
 
-    @rule(actor=actors, tokens=st.integers(0, 200))
-    def a_micro_batch_completes(self, actor: ActorId, tokens: int) -> None:
+    @rule(actor=actors, tokens=st.integers(0, 200), fails=st.sampled_from((False, False, True)))
+    def a_micro_batch_completes(self, actor: ActorId, tokens: int, fails: bool) -> None:
+        """`fails`: what of a command is spread cannot be done."""
         if not self.held.get(actor):
             return
         plan = self.held[actor].pop(0)
@@ -159,9 +206,39 @@ class PlannerMachine(RuleBasedStateMachine):
             assert completed == command
             again = self.planner.complete(command.future, plan.batch, tokens)
             assert again is None, "a second completion does not count"
-            self.finished.add(command.future)
-            del self.deaths[command.future]
+            self.taken_back[plan.batch].add(command.future)
+            if command.share is not None and fails:
+                self.called_off(command)
+                continue
+            if command.share is not None:
+                self.planner.share_done(command)
+                self.note_done(command, command.share)
+            if command.share is None or command.share.stage == "gather":
+                self.finished.add(command.future)
+                del self.deaths[command.future]
         self.planner.batch_done(actor, plan.batch)
+
+    def note_done(self, command: Command, share: Share) -> None:
+        if share.stage == "publish":
+            self.published[share.weights] = command.lane, self.steps[command.lane]
+        elif share.stage == "part":
+            self.parts_left[share.spread].remove(share.index)
+
+    def called_off(self, command: Command) -> None:
+        assert command.share is not None
+        self.planner.call_off(command.lane)
+        self.recall(command.lane, shares_alone=True)
+        if command.share.stage == "gather":
+            self.applied[command.lane].remove(command.seq)
+
+    def recall(self, lane: LaneId, *, shares_alone: bool) -> set[str]:
+        """What of a lane is with actors does not count any more; returns what was to be new."""
+        new: set[str] = set()
+        for plan in (plan for plans in self.held.values() for plan in plans):
+            back = [c for c in self.live(plan) if c.lane == lane and (c.share or not shares_alone)]
+            self.taken_back[plan.batch] |= {c.future for c in back}
+            new |= {c.future for c in back if not c.replay}
+        return new
 
     @rule(actor=actors)
     def an_actor_is_leaving(self, actor: ActorId) -> None:
@@ -177,7 +254,7 @@ class PlannerMachine(RuleBasedStateMachine):
             return
         plans = self.held.pop(actor)
         held = {c.future for plan in plans for c in self.live(plan) if not c.replay}
-        self.deaths.update(c.future for plan in plans[:read] for c in self.live(plan))
+        self.deaths.update(blamed_for(c).future for plan in plans[:read] for c in self.live(plan))
         lost = self.planner.actor_lost(actor, {plan.batch for plan in plans[read:]})
         self.poisoned |= {command.future for command in lost.poisoned}
         assert self.poisoned <= set(self.sent)
@@ -185,9 +262,12 @@ class PlannerMachine(RuleBasedStateMachine):
         assert set(lost.lanes) | set(lost.broken) == {lane for lane, home in self.homes.items() if home == actor}
         for lane in (*lost.lanes, *lost.broken):
             del self.homes[lane]
+            held |= self.recall(lane, shares_alone=True)
             done = [seq for seq in self.applied[lane] if future_id(lane, seq) not in held]
             self.applied[lane] = done
             self.rebuilding[lane] = []
+        for command in lost.poisoned:
+            self.recall(command.lane, shares_alone=True)
         for lane in lost.lanes:
             replay = [self.as_replay(lane, seq) for seq in self.applied[lane]]
             self.rebuilding[lane] = [command.seq for command in replay]
@@ -198,11 +278,8 @@ class PlannerMachine(RuleBasedStateMachine):
     def a_run_cannot_be_restored(self, data: st.DataObject) -> None:
         """Its actor still holds the batches with its commands, and will end them when they no longer count."""
         lane = data.draw(st.sampled_from(sorted(self.homes)))
-        held: set[str] = set()
-        for plan in self.held[self.homes.pop(lane)]:
-            back = [c for c in self.live(plan) if c.lane == lane]
-            self.taken_back[plan.batch] |= {c.future for c in back}
-            held |= {c.future for c in back if not c.replay}
+        del self.homes[lane]
+        held = self.recall(lane, shares_alone=False)
         self.planner.take_back(lane)
         self.applied[lane] = [seq for seq in self.applied[lane] if future_id(lane, seq) not in held]
         replay = [self.as_replay(lane, seq) for seq in self.applied[lane]]
@@ -214,6 +291,22 @@ class PlannerMachine(RuleBasedStateMachine):
         return Command(
             command.future, lane, seq, command.kind, command.tenant, MODEL, command.cost, command.rows, replay=True
         )
+
+    def teardown(self) -> None:
+        """Whatever happened: once nothing more goes wrong, everything ends."""
+        if not hasattr(self, "planner"):
+            return
+        for actor in [actor for actor in self.held if actor in self.leaving]:
+            self.an_actor_dies(actor, 0)
+        self.an_actor_joins()
+        while True:
+            for actor in self.held:
+                self.an_actor_is_given_all_it_takes(actor)
+            if not any(self.held.values()):
+                break
+            for actor in self.held:
+                self.a_micro_batch_completes(actor, 1, fails=False)
+        assert set(self.sent) <= self.finished | self.cancelled | self.poisoned
 
     @invariant()
     def what_is_over_is_over(self) -> None:

@@ -12,7 +12,8 @@ class Fault:
 
 
 ACCEPTING, FINISHING, COMMANDS = "scheduler/accepting.py", "scheduler/finishing.py", "scheduler/commands.py"
-LANES, PLANNER, RECOVERING = "scheduler/planning/lanes.py", "scheduler/planning/planner.py", "scheduler/recovering.py"
+LANES, PLANNER, LEDGER = (f"scheduler/planning/{name}.py" for name in ("lanes", "planner", "ledger"))
+RECOVERING = "scheduler/recovering.py"
 JOURNAL, LINKS = "storage/journal.py", "wire/sequenced.py"
 STORE, POINTS, REGISTRY = "storage/store.py", "scheduler/restore_points.py", "scheduler/registry.py"
 SNAPSHOTS, WRITER, STATES = "scheduler/snapshotting.py", "storage/writer.py", "tests/simulation/states.py"
@@ -76,14 +77,14 @@ FAULTS = (
     ),
     Fault(
         "an outcome of an earlier batch counts",
-        PLANNER,
+        LEDGER,
         "future in self._in_flight and self._in_flight[future][2] == batch",
         "future in self._in_flight",
     ),
     Fault(
         "an actor's death is not held against what it had",
-        PLANNER,
-        "self._attempts.get(command.future, 0) + 1\n",
+        LEDGER,
+        "self._attempts.get(blamed.future, 0) + 1\n",
         "0\n",
     ),
     Fault(
