@@ -149,7 +149,7 @@ class Ledger:
                 self._end_spread(self._lanes[command.lane])
             else:
                 self.cancel(command.future)
-            del self._attempts[command.future]
+            self._attempts.pop(command.future, None)
         return Lost(tuple(sorted(actor.homed - broken)), tuple(poisoned), tuple(sorted(broken)))
 
     def take_back(self, lane_id: LaneId) -> None:

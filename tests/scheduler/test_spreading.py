@@ -216,6 +216,22 @@ def test_a_command_whose_parts_kill_actors_fails_and_its_run_goes_on() -> None:
     assert yard.hand_out() == {"d": ["run:1"]}
 
 
+def test_the_run_of_a_command_whose_parts_killed_other_actors_is_where_it_was() -> None:
+    yard = Yard()
+    spread_out(yard)
+    yard.send("forward_backward", 10)
+    assert yard.die("b") == []
+    yard.join("d")
+    assert yard.hand_out() == {"d": ["run:0/part-1"]}, "home has another part, and takes no second one"
+    assert yard.die("d") == []
+    yard.join("e")
+    assert yard.hand_out() == {"e": ["run:0/part-1"]}
+    assert yard.die("e") == ["run:0"]
+    assert yard.planner.home(RUN) == "a"
+    yard.end("run:0/part-0", "run:0/part-2")
+    assert yard.hand_out() == {"a": ["run:1"]}
+
+
 def test_a_part_waits_for_its_tenants_turn() -> None:
     yard = Yard()
     spread_out(yard)

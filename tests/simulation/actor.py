@@ -26,6 +26,7 @@ from lorry.wire.actor_messages import (
     ModelFacts,
     Outcome,
     Retired,
+    Share,
     SnapshotFailed,
     SnapshotRecorded,
     SnapshotTaken,
@@ -41,6 +42,8 @@ from .states import State, UnreadableError
 from .world import ACTORS, MODEL, TOKEN, World
 
 _FACTS = ModelFacts(1000, 1000, "simulated", "cpu", "float32", ["attn", "mlp", "unembed"])
+
+_GIVES = {"forward": "forward", "forward_backward": "gradient"}
 
 
 class Actor:
@@ -170,7 +173,9 @@ class Actor:
             if item.kind == "save_weights_for_sampler" and end[0].error is None:
                 self._outbox.wait_for(_run_of(item), batch.batch, item.future)
                 tasks.start_soon(self._write_copy, item, self._runs[_run_of(item)])
-            elif item.kind == "sample" or not self._outbox.keeps(_run_of(item), End(batch.batch, *end)):
+            elif (
+                item.kind == "sample" or _is_part(item) or not self._outbox.keeps(_run_of(item), End(batch.batch, *end))
+            ):
                 self._done.append(end)
             if self._world.chance.random() < 0.3:
                 self._tell_what_is_done(is_last=False)
@@ -202,16 +207,49 @@ class Actor:
             return self._sampled(item, payload)
         assert item.adapter is not None
         key = _run_of(item)
+        if item.share is not None and item.share.stage == "part":
+            return self._part(item, item.share, payload)
         try:
             state = self._runs[key] if key in self._runs else self._restored(item)
         except UnreadableError as error:
             return _failed(item, CheckpointError(str(error)).info, unrestored=True)
         if item.adapter.snapshot is not None:
             self._next_folder.setdefault(key, item.adapter.snapshot)
+        if item.share is not None and item.share.stage == "publish":
+            self._runs[key] = state
+            State(state.weights).written(Path(item.share.folders[0]))
+            return Outcome(item.future), b""
         self._world.note("executed", actor=self._name, run=key, seq=item.seq, kind=item.kind, before=state.seq)
         state, outcome, result = self._applied(state, item, payload)
         self._runs[key] = replace(state, seq=item.seq)
         return outcome, result
+
+    def _part(self, item: Item, share: Share, payload: Payload | None) -> tuple[Outcome, bytes]:
+        """The whole result and gradient, in the name of a part: home sees whether all parts are of one command."""
+        assert payload is not None and item.adapter is not None and item.adapter.folder is not None
+        if payload.flaw == "bad":
+            return _failed(item, InvalidRequestError("bad payload").info)
+        try:
+            weights = State.read(Path(item.adapter.folder)).weights
+        except UnreadableError as error:
+            return _failed(item, CheckpointError(str(error)).info)
+        self._world.note("computed", actor=self._name, future=item.future, part=share.index, of=share.parts)
+        gradient = mixed(_GIVES[item.kind], weights, payload.uid)
+        State(f"{share.index}/{share.parts}", (gradient,), payload.tokens).written(Path(share.folders[0]))
+        return Outcome(item.future), b""
+
+    def _gathered(self, state: State, item: Item, share: Share) -> tuple[State, Outcome, bytes]:
+        try:
+            parts = [State.read(Path(folder)) for folder in share.folders]
+        except UnreadableError as error:
+            return state, *_failed(item, CheckpointError(str(error)).info)
+        are_all = [part.weights for part in parts] == [f"{i}/{len(parts)}" for i in range(len(parts))]
+        gradients, tokens = {part.pending[0] for part in parts}, parts[0].seq
+        result = gradients.pop() if are_all and len(gradients) == 1 else "torn"
+        if item.kind == "forward":
+            return state, Outcome(item.future, prefill_tokens=tokens), result.encode()
+        state = replace(state, pending=(*state.pending, result))
+        return state, Outcome(item.future, train_tokens=tokens), result.encode()
 
     def _restored(self, item: Item) -> State:
         assert item.adapter is not None and item.adapter.lora.seed is not None
@@ -221,6 +259,8 @@ class Actor:
         return state
 
     def _applied(self, state: State, item: Item, payload: Payload | None) -> tuple[State, Outcome, bytes]:
+        if item.share is not None:
+            return self._gathered(state, item, item.share)
         if item.kind == "save_weights_for_sampler":
             return state, Outcome(item.future), b""
         if item.kind == "save_state":
@@ -290,6 +330,10 @@ class Actor:
         """After the commands that it covers."""
         if not self._outbox.keeps(message.run, message):
             self._say(message)
+
+
+def _is_part(item: Item) -> bool:
+    return item.share is not None and item.share.stage == "part"
 
 
 def _run_of(item: Item) -> str:

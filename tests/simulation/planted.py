@@ -13,7 +13,7 @@ class Fault:
 
 ACCEPTING, FINISHING, COMMANDS = "scheduler/accepting.py", "scheduler/finishing.py", "scheduler/commands.py"
 LANES, PLANNER, LEDGER = (f"scheduler/planning/{name}.py" for name in ("lanes", "planner", "ledger"))
-RECOVERING = "scheduler/recovering.py"
+RECOVERING, SPREADING = "scheduler/recovering.py", "scheduler/planning/spreading.py"
 JOURNAL, LINKS = "storage/journal.py", "wire/sequenced.py"
 STORE, POINTS, REGISTRY = "storage/store.py", "scheduler/restore_points.py", "scheduler/registry.py"
 SNAPSHOTS, WRITER, STATES = "scheduler/snapshotting.py", "storage/writer.py", "tests/simulation/states.py"
@@ -205,6 +205,42 @@ FAULTS = (
         LINKS,
         "        if number <= self._received:\n            return []\n",
         "        if number <= self._received:\n            return [frames]\n",
+    ),
+    Fault(
+        "a part whose actor died is forgotten",
+        LEDGER,
+        "                pool.parts.appendleft(command)\n",
+        "                pass\n",
+    ),
+    Fault(
+        "parts are computed with the weights of an earlier step",
+        LANES,
+        "        if command.kind in CHANGES_WEIGHTS:\n            self.weights = None\n",
+        "",
+    ),
+    Fault(
+        "a command is gathered before all of its parts are done",
+        SPREADING,
+        "return None if self.left or self.is_gathering",
+        "return None if len(self.left) > 1 or self.is_gathering",
+    ),
+    Fault(
+        "what could not be spread is not executed",
+        LANES,
+        "        self._put_back(replace(self.spread.whole, may_spread=False))\n",
+        "",
+    ),
+    Fault(
+        "a share of a command ends it",
+        COMMANDS,
+        "elif command.share is not None:",
+        'elif command.share is not None and command.share.stage != "gather":',
+    ),
+    Fault(
+        "a run that loses its state loses what was spread",
+        LANES,
+        "            self._put_back(self.spread.whole)\n",
+        "",
     ),
     Fault("a snapshot is without its pending gradient", STATES, "asdict(self)", "asdict(replace(self, pending=()))"),
 )

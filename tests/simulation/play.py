@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from unittest import mock
 
@@ -120,6 +121,7 @@ async def _history(world: World, keys: dict[str, str]) -> None:
 async def _brokers(world: World) -> None:
     """One after another, on the same disk."""
     config = BrokerConfig(world.folder, (MODEL,), TOKEN, CLIENTS, ACTORS, heartbeat_s=world.heartbeat_s)
+    config = replace(config, spread_after_s=0.0 if world.flavour.spreads else inf)
     if world.flavour.reads:
         config = replace(config, waiting_bytes=0)
     while True:

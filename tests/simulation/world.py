@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +29,7 @@ class Flavour:
     `files`: nearly all that is journalled lies in files beside the database. `reads`: the broker holds no payload, and
     reads it again when its turn comes. `losses`: how often a message is lost, repeated or overtaken. `sheds`: what was
     loaded is often deleted. `reinforces`: every third command saves weights without a name, which are sampled from.
+    `spreads`: whatever several actors can execute together, they do.
     `deaths` few: fewer than it takes to blame a command. poison: nothing but a command that kills.
     """
 
@@ -48,6 +49,7 @@ class Flavour:
     losses: float
     sheds: bool
     reinforces: bool
+    spreads: bool = False
 
     @classmethod
     def drawn(cls, chance: random.Random) -> "Flavour":
@@ -77,6 +79,8 @@ class World:
     def __init__(self, seed: int, loop: VirtualLoop, disk: Memory, folder: Path) -> None:
         self.chance = random.Random(seed)
         self.flavour = Flavour.drawn(self.chance)
+        if random.Random(f"{seed}, whether it spreads").random() < 0.25:  # other histories are what they were
+            self.flavour = replace(self.flavour, spreads=True, actors=3)
         self.loop, self.disk, self.folder, self.history = loop, disk, folder, History(seed)
         self.network = Network(loop, random.Random(self.chance.random()), self.flavour.slowness_s, self.flavour.losses)
         disk.chance = self.chance
