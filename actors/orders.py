@@ -103,4 +103,6 @@ def _phases_go_on(batch: MicroBatch, reached: dict[str, int]) -> bool:
     for item in batch.items:
         if item.adapter:
             first.setdefault(item.adapter.key, PHASES[item.kind])
+    if any(item.adapter and item.adapter.key in reached for item in batch.items if _is_elsewhere(item)):
+        return False  # what a part leaves is told apart from what the next one does by their passes
     return all(phase_may_follow(phase, reached.get(key, 0)) for key, phase in first.items())

@@ -8,11 +8,14 @@ _KEPT = 0.75
 
 @dataclass(slots=True)
 class Pace:
+    """Of passes of at least so many tokens: small ones take longer for each."""
+
+    least_tokens: int
     _tokens: float = 0.0
     _seconds: float = 0.0
 
     def measured(self, tokens: int, seconds: float) -> None:
-        if tokens and seconds > 0:
+        if tokens >= max(1, self.least_tokens) and seconds > 0:
             self._tokens = _KEPT * self._tokens + tokens
             self._seconds = _KEPT * self._seconds + seconds
 

@@ -88,7 +88,7 @@ class Worker:
         self._training_since = 0.0
         self._last_runs = 0
         self._last_pass_s = 0.0
-        self._pace = Pace()
+        self._pace = Pace(engine.token_budget // 16)
         self._is_short = False
         self._outbox = outbox
         self._leaving = self._stopped = False

@@ -1,6 +1,6 @@
 """`python -m bench`: the engine against PEFT, on dense models, on experts and over 4 bits, the sampler against
-`generate`, both at once, the whole way, HTTP, a loop that samples from its newest weights, recovery, what a long run
-leaves behind, what hostile images cost, and long rows."""
+`generate`, both at once, the whole way, HTTP, a loop that samples from its newest weights, recovery, one run over
+several replicas, what a long run leaves behind, what hostile images cost, and long rows."""
 
 from bench import (
     end_to_end,
@@ -14,6 +14,7 @@ from bench import (
     loops,
     quantised,
     recovery,
+    replicas,
     sampling,
     shares,
 )
@@ -31,6 +32,7 @@ if __name__ == "__main__":
         gateway,
         loops,
         recovery,
+        replicas,
         journal,
         images,
         long_rows,

@@ -18,6 +18,7 @@ from ..wire.commands import (
 )
 from ..wire.ids import LaneId, SamplerId, future_id
 from ..wire.model_input import ModelInput
+from ..wire.prefixes import prefix_marks
 from ..wire.types import SampleResponse, SamplingParams, TensorData
 from .connection import Connection
 from .futures import Future
@@ -60,7 +61,9 @@ class SamplingClient:
         )
         check_sample(request)
         tokens = planned_tokens(request)
-        return self._submit("sample", request, tokens, num_samples, lambda payload: decode(payload, SampleResponse))
+        return self._submit(
+            "sample", request, prompt, tokens, num_samples, lambda payload: decode(payload, SampleResponse)
+        )
 
     async def sample_async(
         self,
@@ -94,6 +97,7 @@ class SamplingClient:
         return self._submit(
             "compute_logprobs",
             request,
+            prompt,
             planned_length(prompt),
             1,
             lambda payload: decode(payload, SampleResponse).prompt_logprobs or [],
@@ -110,12 +114,19 @@ class SamplingClient:
         return await load_tokenizer((await self._connection.ask(query, SamplerInfo)).tokenizer_id)
 
     def _submit(
-        self, kind: CommandKind, request: object, tokens: int, rows: int, convert: Callable[[bytes], T]
+        self,
+        kind: CommandKind,
+        request: object,
+        prompt: ModelInput,
+        tokens: int,
+        rows: int,
+        convert: Callable[[bytes], T],
     ) -> Future[T]:
         lane, seq = LaneId(self._sampler), self._next_seq
         self._next_seq += 1
         future = Future(future_id(lane, seq), convert, self._connection.cancel)
-        header = Submit(self._connection.next_request(), lane, seq, kind, tokens, rows)
+        number, marks = self._connection.next_request(), prefix_marks(prompt)
+        header = Submit(number, lane, seq, kind, tokens, rows, prefix=marks)
         self._connection.submit(header, encode(request), future)
         return future
 

@@ -47,11 +47,12 @@ class Broker:
         tokens: int = 0,
         rows: int = 0,
         arguments: CommandArguments | None = None,
+        prefix: list[int] | None = None,
     ) -> RequestId:
         """Journalled when this returns. Sent again, it is the same future."""
         future = future_id(LaneId(lane), seq)
         number = self._connection.next_request()
-        header = Submit(number, LaneId(lane), seq, kind, tokens, rows, arguments or CommandArguments())
+        header = Submit(number, LaneId(lane), seq, kind, tokens, rows, arguments or CommandArguments(), prefix or [])
         acknowledgement = self._connection.submit(header, payload, self._connection.expect(future))
         with anyio.fail_after(self._answer_within_s):
             await acknowledgement.wait()

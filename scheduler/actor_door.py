@@ -205,11 +205,12 @@ class ActorDoor:
         """Give every actor all the work it can take. What one takes may make work for another."""
         was_handed_out = True
         while was_handed_out:
-            was_handed_out = False
+            was_handed_out, spreads = False, self._planner.spreads
             for peer in list(self._peers.values()):
                 while peer.connection in self._peers and (plan := self._planner.next_micro_batch(peer.id)):
                     await self._send_plan(peer, plan)
                     was_handed_out = len(self._peers) > 1
+            was_handed_out |= self._planner.spreads > spreads
 
     async def _send_plan(self, peer: _Peer, plan: Plan) -> None:
         peer.handed[plan.batch] = None

@@ -197,6 +197,7 @@ class ClientDoor:
             tokens=max(1, submit.tokens, len(payload) // _BYTES_PER_TOKEN),
             rows=max(1, submit.rows),
             arguments=submit.arguments,
+            prefix=_scoped(submit.prefix, lane),
         )
         request = self._request(session, submit.request)
         try:
@@ -327,3 +328,11 @@ class ClientDoor:
     def _answer_when_durable(self, session: Session, request: int, payload: object) -> None:
         """What the answer speaks of is written already, or waits in the writer ahead of this."""
         self._writer.write(lambda _: None, lambda _: self.post.answer(session.connection, request, payload))
+
+
+def _scoped(prefix: list[int], lane: RunRow | SamplerRow) -> tuple[str, ...]:
+    """What is computed of a prompt is shared by those who sample from the same weights, or of one tenant from none."""
+    if isinstance(lane, RunRow):
+        return ()
+    scope = lane.tenant if lane.folder is None else lane.folder
+    return tuple(f"{scope}/{mark:x}" for mark in prefix)

@@ -154,6 +154,8 @@ class Commands:
             return
         if command.replay:
             self.recovering.replayed(command, outcome)
+            if command.lane in self._open.broken:
+                self.spreading.forget([command.lane])
         elif command.share is not None:
             self.spreading.ended(command, command.share, outcome, payload, actor)
         else:
@@ -162,6 +164,7 @@ class Commands:
 
     def actor_lost(self, lost: Lost) -> None:
         self.spreading.forget([*lost.lanes, *lost.broken])
+        self.spreading.forget_parts(command.lane for command in lost.poisoned)
         self.recovering.actor_lost(lost)
 
     def cancel(self, future: FutureId) -> ActorId | None:

@@ -60,4 +60,5 @@ def planned(row: CommandRow, *, replay: bool = False) -> Command:
         cost=max(1, row.tokens),
         rows=max(1, row.rows) if row.kind in SAMPLING_KINDS else 0,
         replay=replay,
+        prefix=row.prefix,
     )

@@ -97,7 +97,8 @@ CommandState: TypeAlias = Literal["queued", "done", "failed", "discarded"]
 
 @dataclass(frozen=True, slots=True)
 class CommandRow:
-    """`folder` is what a save writes and a load reads: names are looked up once, when the command is accepted."""
+    """`folder` is what a save writes and a load reads: names are looked up once, when the command is accepted. `prefix`
+    names the beginnings of a prompt, and who may share what is computed of them; the journal does not keep it."""
 
     future: FutureId
     lane: LaneId
@@ -110,6 +111,7 @@ class CommandRow:
     arguments: CommandArguments
     folder: str | None = None
     state: CommandState = "queued"
+    prefix: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

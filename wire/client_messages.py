@@ -9,7 +9,7 @@ anew it is sent again, which is harmless: runs and samplers are made once for ea
 (lane, seq).
 """
 
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -17,6 +17,7 @@ from .catalogue_messages import CatalogueRequest, Count, Slot
 from .commands import CommandKind
 from .errors import ErrorInfo
 from .ids import ActorId, FutureId, LaneId, RunId, SessionId, TenantId
+from .prefixes import MARKS_AT_MOST
 from .types import LoraConfig
 
 VERSION = 3
@@ -76,7 +77,8 @@ class CommandArguments(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
-    """`tokens` and `rows` are the client's estimate, for planning; what is billed is what the actor counts."""
+    """`tokens` and `rows` are the client's estimate, for planning; what is billed is what the actor counts. `prefix`
+    are the marks of a prompt (`prefixes`), so that it can go where it is known; without them it goes anywhere."""
 
     request: int
     lane: LaneId
@@ -85,6 +87,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
     tokens: Count = 0
     rows: Count = 0
     arguments: CommandArguments = CommandArguments()
+    prefix: Annotated[list[Count], msgspec.Meta(max_length=MARKS_AT_MOST)] = []
 
 
 class Refuse(msgspec.Struct, frozen=True, tag="refuse"):

@@ -136,6 +136,7 @@ class Residents:
                 self._freed_bytes += adapter.nbytes
                 self.pool.remove(key)
                 del self._used[key]
+                self._copies.pop(key, None)
         if self._freed_bytes > self._kept_bytes:
             self._freed_bytes = 0
             give_back_freed()

@@ -25,6 +25,7 @@ from ...wire.client_messages import CreateSampler, SamplerCreated
 from ...wire.codec import encode
 from ...wire.commands import SampleInput, check_sample, planned_tokens
 from ...wire.errors import InvalidRequestError
+from ...wire.prefixes import prefix_marks
 from ..bodies import body_of
 from ..broker import BrokerOf
 from ..errors import NotSupportedError
@@ -92,6 +93,7 @@ async def asample(
         encode(wanted),
         planned_tokens(wanted),
         wanted.num_samples,
+        prefix=prefix_marks(wanted.prompt),
     )
     sequences = [f"{made.future}:{i}" for i in range(body.num_samples)]
     return UntypedAPIFuture(request_id=str(made), sample_sequence_ids=sequences)

@@ -20,7 +20,7 @@ CHANGES_WEIGHTS: frozenset[CommandKind] = frozenset(("optim_step", "load_state")
 class Command:
     """`cost` is in tokens, at least 1. A replayed command rebuilds lost state; its result is known and not wanted. One
     with a `share` is what an actor does of a command that several execute; `may_spread` is false of one of which that
-    was tried."""
+    was tried. `prefix` are the marks of a prompt, from its beginning on."""
 
     future: FutureId
     lane: LaneId
@@ -33,6 +33,7 @@ class Command:
     replay: bool = False
     share: Share | None = None
     may_spread: bool = True
+    prefix: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -75,13 +76,6 @@ class Lane:
         if self.spread is not None:
             return self.spread.due()
         return self._replay[0] if self._replay else self._waiting.get(self.next_seq)
-
-    def cost_ahead(self) -> int:
-        """Of the head, and of what computes right behind it with the same weights."""
-        seq, cost = self.next_seq, 0
-        while (command := self._waiting.get(seq)) is not None and PHASES[command.kind] == COMPUTE:
-            seq, cost = seq + 1, cost + command.cost
-        return cost
 
     def fits(self, after: int) -> bool:
         """Whether the head may join a micro-batch whose last command of this lane is of phase `after`."""

@@ -13,7 +13,7 @@ from ...wire.commands import SAMPLING_KINDS
 from ...wire.ids import ActorId, BatchId, FutureId, LaneId
 from .fairness import Shares
 from .lanes import Command, Lane
-from .pools import Actor, Pool
+from .pools import Actor, Held, Pool
 
 MAX_ATTEMPTS = 3
 """How many actors may die while they hold a command before it is taken to be the cause. The last of them had nothing
@@ -35,7 +35,7 @@ class Ledger:
         self._pools: dict[str, Pool] = {}
         self._lanes: dict[LaneId, Lane] = {}
         self._actors: dict[ActorId, Actor] = {}
-        self._in_flight: dict[FutureId, tuple[Command, Actor, BatchId]] = {}
+        self._in_flight: dict[FutureId, Held] = {}
         self._attempts: dict[FutureId, int] = {}
 
     # What happened ---------------------------------------------------------------------------------------------------
@@ -75,11 +75,14 @@ class Ledger:
         `call_off`."""
         if not self.is_in_flight(future, batch):
             return None
-        command, actor, _ = self._in_flight.pop(future)
+        command, actor, *_ = self._in_flight.pop(future)
         shares = self._pools[command.base_model].shares
         if command.share is not None:
             if command.share.stage == "part":
                 shares.charge(command.tenant, max(1, tokens) - command.cost)
+                spread = self._lanes[command.lane].spread
+                assert spread is not None, command
+                spread.charged += max(1, tokens)
             return command
         if command.kind in SAMPLING_KINDS:
             actor.sample_rows -= command.rows
@@ -124,17 +127,19 @@ class Ledger:
         actor = self._actors.pop(actor_id)
         pool = self._pools[actor.base_model]
         del pool.actors[actor_id]
-        in_flight = [(command, batch) for command, holder, batch in self._in_flight.values() if holder is actor]
-        held = [command for command, _ in in_flight]
+        pool.prefixes.forget(actor_id)
+        in_flight = [held for held in self._in_flight.values() if held.actor is actor]
+        held = [command for command, *_ in in_flight]
         poisoned: list[Command] = []
         broken: set[LaneId] = set()
-        for command, batch in in_flight:
+        for command, _, batch, deaths in in_flight:
             del self._in_flight[command.future]
             pool.shares.charge(command.tenant, 0 if command.replay else -command.cost)
             if batch in unread:
                 continue
             blamed = blamed_for(command)
-            self._attempts[blamed.future] = self._attempts.get(blamed.future, 0) + 1
+            # Several actors may die of one try at a command that they execute together.
+            self._attempts[blamed.future] = max(self._attempts.get(blamed.future, 0), deaths + 1)
             if self._attempts[blamed.future] >= MAX_ATTEMPTS:
                 broken.add(command.lane) if command.replay else poisoned.append(blamed)
         for command in reversed(held):
@@ -174,13 +179,14 @@ class Ledger:
         """Nobody holds this lane's state (the broker has just started): it stands still until `restore`. `held` is what
         its actor had when it was lost."""
         lane = self._lanes[lane_id]
+        self._give_back(lane)
         lane.lose_state([*held, *self._recalled(lane)])
         self._pool(lane.base_model).ready.pop(lane_id, None)
 
     def _recalled(self, lane: Lane, *, shares_alone: bool = False) -> list[Command]:
         """What of it is in flight, which does not count any more; and none of its parts waits for an actor."""
         pool = self._pool(lane.base_model)
-        of_lane = [command for command, _, _ in self._in_flight.values() if command.lane == lane.id]
+        of_lane = [command for command, *_ in self._in_flight.values() if command.lane == lane.id]
         held = [command for command in of_lane if command.share is not None or not shares_alone]
         for command in held:
             del self._in_flight[command.future]
@@ -208,9 +214,15 @@ class Ledger:
     def call_off(self, lane_id: LaneId) -> None:
         """It could not be done: the command has changed nothing, and the lane's home is to execute it whole."""
         lane = self._lanes[lane_id]
+        self._give_back(lane)
         self._recalled(lane, shares_alone=True)
         lane.call_off()
         self._note_ready(lane)
+
+    def _give_back(self, lane: Lane) -> None:
+        """What was charged for parts that come to nothing."""
+        if lane.spread is not None:
+            self._pools[lane.base_model].shares.charge(lane.tenant, -lane.spread.charged)
 
     def _end_spread(self, lane: Lane) -> None:
         """Its command is over, whichever way."""
@@ -226,6 +238,14 @@ class Ledger:
     def next_seq(self, lane_id: LaneId) -> int:
         return self._lanes[lane_id].next_seq
 
+    def unpublish(self, lane_id: LaneId) -> None:
+        """Nobody can read this lane's published weights any more."""
+        self._lanes[lane_id].weights = None
+
+    def weights(self, lane_id: LaneId) -> int | None:
+        """The number of those that are published and that its state has still."""
+        return self._lanes[lane_id].weights
+
     def queued(self, lane_id: LaneId) -> int:
         return self._lanes[lane_id].queued
 
@@ -239,11 +259,11 @@ class Ledger:
         return lane is not None and lane.spread is not None and lane.spread.whole.future == future
 
     def is_in_flight(self, future: FutureId, batch: BatchId) -> bool:
-        return future in self._in_flight and self._in_flight[future][2] == batch
+        return future in self._in_flight and self._in_flight[future].batch == batch
 
     def holder(self, future: FutureId) -> ActorId | None:
         """The actor that holds a command in flight."""
-        return self._in_flight[future][1].id if future in self._in_flight else None
+        return self._in_flight[future].actor.id if future in self._in_flight else None
 
     def actors_of(self, base_model: str) -> list[ActorId]:
         """Those that are to stay."""

@@ -12,7 +12,7 @@ from ...wire.commands import PHASES, SAMPLING_KINDS
 from ...wire.ids import ActorId, BatchId, LaneId
 from .lanes import COMPUTE, Command, Lane
 from .ledger import MAX_ATTEMPTS, Ledger, blamed_for
-from .pools import Actor, Pool
+from .pools import Actor, Held, Pool
 from .spreading import parts_for
 
 
@@ -31,12 +31,12 @@ class Plan:
 
 class Planner(Ledger):
     """What one actor would train for longer than `spread_after_s`, as far as is known, is divided among those of its
-    model that have nothing to train; see `spreading`."""
+    model that have nothing to train; see `spreading`. `spreads` counts how often."""
 
     def __init__(self, spread_after_s: float = inf) -> None:
         super().__init__()
         self._spread_after_s = spread_after_s
-        self._batches = self._spreads = 0
+        self._batches = self.spreads = 0
 
     def next_micro_batch(self, actor_id: ActorId) -> Plan | None:
         """Work for this actor, or None where it has all it can take or nothing waits for it."""
@@ -44,7 +44,7 @@ class Planner(Ledger):
         if actor.is_leaving:
             return None
         if self._attempts:
-            if any(holder is actor and self._is_last_chance(c) for c, holder, _ in self._in_flight.values()):
+            if any(holder is actor and self._is_last_chance(c) for c, holder, *_ in self._in_flight.values()):
                 return None
             if command := self._last_chance(actor):
                 return None if self._holds_anything(actor) else self._alone(actor, command)
@@ -53,7 +53,7 @@ class Planner(Ledger):
     def _holds_anything(self, actor: Actor) -> bool:
         """A batch may have given its credit back, and one of its saves is being written still. And one that was taken
         back may kill the actor all the same, until it says that it is done with it."""
-        return bool(actor.train_batches) or any(holder is actor for _, holder, _ in self._in_flight.values())
+        return bool(actor.train_batches) or any(held.actor is actor for held in self._in_flight.values())
 
     def _is_last_chance(self, command: Command) -> bool:
         return self._attempts.get(blamed_for(command).future, 0) == MAX_ATTEMPTS - 1
@@ -136,9 +136,9 @@ class Planner(Ledger):
 
     def _spread_out(self, lane: Lane, parts: int, actor: Actor, pool: Pool) -> list[Command]:
         """What home, this actor, is to do first, if anything."""
-        self._spreads += 1
+        self.spreads += 1
         are_published = lane.weights is not None
-        spread = lane.spread_out(self._spreads, parts)
+        spread = lane.spread_out(self.spreads, parts)
         if not are_published:
             return self._handed_out(lane, [spread.publishing()], actor, pool)
         self._note_ready(lane)
@@ -147,11 +147,10 @@ class Planner(Ledger):
 
     def _next_part(self, actor: Actor, candidates: Iterable[Lane], pool: Pool) -> Command | None:
         """That this actor may take, where its tenant is the next."""
-        part = next((part for part in pool.parts if self._is_for(actor, part, pool)), None)
-        if part is None:
+        if not pool.parts:
             return None
-        tenant = pool.shares.least_served([part.tenant, *(lane.tenant for lane in candidates)])
-        return part if tenant == part.tenant else None
+        first = {part.tenant: part for part in reversed(pool.parts) if self._is_for(actor, part, pool)}
+        return first.get(pool.shares.least_served([*first, *(lane.tenant for lane in candidates)])) if first else None
 
     def _is_for(self, actor: Actor, part: Command, pool: Pool) -> bool:
         """Who has nothing to train comes first."""
@@ -164,7 +163,7 @@ class Planner(Ledger):
         """One part of a command at a time, so that others find some."""
         return not any(
             holder is actor and command.share is not None and command.lane == part.lane
-            for command, holder, _ in self._in_flight.values()
+            for command, holder, *_ in self._in_flight.values()
         )
 
     def _part(self, actor: Actor, part: Command, pool: Pool) -> Plan | None:
@@ -193,7 +192,12 @@ class Planner(Ledger):
         waiting = {tenant for tenant, queue in pool.samples.items() if queue}
         while waiting and actor.sample_rows < actor.capacity.sample_rows:
             tenant = pool.shares.least_served(sorted(waiting))
-            command = pool.samples[tenant].popleft()
+            command = pool.samples[tenant][0]
+            if pool.sampler_for(command) is not actor:
+                waiting.remove(tenant)
+                continue
+            pool.samples[tenant].popleft()
+            pool.prefixes.computed(command.prefix, actor.id)
             if not pool.samples[tenant]:
                 waiting.remove(tenant)
             commands.append(command)
@@ -211,7 +215,8 @@ class Planner(Ledger):
         if mode == "train":
             actor.train_batches[batch] = cost
         for command in commands:
-            self._in_flight[command.future] = command, actor, batch
+            deaths = self._attempts.get(blamed_for(command).future, 0)
+            self._in_flight[command.future] = Held(command, actor, batch, deaths)
         return Plan(batch, actor.id, mode, tuple(commands), cost, alone)
 
     def _belongs(self, lane: Lane, actor: Actor, pool: Pool) -> bool:

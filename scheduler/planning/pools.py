@@ -2,11 +2,13 @@
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ...wire.actor_messages import Capacity
 from ...wire.ids import ActorId, BatchId, LaneId, TenantId
 from .fairness import Shares
 from .lanes import Command
+from .prefixes import Prefixes
 
 
 @dataclass(slots=True)
@@ -28,6 +30,15 @@ class Actor:
         return self.capacity.credits * self.capacity.token_budget - sum(self.train_batches.values())
 
 
+class Held(NamedTuple):
+    """A command that an actor has: of which batch, and how many actors had died of it when it was handed out."""
+
+    command: Command
+    actor: Actor
+    batch: BatchId
+    deaths: int
+
+
 @dataclass(slots=True)
 class Pool:
     """Everything of one base model. `ready` holds lanes with a head, in the order in which they became ready; `parts`
@@ -38,6 +49,18 @@ class Pool:
     ready: dict[LaneId, None] = field(default_factory=dict[LaneId, None])
     samples: dict[TenantId, deque[Command]] = field(default_factory=dict[TenantId, deque[Command]])
     parts: deque[Command] = field(default_factory=deque[Command])
+    prefixes: Prefixes = field(default_factory=Prefixes)
+
+    def sampler_for(self, command: Command) -> Actor | None:
+        """Of the actors that have room: the one that is least full and knows most of the prompt. To be full, and to
+        know nothing of it, weigh the same; of equals, who has nothing to train. None where nobody has room."""
+
+        def weight(actor: Actor) -> tuple[float, bool]:
+            unknown = 1.0 - self.prefixes.known(command.prefix, actor.id)
+            return actor.sample_rows / actor.capacity.sample_rows + unknown, bool(actor.train_batches)
+
+        able = [actor for actor in self.staying if actor.sample_rows < actor.capacity.sample_rows]
+        return able[0] if len(able) == 1 else min(able, key=weight, default=None)
 
     @property
     def staying(self) -> list[Actor]:

@@ -31,7 +31,8 @@ class Share:
 
 @dataclass(slots=True)
 class Spread:
-    """A run's command under way on several actors. `left` are the parts that are not over; then home gathers them."""
+    """A run's command under way on several actors. `left` are the parts that are not over; then home gathers them.
+    So many tokens were `charged` for those that are."""
 
     id: int
     whole: "Command"
@@ -39,6 +40,7 @@ class Spread:
     parts: int
     left: set[int] = field(default_factory=set[int])
     is_gathering: bool = False
+    charged: int = 0
 
     def __post_init__(self) -> None:
         self.left = set(range(self.parts))
@@ -48,7 +50,7 @@ class Spread:
 
     def all_parts(self) -> "list[Command]":
         cost = ceil(self.whole.cost / self.parts)
-        return [self._share("part", f"{self.whole.future}/part-{i}", cost, i) for i in range(self.parts)]
+        return [self._share("part", f"{self.whole.future}/{self.id}-{i}", cost, i) for i in range(self.parts)]
 
     def due(self) -> "Command | None":
         """What home is to do next. It gathers under the command's own name: that it ends is the command's end."""

@@ -244,10 +244,11 @@ def test_parts_that_are_not_each_datum_once_are_not_a_result() -> None:
 
 
 def test_an_actors_pace_is_that_of_its_last_passes() -> None:
-    pace = Pace()
+    pace = Pace(least_tokens=10)
     assert pace.tokens_per_s == 0
-    pace.measured(0, 1.0)
-    assert pace.tokens_per_s == 0
+    for tokens in (0, 9):
+        pace.measured(tokens, 1.0)
+        assert pace.tokens_per_s == 0
     for _ in range(40):
         pace.measured(100, 1.0)
     assert pace.tokens_per_s == pytest.approx(100)

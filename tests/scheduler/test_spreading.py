@@ -82,16 +82,16 @@ def spread_out(yard: Yard, cost: int = 150) -> None:
     yard.send("forward_backward", cost)
     assert yard.hand_out() == {"a": ["run:0/weights"]}
     yard.end("run:0/weights")
-    assert yard.hand_out() == {"a": ["run:0/part-0"], "b": ["run:0/part-1"], "c": ["run:0/part-2"]}
+    assert yard.hand_out() == {"a": ["run:0/1-0"], "b": ["run:0/1-1"], "c": ["run:0/1-2"]}
 
 
 def test_what_takes_one_actor_too_long_is_divided_and_gathered_at_its_runs_home() -> None:
     yard = Yard()
     spread_out(yard)
     yard.send("optim_step")
-    yard.end("run:0/part-1", "run:0/part-0")
+    yard.end("run:0/1-1", "run:0/1-0")
     assert yard.hand_out() == {}, "a step waits for what it is to step by"
-    yard.end("run:0/part-2")
+    yard.end("run:0/1-2")
     assert yard.hand_out() == {"a": ["run:0"]}
     assert yard.hand_out() == {}, "it may fail yet"
     yard.end("run:0")
@@ -126,19 +126,19 @@ def test_actors_that_have_something_to_train_are_not_borrowed() -> None:
     yard.send("forward_backward", 200)
     assert yard.hand_out() == {"b": ["run:0/weights"]}
     yard.end("run:0/weights")
-    assert yard.hand_out() == {"b": ["run:0/part-0"], "c": ["run:0/part-1"]}
+    assert yard.hand_out() == {"b": ["run:0/1-0"], "c": ["run:0/1-1"]}
 
 
 def test_weights_are_published_once_and_again_after_a_step() -> None:
     yard = Yard()
     spread_out(yard)
     yard.send("forward_backward", 150)
-    yard.end("run:0/part-0", "run:0/part-1", "run:0/part-2")
+    yard.end("run:0/1-0", "run:0/1-1", "run:0/1-2")
     assert yard.hand_out() == {"a": ["run:0"]}
     yard.end("run:0")
-    assert yard.hand_out() == {"a": ["run:1/part-0"], "b": ["run:1/part-1"], "c": ["run:1/part-2"]}
+    assert yard.hand_out() == {"a": ["run:1/2-0"], "b": ["run:1/2-1"], "c": ["run:1/2-2"]}
     weights = yard.weights()
-    yard.end("run:1/part-0", "run:1/part-1", "run:1/part-2")
+    yard.end("run:1/2-0", "run:1/2-1", "run:1/2-2")
     yard.hand_out()
     yard.end("run:1")
     yard.send("optim_step")
@@ -151,10 +151,10 @@ def test_a_part_whose_actor_died_is_computed_by_another_alone() -> None:
     yard = Yard()
     spread_out(yard)
     yard.die("b")
-    yard.end("run:0/part-2")
-    assert yard.hand_out() == {"c": ["run:0/part-1"]}
+    yard.end("run:0/1-2")
+    assert yard.hand_out() == {"c": ["run:0/1-1"]}
     assert yard.plans[-1].alone
-    yard.end("run:0/part-0", "run:0/part-1")
+    yard.end("run:0/1-0", "run:0/1-1")
     assert yard.hand_out() == {"a": ["run:0"]}
 
 
@@ -162,7 +162,7 @@ def test_after_the_death_of_its_home_the_command_begins_again_and_its_parts_do_n
     yard = Yard()
     spread_out(yard)
     yard.die("a")
-    yard.end("run:0/part-1", "run:0/part-2")
+    yard.end("run:0/1-1", "run:0/1-2")
     assert yard.hand_out() == {"b": ["run:0"]}, "whole: it may have been the cause"
     assert yard.plans[-1].commands[0].share is None
 
@@ -175,7 +175,7 @@ def test_after_the_death_of_a_home_that_it_never_reached_it_is_divided_again() -
     assert yard.hand_out() == {"b": ["run:0/weights"]}
 
 
-@pytest.mark.parametrize("stage", ["weights", "part-1", "gather"])
+@pytest.mark.parametrize("stage", ["weights", "1-1", "gather"])
 def test_what_cannot_be_spread_to_its_end_is_executed_whole_at_home(stage: str) -> None:
     yard = Yard()
     yard.send("forward_backward", 150)
@@ -185,13 +185,13 @@ def test_what_cannot_be_spread_to_its_end_is_executed_whole_at_home(stage: str) 
         yard.end("run:0/weights")
         yard.hand_out()
     if stage == "gather":
-        yard.end("run:0/part-0", "run:0/part-1", "run:0/part-2")
+        yard.end("run:0/1-0", "run:0/1-1", "run:0/1-2")
         yard.hand_out()
     yard.end("run:0" if stage == "gather" else f"run:0/{stage}", fails=True)
     whole = yard.hand_out()
-    if stage == "part-1":
+    if stage == "1-1":
         assert whole == {}, "home has a part of it still, which takes all of its room"
-        yard.end("run:0/part-0")
+        yard.end("run:0/1-0")
         whole = yard.hand_out()
     assert whole == {"a": ["run:0", "run:1"]}
     assert yard.plans[-1].commands[0].share is None
@@ -203,7 +203,7 @@ def test_a_command_whose_parts_kill_actors_fails_and_its_run_goes_on() -> None:
     yard = Yard()
     spread_out(yard)
     yard.send("forward_backward", 10)
-    yard.end("run:0/part-0", "run:0/part-2")
+    yard.end("run:0/1-0", "run:0/1-2")
     holders: list[str] = []
     for _ in range(MAX_ATTEMPTS - 1):
         holders += [plan.actor for plan in yard.plans]
@@ -222,14 +222,49 @@ def test_the_run_of_a_command_whose_parts_killed_other_actors_is_where_it_was() 
     yard.send("forward_backward", 10)
     assert yard.die("b") == []
     yard.join("d")
-    assert yard.hand_out() == {"d": ["run:0/part-1"]}, "home has another part, and takes no second one"
+    assert yard.hand_out() == {"d": ["run:0/1-1"]}, "home has another part, and takes no second one"
     assert yard.die("d") == []
     yard.join("e")
-    assert yard.hand_out() == {"e": ["run:0/part-1"]}
+    assert yard.hand_out() == {"e": ["run:0/1-1"]}
     assert yard.die("e") == ["run:0"]
     assert yard.planner.home(RUN) == "a"
-    yard.end("run:0/part-0", "run:0/part-2")
+    yard.end("run:0/1-0", "run:0/1-2")
     assert yard.hand_out() == {"a": ["run:1"]}
+
+
+def test_actors_that_die_together_died_of_one_try() -> None:
+    """A cut cable takes several at once: the command is tried again, alone."""
+    yard = Yard()
+    spread_out(yard)
+    assert yard.die("b") + yard.die("c") + yard.die("a") == []
+    yard.join("d")
+    assert yard.hand_out() == {"d": ["run:0"]}
+    assert yard.plans[-1].alone
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_parts_that_come_to_nothing_are_not_charged(dies: bool) -> None:
+    yard = Yard()
+    spread_out(yard)
+    yard.end("run:0/1-1", "run:0/1-2")
+    yard.die("a") if dies else yard.end("run:0/1-0", fails=True)
+    assert yard.planner.shares("m").served(TenantId("run")) == pytest.approx(0, abs=3)
+
+
+def test_of_two_tenants_parts_the_one_that_was_served_less_is_next() -> None:
+    yard = Yard()
+    spread_out(yard, 300)
+    yard.send("forward_backward", 300, OTHER)
+    for name in "de":
+        yard.join(name)
+    assert yard.hand_out() == {"b": ["other:0/weights"]}
+    yard.end("other:0/weights")
+    assert yard.hand_out()["e"][0].startswith("other:0/")
+    yard.die("e")
+    yard.die("c")
+    yard.planner.shares("m").charge(TenantId("run"), 500)
+    yard.join("f")
+    assert yard.hand_out()["f"][0].startswith("other:0/"), "though the run's part waits longer"
 
 
 def test_a_part_waits_for_its_tenants_turn() -> None:
@@ -239,8 +274,8 @@ def test_a_part_waits_for_its_tenants_turn() -> None:
     for _ in range(3):
         yard.send("forward_backward", 40, OTHER)
     yard.planner.shares("m").charge(TenantId("run"), 50)
-    yard.end("run:0/part-1")
-    assert yard.hand_out()["b"] == ["other:0", "other:1", "run:0/part-2", "other:2"], "who was served less comes first"
+    yard.end("run:0/1-1")
+    assert yard.hand_out()["b"] == ["other:0", "other:1", "run:0/1-2", "other:2"], "who was served less comes first"
 
 
 def test_a_command_that_is_spread_cannot_be_dropped() -> None:
@@ -255,14 +290,14 @@ def test_a_run_that_is_given_up_meanwhile_drops_the_command() -> None:
     spread_out(yard)
     yard.send("optim_step")
     assert [command.future for command in yard.planner.break_lane(RUN)] == ["run:1", "run:0"]
-    yard.end("run:0/part-0", "run:0/part-1", "run:0/part-2")
+    yard.end("run:0/1-0", "run:0/1-1", "run:0/1-2")
     assert yard.hand_out() == {}
 
 
 def test_what_a_part_costs_is_charged_once() -> None:
     yard = Yard()
     spread_out(yard)
-    yard.end("run:0/part-0", "run:0/part-1", "run:0/part-2")
+    yard.end("run:0/1-0", "run:0/1-1", "run:0/1-2")
     yard.hand_out()
     yard.end("run:0")
     assert yard.planner.shares("m").served(TenantId("run")) == pytest.approx(150, abs=3)

@@ -72,7 +72,7 @@ async def test_a_run_over_three_replicas_learns_as_over_one(server: Server, thre
         for ours, theirs in zip(got.loss_fn_outputs, wanted.loss_fn_outputs, strict=True):
             assert ours["logprobs"].to_numpy() == pytest.approx(theirs["logprobs"].to_numpy(), abs=1e-4)
         assert await trained_tokens(service) == 4 * A_STEP
-        assert folders(three, training), "it was spread over several"
+        assert (three.data / "checkpoints" / training.model_id / "spread").exists(), "it was spread over several"
         await training.optim_step(STEP)
         await until(lambda: not folders(three, training))
 
@@ -110,3 +110,21 @@ async def test_the_death_of_one_of_three_in_mid_pass_costs_time_alone(three: Ser
         for ours, theirs in zip(found, expected, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-5)
         assert await trained_tokens(service) == 2 * (1 + kills) * A_STEP
+
+
+async def test_a_conversation_goes_on_where_what_was_said_is_known(three: Server) -> None:
+    """Six at a time, over three replicas: nothing of an earlier turn is computed again."""
+    async with lorry.connect(three.address, api_key=three.new_key("talks")) as service:
+        sampler = await service.create_sampling_client_async(base_model=MODEL)
+        said = [[(7 * i + j) % 2000 for j in range(96)] for i in range(6)]
+        known = 0
+        for turn in range(4):
+            known += sum((len(prompt) - 1) // 16 * 16 for prompt in said) if turn else 0
+            prompts = [prompt + [(turn + i) % 2000 for i in range(64)] for prompt in said]
+            params = lorry.SamplingParams(max_tokens=1, temperature=0.0)
+            inputs = [lorry.ModelInput.from_ints(prompt) for prompt in prompts]
+            answers = [sampler.sample(inputs[i], 1, params) for i in sorted(range(6), key=lambda i: (i + turn) % 6)]
+            tokens = [(await answer).sequences[0].tokens for answer in answers]
+            said = [[*prompt, *tokens[(i + turn) % 6]] for i, prompt in enumerate(prompts)]
+        usage = await service.create_rest_client().get_usage_async()
+        assert sum(row.tokens for row in usage if row.kind == "cached_prefill") >= known
