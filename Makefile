@@ -16,10 +16,11 @@ SEED ?= 1
 
 # What actors do, whose models are divided among that many processes.
 RANKS ?= 2
+DEVICE ?= cuda
 OF_ACTORS := adam checkpoints decoder decoder_cache engine engine_steps experts foreign images looking lora_decode \
 	narrowing recomputing snapshots trainer worker
 
-.PHONY: help install demo test test-long groups simulation faults timings chaos cookbook vllm check format types bench lock clean
+.PHONY: help install demo test test-long groups gpu simulation faults timings chaos cookbook vllm check format types bench lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +44,10 @@ test-long: $(INSTALLED) $(OLD_SDK)  ## run the tests that start several actors o
 
 groups: $(INSTALLED)  ## run the tests of actors with their models divided among RANKS=2 processes
 	$(TESTS) --ranks $(RANKS) $(OF_ACTORS:%=tests/actors/test_%.py)
+
+gpu: $(INSTALLED)  ## on a machine with a GPU (DEVICE=cuda): what it computes, beside a CPU, and which share of its own rates it reaches
+	$(BIN)/python -m pytest tests/gpu --device $(DEVICE) -m ''
+	$(BIN)/python -m bench.device --device $(DEVICE) --dtype bfloat16
 
 simulation: $(INSTALLED)  ## play 20,000 histories of the broker in a simulated world, and check each
 	$(BIN)/python -m tests.simulation --histories 20000

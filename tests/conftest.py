@@ -33,6 +33,7 @@ MODEL = "jargon-1m"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--ranks", type=int, default=1, help="Among how many processes the models of actors are divided")
+    parser.addoption("--device", default="cpu", help="What tests/gpu runs on: cuda, cuda:1, ...")
 
 
 def pytest_configure(config: pytest.Config) -> None:

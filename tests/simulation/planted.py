@@ -68,24 +68,27 @@ FAULTS = (
     Fault(
         "a run that loses its state forgets what it skipped",
         LANES,
-        "        self._replay.clear()\n        for command",
-        "        self._replay.clear()\n        self._skipped.clear()\n        for command",
+        "        self._replay.clear()\n        if self.spread",
+        "        self._replay.clear()\n        self._skipped.clear()\n        if self.spread",
     ),
     Fault("a cancelled command leaves a gap", LANES, "        self.skip((seq,))\n", ""),
     Fault(
-        "what a dead actor held is forgotten", LANES, "            if not command.replay:\n", "            if False:\n"
+        "what a dead actor held is forgotten",
+        LANES,
+        "            if not command.replay and command.share is None:\n",
+        "            if False:\n",
     ),
     Fault(
         "an outcome of an earlier batch counts",
         LEDGER,
-        "future in self._in_flight and self._in_flight[future][2] == batch",
+        "future in self._in_flight and self._in_flight[future].batch == batch",
         "future in self._in_flight",
     ),
     Fault(
         "an actor's death is not held against what it had",
         LEDGER,
-        "self._attempts.get(blamed.future, 0) + 1\n",
-        "0\n",
+        "= max(self._attempts.get(blamed.future, 0), deaths + 1)\n",
+        "= 0\n",
     ),
     Fault(
         "a suspect has company at its last attempt",
