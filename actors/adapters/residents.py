@@ -82,26 +82,12 @@ class Residents:
     def hold_runs(self, states: Collection[AdapterState]) -> dict[str, LorryError]:
         """Until `release` they are here, each as the commands before left it; and what is wrong with those that cannot
         be: InvalidRequestError, or CheckpointError where a run's folder does not give it back."""
-        problems: dict[str, LorryError] = {}
-        self._held.update(state.key for state in states)
-        for state in states:
-            try:
-                self._fetch_run(state)
-            except LorryError as error:
-                problems[state.key] = error
-        return problems
+        return self._hold(states, self._fetch_run)
 
     def hold_copies(self, states: Collection[AdapterState]) -> dict[str, LorryError]:
         """Until `release`, runs that live elsewhere are here, too, with the weights of their folders and no gradient;
         and what is wrong with those that cannot be."""
-        problems: dict[str, LorryError] = {}
-        self._held.update(state.key for state in states)
-        for state in states:
-            try:
-                self._fetch_copy(state)
-            except LorryError as error:
-                problems[state.key] = error
-        return problems
+        return self._hold(states, self._fetch_copy)
 
     def hold_sampler(self, state: AdapterState) -> str:
         """The pool's key of sampler weights, which are here until `release`. Raises CheckpointError."""
@@ -140,6 +126,16 @@ class Residents:
         if self._freed_bytes > self._kept_bytes:
             self._freed_bytes = 0
             give_back_freed()
+
+    def _hold(self, states: Collection[AdapterState], fetch: Callable[[AdapterState], None]) -> dict[str, LorryError]:
+        problems: dict[str, LorryError] = {}
+        self._held.update(state.key for state in states)
+        for state in states:
+            try:
+                fetch(state)
+            except LorryError as error:
+                problems[state.key] = error
+        return problems
 
     def _fetch_run(self, state: AdapterState) -> None:
         run = self._runs.get(state.key)
