@@ -2,6 +2,7 @@
 
 import os
 import resource
+import secrets
 import signal
 import socket
 import subprocess
@@ -29,8 +30,11 @@ HEARTBEAT_S = "2"
 
 
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    """Below those that a system gives to whoever asks for any: the port of a service that is down stays free."""
+    while True:
+        port = secrets.choice(range(20_000, 32_000))
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class Service:
@@ -46,15 +50,14 @@ class Service:
         self._timers: list[Timer] = []
 
     def __enter__(self) -> "Service":
-        self._stack = ExitStack()
-        self._portal = self._stack.enter_context(start_blocking_portal())
-        far = self._stack.enter_context(
-            self._portal.wrap_async_context_manager(bad_at_messages(self._door, bad(self._seed + 2)))
-        )
-        self._cables = Cables(far, self._seed + 2, CUTS_AFTER)
-        network = self._portal.wrap_async_context_manager(bad_at_connections(self._cables))
-        self.address = self._stack.enter_context(network)
-        self._start()
+        with ExitStack() as stack:
+            self._portal = stack.enter_context(start_blocking_portal())
+            messages = self._portal.wrap_async_context_manager(bad_at_messages(self._door, bad(self._seed + 2)))
+            self._cables = Cables(stack.enter_context(messages), self._seed + 2, CUTS_AFTER)
+            network = self._portal.wrap_async_context_manager(bad_at_connections(self._cables))
+            self.address = stack.enter_context(network)
+            self._start()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -135,7 +138,10 @@ class Service:
             pipe = subprocess.PIPE
             self._process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=log, text=True)
         assert self._process.stdout is not None
-        assert "Serving" in self._process.stdout.readline(), (self.data / "log.txt").read_text()[-4000:]
+        if "Serving" not in self._process.stdout.readline():
+            with self._process:
+                self._process.kill()
+            raise AssertionError((self.data / "log.txt").read_text()[-4000:])
         self._children()
 
     def _children(self) -> dict[str, int]:
