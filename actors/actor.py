@@ -131,6 +131,7 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
         from .progress import Progress
         from .sampling.compiled import CompiledModel
         from .sampling.decoder import Decoder
+        from .training.compiled_layers import CompiledLayers
         from .training.engine import Engine
         from .training.trainer import Trainer
         from .worker import Worker
@@ -174,6 +175,8 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
     engine = Engine(base, targets, pool, token_budget=settings.token_budget, available=available)
     memory = settings.kv_cache_bytes or _kv_cache_bytes(base.device)
     compiled = CompiledModel(base) if settings.compile else None
+    if settings.compile:
+        base.in_flight.layers = CompiledLayers(base, targets)
     decoder = Decoder(base, tokenizer, settings.sample_rows, settings.prefill_chunk, memory, compiled)
     host_bytes = settings.host_memory or _host_bytes() // 4
     policy = SnapshotPolicy(settings.recovery_s, settings.idle_save_s)

@@ -95,7 +95,7 @@ class ActorSettings:
         ),
     ] = 60.0
     compile: Annotated[
-        bool, Meta(description="Sample faster, by torch.compile; actors take up to a minute to start")
+        bool, Meta(description="Sample and train faster, by torch.compile; actors take a minute more to start")
     ] = False
     threads: Annotated[
         int | None, Meta(ge=1, description="CPU threads of each actor [default: torch's own choice]")

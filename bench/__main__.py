@@ -1,6 +1,7 @@
-"""`python -m bench`: the engine against PEFT, on dense models, on experts and over 4 bits, the sampler against
-`generate`, both at once, the whole way, HTTP, a loop that samples from its newest weights, recovery, one run over
-several replicas, what a long run leaves behind, what hostile images cost, and long rows."""
+"""`python -m bench`: the engine against PEFT, on dense models, on experts and over 4 bits, passes against their own
+products, the sampler against `generate`, both at once, the whole way, HTTP, a loop that samples from its newest
+weights, recovery, one run over several replicas, what a long run leaves behind, what hostile images cost, and long
+rows."""
 
 from bench import (
     end_to_end,
@@ -12,6 +13,7 @@ from bench import (
     long_prompt,
     long_rows,
     loops,
+    passes,
     quantised,
     recovery,
     replicas,
@@ -23,6 +25,7 @@ from bench.goals import settle
 if __name__ == "__main__":
     benches = (
         engine,
+        passes,
         experts,
         quantised,
         sampling,

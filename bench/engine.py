@@ -63,12 +63,12 @@ class Lorry:
     """(a) One mixed micro-batch."""
 
     def __init__(self, model: PreTrainedModel, runs: int) -> None:
-        base = wrap_model(model)
-        targets = attach_lora(base)
-        self.pool = AdapterPool(runs, base.device)
+        self.base = wrap_model(model)
+        self.targets = attach_lora(self.base)
+        self.pool = AdapterPool(runs, self.base.device)
         for i in range(runs):
-            self.pool.add(str(i), targets.new_adapter(AdapterSpec(RANKS[i % 3], seed=i), base.device))
-        self.engine = Engine(base, targets, self.pool)
+            self.pool.add(str(i), self.targets.new_adapter(AdapterSpec(RANKS[i % 3], seed=i), self.base.device))
+        self.engine = Engine(self.base, self.targets, self.pool)
 
     def prepare(self, rows: Tensor) -> Callable[[], object]:
         jobs = [

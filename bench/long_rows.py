@@ -1,8 +1,9 @@
 """What a training pass over a long row holds, and takes, where some or all of its layers are computed again.
 
 The model of `bench.engine`, one adapter on everything. Memory is what the process gained at most while the pass went
-forward and back: as malloc comes, which keeps much of what was freed, and in a process of its own that gives freed
-blocks back; beside it what was foreseen from the model's configuration alone. Prints a table and a JSON line.
+forward and back: as malloc comes, which keeps much of what was freed, and in processes of their own that give freed
+blocks back, without and with compiled layers; beside it what was foreseen from the model's configuration alone. Prints
+a table and a JSON line.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -25,9 +27,11 @@ from lorry.actors.model.in_flight import Segment
 from lorry.actors.model.lora import attach_lora
 from lorry.actors.model.memory import give_back_freed
 from lorry.actors.model.spec import AdapterSpec
+from lorry.actors.training.compiled_layers import CompiledLayers
 from lorry.actors.training.foreseen import foresee_pass
 
 MOST_TIME, LEAST_MEMORY = 1.6, 3.0
+MOST_COMPILED = 0.8
 MOST_OFF = 0.05
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
@@ -35,10 +39,13 @@ GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "6553
 class Passes:
     """Over a row of so many tokens; `ways` are how many layers are computed again."""
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, *, compiled: bool = False) -> None:
         self.tokens = tokens
         self.base: BaseModel = wrap_model(build_model())
-        self._adapter = attach_lora(self.base).new_adapter(AdapterSpec(8), self.base.device)
+        targets = attach_lora(self.base)
+        self._adapter = targets.new_adapter(AdapterSpec(8), self.base.device)
+        if compiled:
+            self.base.in_flight.layers = CompiledLayers(self.base, targets)
         self.ways = (0, self.base.layers // 2, self.base.layers)
         self.run(0, 256)
 
@@ -56,9 +63,9 @@ class Passes:
         return (memory_of_process("VmHWM") - before) / 1024, seconds
 
 
-def measure_held(tokens: int) -> list[float]:
+def measure_held(tokens: int, held: Literal["plain", "compiled"]) -> list[float]:
     """MiB of each way, in a process that gives freed blocks back."""
-    command = [sys.executable, "-m", "bench.long_rows", "--tokens", str(tokens), "--held"]
+    command = [sys.executable, "-m", "bench.long_rows", "--tokens", str(tokens), "--held", held]
     ended = subprocess.run(command, env=os.environ | GIVES_BACK, capture_output=True, text=True, check=True)
     return json.loads(ended.stdout.splitlines()[-1])
 
@@ -68,33 +75,37 @@ def main(arguments: list[str] | None = None) -> list[str]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=4096, help="of the row")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--held", action="store_true", help="print MiB alone, of each way")
+    parser.add_argument("--held", choices=("plain", "compiled"), help="print MiB alone, of each way")
     options = parser.parse_args(arguments)
-    passes = Passes(options.tokens)
+    passes = Passes(options.tokens, compiled=options.held == "compiled")
     if options.held:
         print(json.dumps([passes.run(again)[0] for again in passes.ways]))
         return []
-    held = dict(zip(passes.ways, measure_held(options.tokens), strict=True))
+    held = dict(zip(passes.ways, measure_held(options.tokens, "plain"), strict=True))
+    compiled = dict(zip(passes.ways, measure_held(options.tokens, "compiled"), strict=True))
     found = {again: list[tuple[float, float]]() for again in passes.ways}
     for _ in range(options.repetitions):
         for again, each in found.items():
             each.append(passes.run(again))
     cost = foresee_pass(passes.base.model.config, passes.base.dtype)
     foreseen = {again: cost.bytes([options.tokens], again) / 2**20 for again in passes.ways}
-    columns = ("MiB as malloc comes", "MiB held", "foreseen", "ms")
+    columns = ("MiB as malloc comes", "MiB held", "foreseen", "held by compiled layers", "ms")
     table = Table("layers computed again", *columns, title=f"A row of {options.tokens:,} tokens")
     for again, each in found.items():
         ms = 1000 * statistics.median(seconds for _, seconds in each)
-        numbers = (max(mib for mib, _ in each), held[again], foreseen[again], ms)
+        numbers = (max(mib for mib, _ in each), held[again], foreseen[again], compiled[again], ms)
         table.add_row(f"{again} of {passes.base.layers}", *(f"{number:,.0f}" for number in numbers))
     Console().print(table)
     none, every = found[0], found[passes.base.layers]
     slower = statistics.median(b / a for (_, a), (_, b) in zip(none, every, strict=True))
     less = held[0] / held[passes.base.layers]
     off = max(abs(held[again] / foreseen[again] - 1) for again in passes.ways)
-    print(json.dumps({"bench": "long_rows", "memory_ratio": less, "time_ratio": slower, "foreseen_off": off}))
+    share = compiled[0] / held[0]
+    found_ratios = {"memory_ratio": less, "time_ratio": slower, "foreseen_off": off, "compiled_over_plain": share}
+    print(json.dumps({"bench": "long_rows", **found_ratios}))
     missed = at_most("time with every layer computed again, over none", slower, MOST_TIME)
     missed += at_least("memory without, over every layer computed again", less, LEAST_MEMORY)
+    missed += at_most("memory with compiled layers, over the model's own", share, MOST_COMPILED)
     return missed + at_most("memory, off what was foreseen", off, MOST_OFF)
 
 

@@ -79,9 +79,21 @@ class LoraLinear(nn.Module):
         if torch.is_grad_enabled():
             y = _SegmentLora.apply(rows, self, layout)
         else:
-            y = linear(rows, self.weight, self.bias)
-            add_lora(layout, rows, y)
+            y, _ = self.apply_to(rows, layout)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def apply_to(self, rows: Tensor, layout: Layout) -> tuple[Tensor, list[Tensor | None]]:
+        """rows [tokens, inputs] -> [tokens, outputs], and what `add_lora` returns. No autograd."""
+        y = linear(rows, self.weight, self.bias)
+        return y, add_lora(layout, rows, y)
+
+    def backward_of(self, dy: Tensor, rows: Tensor | None, layout: Layout, downs: list[Tensor | None]) -> Tensor:
+        """Of `apply_to`: dy [tokens, outputs] -> the gradient of rows, of which None is needed where nobody trains it.
+        Adds the adapters' gradients in place."""
+        dx = linear_backward(dy, self.weight)  # [tokens, inputs]
+        if rows is not None:
+            add_lora_backward(layout, rows, downs, dy, dx)
+        return dx
 
     def layout(self, tokens: int) -> Layout:
         """How the segments in flight divide a row of `tokens`."""
@@ -142,8 +154,7 @@ class _SegmentLora(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: LoraLinear, layout: Layout) -> Tensor:
-        y = linear(x, layer.weight, layer.bias)
-        ctx.downs = add_lora(layout, x, y)
+        y, ctx.downs = layer.apply_to(x, layout)
         trained = any(part is not None for part in layout.parts)
         ctx.save_for_backward(x if trained else None)
         ctx.layer, ctx.layout = layer, layout
@@ -154,10 +165,7 @@ class _SegmentLora(torch.autograd.Function):
         ctx.layer.in_flight.pause()
         (x,) = ctx.saved_tensors
         downs, ctx.downs = ctx.downs, None  # else they stay until all of the backward is over
-        dx = linear_backward(dy, ctx.layer.weight)  # [tokens, inputs]
-        if x is not None:
-            add_lora_backward(ctx.layout, x, downs, dy, dx)
-        return dx, None, None
+        return ctx.layer.backward_of(dy, x, ctx.layout, downs), None, None
 
 
 @dataclass(frozen=True, slots=True)

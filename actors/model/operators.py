@@ -1,18 +1,18 @@
 """Attention and the trainable layers as operators of their own: what `torch.compile` calls and does not look into.
 
 So one compiled graph serves steps of any rows, prompts and adapters. Each operator finds its model's batch in flight by
-number, since tensors and numbers are all that may be handed to it.
+number, since tensors and numbers are all that may be handed to it. Where a gradient is wanted, `trained_operators` are
+called in their place.
 """
 
 from typing import Any, cast
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
+from . import trained_operators
 from .in_flight import InFlight
 
-_models: "WeakValueDictionary[int, InFlight]" = WeakValueDictionary()
 _library = torch.library.Library("lorry", "DEF")
 _library.define(
     "attend(Tensor query, Tensor key, Tensor value, int model, int layer, float scaling, int? sliding_window, "
@@ -20,11 +20,6 @@ _library.define(
 )
 _library.define("linear(Tensor x, int model, int index, int outputs) -> Tensor")
 _library.define("experts(Tensor hidden, Tensor chosen, Tensor counted, int model, int index) -> Tensor")
-
-
-def register(in_flight: InFlight) -> None:
-    """From now on the operators find it by its `number`, as long as somebody else holds it."""
-    _models[in_flight.number] = in_flight
 
 
 def attend(
@@ -38,17 +33,23 @@ def attend(
     sinks: Tensor | None,
 ) -> Tensor:
     """As `AttentionCache.attend`, but [1, tokens, heads, value_dim] comes back."""
+    if torch.is_grad_enabled():
+        return trained_operators.attend(query, key, value, in_flight, scaling, sliding_window, sinks)
     operator = cast(Any, torch.ops.lorry.attend)
     return operator(query, key, value, in_flight.number, layer, scaling, sliding_window, sinks)
 
 
 def linear(x: Tensor, in_flight: InFlight, index: int, outputs: int) -> Tensor:
     """As `Linears.linear`."""
+    if torch.is_grad_enabled():
+        return trained_operators.linear(x, in_flight, index, outputs)
     return cast(Any, torch.ops.lorry.linear)(x, in_flight.number, index, outputs)
 
 
 def experts(hidden: Tensor, chosen: Tensor, counted: Tensor, in_flight: InFlight, index: int) -> Tensor:
     """As `Linears.experts`."""
+    if torch.is_grad_enabled():
+        return trained_operators.experts(hidden, chosen, counted, in_flight)
     return cast(Any, torch.ops.lorry.experts)(hidden, chosen, counted, in_flight.number, index)
 
 
@@ -62,8 +63,8 @@ def _attend(
     sliding_window: int | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    cache = _models[model].cache
-    assert cache is not None, "only steps of the decode loop are compiled"
+    cache = InFlight.of(model).cache
+    assert cache is not None, "without a gradient only steps of the decode loop are compiled"
     return cache.attend(layer, query, key, value, scaling, sliding_window, sinks).transpose(1, 2).contiguous()
 
 
@@ -72,8 +73,8 @@ def _shape_of_attend(query: Tensor, key: Tensor, value: Tensor, *_: object) -> T
 
 
 def _linear(x: Tensor, model: int, index: int, outputs: int) -> Tensor:
-    linears = _models[model].linears
-    assert linears is not None, "only steps of the decode loop are compiled"
+    linears = InFlight.of(model).linears
+    assert linears is not None, "without a gradient only steps of the decode loop are compiled"
     return linears.linear(index, x).contiguous()  # no view: the graph may use its memory again
 
 
@@ -82,8 +83,8 @@ def _shape_of_linear(x: Tensor, model: int, index: int, outputs: int) -> Tensor:
 
 
 def _experts(hidden: Tensor, chosen: Tensor, counted: Tensor, model: int, index: int) -> Tensor:
-    linears = _models[model].linears
-    assert linears is not None, "only steps of the decode loop are compiled"
+    linears = InFlight.of(model).linears
+    assert linears is not None, "without a gradient only steps of the decode loop are compiled"
     return linears.experts(index, hidden, chosen, counted).contiguous()
 
 

@@ -72,20 +72,28 @@ class PassCost:
 
 def let_layers_be_computed_again(model: "PreTrainedModel", in_flight: InFlight) -> int:
     """As `in_flight.again` says, in every pass. How many layers there are."""
-    layers = [layer for layer in model.get_decoder().modules() if isinstance(layer, GradientCheckpointingLayer)]
+    layers = decoder_layers(model)
     for place, layer in enumerate(layers):
         layer.forward = _checkpointed(layer, place, in_flight)
     return len(layers)
+
+
+def decoder_layers(model: "PreTrainedModel") -> list[GradientCheckpointingLayer]:
+    """In model order."""
+    return [layer for layer in model.get_decoder().modules() if isinstance(layer, GradientCheckpointingLayer)]
 
 
 def _checkpointed(layer: nn.Module, place: int, in_flight: InFlight) -> Callable[..., Any]:
     forward = layer.forward
 
     def run(hidden: Tensor, *args: Any, **options: Any) -> Any:
-        if place >= in_flight.again or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return forward(hidden, *args, **options)
+        layers = in_flight.layers
+        once = partial(forward, **options) if layers is None else partial(layers.run, place, options)
+        if place >= in_flight.again:
+            return once(hidden, *args)
         # The other way, without reentering, lets go only of what `save_for_backward` was told.
-        again = partial(forward, **options)
-        return checkpoint(again, hidden, *args, use_reentrant=True, preserve_rng_state=False)
+        return checkpoint(once, hidden, *args, use_reentrant=True, preserve_rng_state=False)
 
     return run

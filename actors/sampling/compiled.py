@@ -3,18 +3,14 @@
 It knows no rows and no adapters: those are behind the operators that the graph calls.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch._dynamo.decorators import mark_dynamic
-from torch._dynamo.exc import TorchDynamoException
 
 from ...wire.errors import UnsupportedModelError
-from ..model import operators
 from ..model.agreement import agree
 from ..model.base_model import BaseModel
+from ..model.graphs import COMPILER_ERRORS, cannot_be_compiled, graph
 from ..model.survey import standing_in
 from .lora.native import build_kernel
 
@@ -31,14 +27,7 @@ class CompiledModel:
 
     def __init__(self, base: BaseModel) -> None:
         self._base = base
-        operators.register(base.in_flight)
-        options: dict[str, Any] = {
-            "guard_filter_fn": _keep_the_models_name,
-            "compile_threads": 1,
-            # What is fused would keep float32 where the model rounds to its own dtype, and so would not be its own.
-            "emulate_precision_casts": base.dtype != torch.float32,
-        }
-        self._run = torch.compile(self._decode, fullgraph=True, options=options)
+        self._run = graph(self._decode, base.dtype)
         self._name = f"{type(base.model).__name__} {base.in_flight.number}"
         self._check(torch.arange(_SEVERAL, device=base.device))
         self.native = base.device.type == "cpu" and base.dtype == torch.float32
@@ -72,13 +61,7 @@ class CompiledModel:
                 mark_dynamic(tensor, 0)
             try:
                 found = self._run(self._name, *inputs)
-            except TorchDynamoException as error:
-                reason = str(error).strip().splitlines()[0]
-                raise UnsupportedModelError(f"{name} cannot be compiled, run it without: {reason}") from error
+            except COMPILER_ERRORS as error:
+                raise cannot_be_compiled(name, error) from error
         if not agree(found, expected):
             raise UnsupportedModelError(f"{name} computes something else when it is compiled, run it without")
-
-
-def _keep_the_models_name(guards: Sequence[Any]) -> list[bool]:
-    """A graph is made once, for one model run in one way, and nothing else that a guard would look at can change."""
-    return [guard.name == "name" for guard in guards]

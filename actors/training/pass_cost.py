@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from ..model.adapter import Adapter
 from ..model.attention import SCORES_OF_A_BLOCK
 from ..model.base_model import BaseModel
 from ..model.in_flight import Segment
@@ -24,15 +25,20 @@ _MANY_NUMBERS = 128
 
 def measure_pass(base: BaseModel, targets: LoraTargets) -> PassCost:
     """With an adapter on all that is trained, and without the output head, which has a bound of its own."""
-    groups = {target.group for target in targets.modules}
-    spec = AdapterSpec(
-        _RANK, seed=0, train_mlp="mlp" in groups, train_attn="attn" in groups, train_unembed="unembed" in groups
-    )
-    segment = Segment(targets.new_adapter(spec, base.device), 0, 0)
+    segment = Segment(adapter_on_all(base, targets, _RANK), 0, 0)
     cost = PassCost(base.layers, *_fit(base, segment, 0), *_fit(base, segment, base.layers))
     ranks = 1 if base.division is None else base.division.ranks.size
     heads = base.model.config.get_text_config().num_attention_heads // ranks
     return cost if cost.held.square else _in_blocks(cost, heads)
+
+
+def adapter_on_all(base: BaseModel, targets: LoraTargets, rank: int) -> Adapter:
+    """That the model lets one train."""
+    groups = {target.group for target in targets.modules}
+    spec = AdapterSpec(
+        rank, seed=0, train_mlp="mlp" in groups, train_attn="attn" in groups, train_unembed="unembed" in groups
+    )
+    return targets.new_adapter(spec, base.device)
 
 
 def _in_blocks(cost: PassCost, heads: int) -> PassCost:
@@ -85,8 +91,9 @@ def _growth(found: list[int]) -> Bytes:
 
 def meter_pass(base: BaseModel, segment: Segment, again: int, tokens: int) -> tuple[int, int]:
     """Bytes that one row's pass holds after its forward, and at most, with the segment's adapter."""
-    in_flight, pause = base.in_flight, base.in_flight.on_pause
+    in_flight, pause, layers = base.in_flight, base.in_flight.on_pause, base.in_flight.layers
     in_flight.lengths, in_flight.again, in_flight.on_pause = [tokens], again, lambda: None
+    in_flight.layers = None  # compiled they hold no more, and a meter cannot look into them
     in_flight.segments = [Segment(segment.adapter, 0, tokens)]
     places = torch.arange(tokens, device=base.device)
     try:
@@ -95,5 +102,6 @@ def meter_pass(base: BaseModel, segment: Segment, again: int, tokens: int) -> tu
             held = meter.live
             hidden.backward(torch.ones_like(hidden))
     finally:
-        in_flight.lengths, in_flight.segments, in_flight.again, in_flight.on_pause = [], [], 0, pause
+        in_flight.lengths, in_flight.segments, in_flight.again = [], [], 0
+        in_flight.on_pause, in_flight.layers = pause, layers
     return held, meter.peak

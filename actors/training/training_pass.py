@@ -88,6 +88,8 @@ class TrainingPass:
             return scores
         finally:
             in_flight.lengths, in_flight.segments, in_flight.again = [], [], 0
+            if in_flight.layers is not None:
+                in_flight.layers.let_go()
 
 
 class BeginTraining(msgspec.Struct, frozen=True, tag=True):
