@@ -79,6 +79,7 @@ format: $(INSTALLED)  ## format, and fix what lint can fix
 types: $(INSTALLED)  ## check types (pyright, strict)
 	@rm -rf build/typing && mkdir -p build/typing/lorry
 	@for package in actors client gateway scheduler storage wire; do ln -sfn "$(CURDIR)/$$package" build/typing/lorry/$$package; done
+	@ln -sfn "$(CURDIR)/bench/harness" build/typing/lorry/bench
 	@for module in face/*.py; do ln -sf "$(CURDIR)/$$module" build/typing/lorry/; done
 	$(BIN)/pyright --pythonpath $(BIN)/python
 

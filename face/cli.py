@@ -3,23 +3,22 @@
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
 import typer
-from rich.text import Text
 
-from lorry import logs, options
+from lorry import benching, logs, options
 from lorry.actors.config import ActorConfig, ActorSettings
 from lorry.addresses import host_and_port, is_loopback
+from lorry.calling import call, run_async
 from lorry.config import ModelConfig, ServeConfig, default_data, read_prices
 from lorry.keys import actor_token, curve_keys, link_key, operator_key
 from lorry.printing import plain_console
 from lorry.scheduler.config import BrokerConfig
 from lorry.scheduler.planning.prices import Prices
-from lorry.wire.errors import LorryError
 from lorry.wire.ids import ActorId, TenantId
 from lorry.wire.types import Quantization
 
@@ -33,6 +32,7 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="API keys: every client needs one.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+app.add_typer(benching.app, name="bench")
 
 
 @app.callback()
@@ -99,7 +99,7 @@ def serve(
                     async for _ in signals:
                         break
 
-    _run(run)
+    run_async(run)
 
 
 @app.command()
@@ -135,7 +135,7 @@ def broker(
             prices=read_prices(prices) if prices else Prices(),
         )
 
-    _run(lambda: run_broker(configured, supervised))
+    run_async(lambda: run_broker(configured, supervised))
 
 
 @app.command()
@@ -162,7 +162,7 @@ def actor(
         server_key=server_key,
         settings=settings,
     )
-    _run(lambda: run_actor(config, supervised))
+    run_async(lambda: run_actor(config, supervised))
 
 
 @app.command()
@@ -193,7 +193,7 @@ def gateway(
             url=url,
         )
 
-    _run(lambda: run_gateway(configured, supervised), uvloop=True)
+    run_async(lambda: run_gateway(configured, supervised), uvloop=True)
 
 
 @keys.command("create")
@@ -207,7 +207,7 @@ def keys_create(
     async def run() -> None:
         print(await create_key(data or default_data(), tenant))
 
-    _run(run)
+    run_async(run)
 
 
 @app.command()
@@ -218,7 +218,7 @@ def usage(
     """Print tokens and their cost by tenant, run and kind (prefill, cached_prefill, sample, train)."""
     from lorry.reports import print_usage
 
-    _call(lambda: print_usage(plain_console(), data or default_data(), tenant))
+    call(lambda: print_usage(plain_console(), data or default_data(), tenant))
 
 
 @app.command()
@@ -226,7 +226,7 @@ def status(data: options.Data = None) -> None:
     """Print actors, runs, queues and tenants."""
     from lorry.reports import print_status
 
-    _call(lambda: print_status(plain_console(), data or default_data()))
+    call(lambda: print_status(plain_console(), data or default_data()))
 
 
 @app.command()
@@ -244,7 +244,7 @@ def drain(
     from lorry.client.operator import drain as drain_actor
 
     key = operator_key(data or default_data())
-    _run(lambda: drain_actor(connect, server_key, key, ActorId(actor)))
+    run_async(lambda: drain_actor(connect, server_key, key, ActorId(actor)))
     plain_console().print(f"{actor} has left.", soft_wrap=True)
 
 
@@ -261,7 +261,7 @@ def plan(
     from lorry.plan import Devices, print_plan
 
     devices = None if gpu_memory is None else Devices(gpus, gpu_memory)
-    _call(lambda: print_plan(plain_console(), model, dtype, rank, devices, quantize))
+    call(lambda: print_plan(plain_console(), model, dtype, rank, devices, quantize))
 
 
 @app.command()
@@ -291,7 +291,7 @@ def export(
         note = export_to(data or default_data(), path, destination, base, Merge(dtype) if merge else None)
         plain_console().print(f"Exported to {destination}.", *([note] if note else []), soft_wrap=True)
 
-    _call(run)
+    call(run)
 
 
 @app.command("import")
@@ -320,7 +320,7 @@ def import_(
         print(imported.training_path)
         print(imported.sampler_path)
 
-    _run(run)
+    run_async(run)
 
 
 @app.command()
@@ -333,7 +333,7 @@ def doctor(data: options.Data = None) -> None:
 
     folder = data or default_data()
     well = f"All that is named in {folder} is there, and is what was written."
-    _call(lambda: _report(examine(folder), well))
+    call(lambda: _report(examine(folder), well))
 
 
 @app.command()
@@ -344,7 +344,7 @@ def backup(
     """Copy the data as it is at this moment to DESTINATION, while the service runs; and check the copy."""
     from lorry.backup import back_up
 
-    _call(lambda: _report(back_up(data or default_data(), destination), f"Backed up to {destination}, and checked."))
+    call(lambda: _report(back_up(data or default_data(), destination), f"Backed up to {destination}, and checked."))
 
 
 @app.command()
@@ -359,7 +359,7 @@ def restore(
         restore_to(backup, folder := data or default_data())
         plain_console().print(f"Restored to {folder}.", soft_wrap=True)
 
-    _call(run)
+    call(run)
 
 
 def _report(findings: "Sequence[Finding]", well: str) -> None:
@@ -370,28 +370,3 @@ def _report(findings: "Sequence[Finding]", well: str) -> None:
         print_findings(plain_console(), findings)
         sys.exit(1)
     plain_console().print(well, soft_wrap=True)
-
-
-def _run(work: Callable[[], Awaitable[None]], *, uvloop: bool = False) -> None:
-    async def awaited() -> None:
-        await work()
-
-    _call(lambda: anyio.run(awaited, backend_options={"use_uvloop": uvloop}))
-
-
-def _call(work: Callable[[], None]) -> None:
-    """Errors that the user can act on become one line and an exit status; anything else is a traceback."""
-    from lorry.serve import CONFIGURATION_EXIT
-
-    try:
-        work()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (LorryError, BaseExceptionGroup) as error:
-        leaf: BaseException = error
-        while isinstance(leaf, BaseExceptionGroup):
-            leaf = leaf.exceptions[0]
-        if not isinstance(leaf, LorryError):
-            raise
-        plain_console(stderr=True).print(Text.assemble(("lorry:", "red"), f" {leaf}"), soft_wrap=True)
-        sys.exit(CONFIGURATION_EXIT if leaf.category == "user" else 1)

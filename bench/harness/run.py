@@ -1,0 +1,34 @@
+"""One benchmark: a workload against a server, as often as is wanted, and files of all that came of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from .drive import Server, Tell, drive
+from .figures import RunFigures, figures_of
+from .page import page_of
+from .records import Record, write_records
+from .totals import Facts, Totals, totals_of
+from .workload import Workload
+
+Began = Callable[[int], None]
+
+
+async def run(
+    workload: Workload, server: Server, facts: Facts, folder: Path, repeats: int, began: Began, tell: Tell
+) -> Totals:
+    """In `folder`: requests-1.jsonl and so on, totals.json and page.html."""
+    await anyio.Path(folder).mkdir(parents=True, exist_ok=True)
+    found, records = list[RunFigures](), list[Record]()
+    for number in range(1, repeats + 1):
+        began(number)
+        records = await drive(workload, server, tell)
+        await anyio.to_thread.run_sync(write_records, folder / f"requests-{number}.jsonl", records)
+        found.append(figures_of(workload, records))
+    totals = totals_of(facts, workload, found)
+    await anyio.Path(folder, "totals.json").write_bytes(msgspec.json.format(msgspec.json.encode(totals)))
+    page = await anyio.to_thread.run_sync(page_of, totals, records)
+    await anyio.Path(folder, "page.html").write_text(page, encoding="utf-8")
+    return totals

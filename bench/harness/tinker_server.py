@@ -1,0 +1,71 @@
+"""Any server of the Tinker API, by URL, through the official SDK."""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import numpy as np
+import tinker
+
+from .drive import Marks, Seat
+from .keys import key_of
+from .requests import Batch, Prompt, Row
+from .workload import Sample, Tenant
+
+_STEP = tinker.AdamParams(learning_rate=1e-5)
+
+
+class TinkerServer:
+    """Each tenant comes with the key of its name, or with everybody's."""
+
+    def __init__(self, url: str, model: str, keys: Mapping[str, str]) -> None:
+        self._url, self._model, self._keys = url, model, keys
+
+    @asynccontextmanager
+    async def seat(self, tenant: Tenant, name: str) -> AsyncGenerator[Seat]:
+        service = tinker.ServiceClient(base_url=self._url, api_key=key_of(self._keys, name))
+        training = await service.create_lora_training_client(
+            self._model,
+            tenant.rank,
+            train_mlp=tenant.train_mlp,
+            train_attn=tenant.train_attn,
+            train_unembed=tenant.train_unembed,
+            user_metadata={"bench": name},
+        )
+        samples = [work for work in tenant.work if isinstance(work, Sample)]
+        base, own = None, None
+        if any(work.base for work in samples):
+            base = await service.create_sampling_client(base_model=self._model)
+        if any(not work.base for work in samples):
+            own = await training.save_weights_and_get_sampling_client()
+        yield _TinkerSeat(training, base, own)
+
+
+class _TinkerSeat:
+    def __init__(
+        self, training: tinker.TrainingClient, base: tinker.SamplingClient | None, own: tinker.SamplingClient | None
+    ) -> None:
+        self._training, self._base, self._own = training, base, own
+
+    async def train(self, batch: Batch, marks: Marks) -> None:
+        data = [_datum(row) for row in batch.rows]
+        passed = self._training.forward_backward(data, cast(Any, batch.loss_fn))
+        stepped = self._training.optim_step(_STEP) if batch.step else None
+        await passed
+        if stepped is not None:
+            await stepped
+
+    async def sample(self, prompt: Prompt, marks: Marks) -> int:
+        sampler = self._base if prompt.base else self._own
+        assert sampler is not None, "there is one of each kind that the tenant's work asks for"
+        params = tinker.SamplingParams(max_tokens=prompt.max_tokens, seed=prompt.seed, stop=[])
+        found = await sampler.sample(tinker.ModelInput.from_ints(prompt.tokens), prompt.samples, params)
+        return sum(len(sequence.tokens) for sequence in found.sequences)
+
+
+def _datum(row: Row) -> tinker.Datum:
+    inputs = {"target_tokens": tinker.TensorData.from_numpy(np.asarray(row.targets, dtype=np.int64))}
+    for name, values in (("logprobs", row.logprobs), ("advantages", row.advantages)):
+        if values is not None:
+            inputs[name] = tinker.TensorData.from_numpy(np.asarray(values, dtype=np.float32))
+    return tinker.Datum(model_input=tinker.ModelInput.from_ints(row.tokens), loss_fn_inputs=inputs)
