@@ -27,6 +27,7 @@ from lorry.actors.adapters.slots import AdapterPool
 from lorry.actors.model.base_model import wrap_model
 from lorry.actors.model.lora import attach_lora
 from lorry.actors.model.spec import AdapterSpec
+from lorry.actors.training.compiled_layers import CompiledLayers
 from lorry.actors.training.engine import Engine, ForwardBackwardJob
 from lorry.wire.commands import ForwardBackwardInput
 from lorry.wire.model_input import ModelInput
@@ -62,13 +63,15 @@ def datum(row: Tensor) -> Datum:
 class Lorry:
     """(a) One mixed micro-batch."""
 
-    def __init__(self, model: PreTrainedModel, runs: int) -> None:
+    def __init__(self, model: PreTrainedModel, runs: int, *, compile_layers: bool = False) -> None:
         self.base = wrap_model(model)
         self.targets = attach_lora(self.base)
         self.pool = AdapterPool(runs, self.base.device)
         for i in range(runs):
             self.pool.add(str(i), self.targets.new_adapter(AdapterSpec(RANKS[i % 3], seed=i), self.base.device))
         self.engine = Engine(self.base, self.targets, self.pool)
+        if compile_layers:
+            self.base.in_flight.layers = CompiledLayers(self.base, self.targets)
 
     def prepare(self, rows: Tensor) -> Callable[[], object]:
         jobs = [
@@ -177,16 +180,19 @@ def main(arguments: list[str] | None = None) -> list[str]:
     parser.add_argument("--runs", type=int, default=8)
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128], help="tokens per row")
     parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--compile", action="store_true", help="as an actor with --compile does it")
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", module="peft")
     model = build_model()
     ways: dict[str, Way] = {
-        "lorry": Lorry(copy.deepcopy(model), options.runs),
+        "lorry": Lorry(copy.deepcopy(model), options.runs, compile_layers=options.compile),
         "peft": Peft(copy.deepcopy(model), options.runs),
         "base": FrozenBase(model),
     }
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    title = f"{parameters / 1e6:.1f} M parameters, {options.runs} runs of one row, {torch.get_num_threads()} threads"
+    how = "compiled, " if options.compile else ""
+    threads = torch.get_num_threads()
+    title = f"{parameters / 1e6:.1f} M parameters, {options.runs} runs of one row, {how}{threads} threads"
     table = Table("tokens per row", "lorry ms", "PEFT ms", "base ms", "PEFT / lorry", "lorry / base", title=title)
     results, missed = list[dict[str, object]](), list[str]()
     for length in options.lengths:
@@ -201,7 +207,8 @@ def main(arguments: list[str] | None = None) -> list[str]:
             missed += at_least(f"engine over PEFT at {length} tokens a row", speedup[0], GOALS[length][0])
             missed += at_most(f"engine over the frozen base at {length} tokens a row", cost[0], GOALS[length][1])
     Console().print(table)
-    print(json.dumps({"bench": "engine", "parameters": parameters, "runs": options.runs, "results": results}))
+    facts = {"bench": "engine", "compiled": options.compile, "parameters": parameters, "runs": options.runs}
+    print(json.dumps(facts | {"results": results}))
     return missed
 
 

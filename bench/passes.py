@@ -24,7 +24,6 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from bench.engine import Lorry, Way, build_model, measure, ratios
 from bench.goals import at_most, settle
 from lorry.actors.model.lora import layers_of
-from lorry.actors.training.compiled_layers import CompiledLayers
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +95,7 @@ class _Notes(TorchDispatchMode):
 def compare(case: Case, repetitions: int) -> tuple[dict[str, float], dict[str, tuple[float, float, float]]]:
     """Median milliseconds of each way, and both passes over their products."""
     model = case.build()
-    plain, compiled = (Lorry(copy.deepcopy(model), case.runs) for _ in range(2))
-    compiled.base.in_flight.layers = CompiledLayers(compiled.base, compiled.targets)
+    plain, compiled = (Lorry(copy.deepcopy(model), case.runs, compile_layers=how) for how in (False, True))
     ways: dict[str, Way] = {"plain": plain, "compiled": compiled, "products": Products(Lorry(model, case.runs))}
     rows = torch.randint(0, model.config.get_text_config().vocab_size, (case.runs, case.tokens + 1))
     times = measure(ways, rows, repetitions)
@@ -109,7 +107,7 @@ def main(arguments: list[str] | None = None) -> list[str]:
     """Returns the goals that were missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args(arguments)
     title = f"training passes over their own matrix products, {torch.get_num_threads()} threads"
     table = Table("model", "rows", "products ms", "as it is", "compiled", "goal", title=title)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+HARNESS = "bench/harness"
 FACE = "face"
 """Its folder is named so that it hides nothing: it installs as `lorry` itself."""
 PACKAGES = {
@@ -105,14 +106,27 @@ def test_every_folder_is_a_room_that_is_installed() -> None:
 def test_what_decides_what_runs_next_does_no_io() -> None:
     for name, file in modules("scheduler"):
         if room_of(name) == "scheduler.planning":
-            for node in ast.walk(ast.parse(file.read_text())):
-                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-                names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-                assert not {n.partition(".")[0] for n in names} & DOES_IO, file.relative_to(ROOT)
+            assert_does_no_io(file)
+
+
+def assert_does_no_io(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        assert not {n.partition(".")[0] for n in names} & DOES_IO, file.relative_to(ROOT)
+
+
+def test_what_a_benchmark_sends_and_says_is_decided_without_io() -> None:
+    """It installs as `lorry.bench`, above all others: it serves, and is a client, as a user is."""
+    for name in ("workload", "arrivals", "requests", "figures", "compare", "sweep", "recording"):
+        assert_does_no_io(ROOT / HARNESS / f"{name}.py")
+    for package in PACKAGES:
+        for name, file in modules(package):
+            assert not any(module.startswith("bench") for module in imported(name, file)), name
 
 
 def test_no_file_has_more_than_four_hundred_lines() -> None:
-    files = [file for package in (*PACKAGES, FACE) for file in (ROOT / package).rglob("*.py")]
+    files = [file for package in (*PACKAGES, FACE, HARNESS) for file in (ROOT / package).rglob("*.py")]
     assert {file.name for file in files if len(file.read_text().splitlines()) > 400} == set()
 
 

@@ -38,6 +38,9 @@ class Kind(IntEnum):
     HAVE = 3
 
 
+_KINDS = {int(kind): kind for kind in Kind}  # of every message one is looked up, which an Enum takes its time for
+
+
 @dataclass(frozen=True, slots=True)
 class Stamp:
     """The first frame of what travels over a link. `received`: its sender has all up to that number."""
@@ -56,7 +59,8 @@ def stamp_of(frames: Sequence[bytes]) -> Stamp | None:
     if not frames or len(frames[0]) != _STAMP.size or frames[0][0] != _MARK:
         return None
     _, kind, tag, number, received = _STAMP.unpack(frames[0])
-    return Stamp(Kind(kind), tag, number, received) if kind in iter(Kind) else None
+    known = _KINDS.get(kind)
+    return None if known is None else Stamp(known, tag, number, received)
 
 
 class Link:

@@ -16,6 +16,9 @@ import zmq
 from .errors import InvalidRequestError
 
 _CONNECTED = zmq.EVENT_HANDSHAKE_SUCCEEDED
+# As numbers: with every message pyzmq's own would be looked up, and put together, as members of an Enum.
+_NOBLOCK, _NOBLOCK_AND_MORE, _POLLIN = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE), int(zmq.POLLIN)
+_EVENTS, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
 
 DRAIN_AT_MOST = 1000
 """Messages taken in one go, so that a flood on one socket does not starve the loop's other tasks."""
@@ -69,8 +72,11 @@ class Channel:
 
     def send(self, frames: Iterable[bytes]) -> None:
         """Queue one message. A message to a peer that has gone, or that refused the connection, is dropped."""
+        *others, last = frames
         with suppress(zmq.Again):
-            self._socket.send_multipart(list(frames), zmq.NOBLOCK)
+            for frame in others:
+                self._socket.send(frame, _NOBLOCK_AND_MORE)
+            self._socket.send(last, _NOBLOCK)
         self._wake.set()
 
     async def receive(self) -> list[list[bytes]]:
@@ -83,8 +89,12 @@ class Channel:
 
     def _drain(self) -> list[list[bytes]]:
         messages: list[list[bytes]] = []
-        while len(messages) < DRAIN_AT_MOST and int(self._socket.EVENTS) & zmq.POLLIN:
-            messages.append(self._socket.recv_multipart(zmq.NOBLOCK))
+        socket = self._socket
+        while len(messages) < DRAIN_AT_MOST and cast(int, socket.getsockopt(_EVENTS)) & _POLLIN:
+            frames = [socket.recv(_NOBLOCK)]
+            while socket.getsockopt(_RCVMORE):
+                frames.append(socket.recv(_NOBLOCK))
+            messages.append(frames)
         return messages
 
     @property

@@ -5,16 +5,18 @@ import math
 from collections.abc import Iterator
 from random import Random
 
-from .workload import Burst, Gamma, Poisson
+from .workload import Burst, OpenLoop, Poisson, Recorded
 
 
-def arrivals(arrival: Poisson | Gamma | Burst, random: Random) -> Iterator[float]:
-    """Seconds from the start, without an end.
+def arrivals(arrival: OpenLoop, random: Random) -> Iterator[float]:
+    """Seconds from the start, without an end but for what was recorded.
 
     While the rate grows evenly from nothing within r seconds, what has come by t is rate t^2 / 2r, and rate (t - r / 2)
     from then on: arrivals of rate 1 are moved to where that is theirs, whatever their gaps are drawn from.
     """
-    if isinstance(arrival, Burst):
+    if isinstance(arrival, Recorded):
+        yield from arrival.at_s
+    elif isinstance(arrival, Burst):
         for start in itertools.count():
             yield from itertools.repeat(start * arrival.every_s, arrival.size)
     else:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeAlias
 
-from .workload import Range, Sample, Tenant, Train, Workload
+from .workload import Range, Recorded, Sample, Tenant, Train, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,11 @@ class Requests:
         self._prefix = _tokens(Random(f"{self._seed}/prefix"), longest, self._vocab)
 
     def request(self, number: int) -> Request:
-        random = Random(f"{self._seed}/{number}")
-        (work,) = random.choices(self._tenant.work, [work.weight for work in self._tenant.work])
+        random, every = Random(f"{self._seed}/{number}"), self._tenant.work
+        if isinstance(self._tenant.arrival, Recorded):
+            work = every[number]
+        else:
+            (work,) = random.choices(every, [work.weight for work in every])
         return self._batch(work, random) if isinstance(work, Train) else self._prompt(work, random)
 
     def _batch(self, work: Train, random: Random) -> Batch:

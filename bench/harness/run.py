@@ -1,6 +1,6 @@
 """One benchmark: a workload against a server, as often as is wanted, and files of all that came of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anyio
@@ -10,20 +10,22 @@ from .drive import Server, Tell, drive
 from .figures import RunFigures, figures_of
 from .page import page_of
 from .records import Record, write_records
+from .sweep import Point, point_of, scaled
 from .totals import Facts, Totals, totals_of
 from .workload import Workload
 
-Began = Callable[[int], None]
+Began = Callable[[str], None]
+"""Hears what begins."""
 
 
 async def run(
     workload: Workload, server: Server, facts: Facts, folder: Path, repeats: int, began: Began, tell: Tell
 ) -> Totals:
-    """In `folder`: requests-1.jsonl and so on, totals.json and page.html."""
-    await anyio.Path(folder).mkdir(parents=True, exist_ok=True)
+    """In `folder`, which is made: requests-1.jsonl and so on, totals.json and page.html."""
+    await anyio.Path(folder).mkdir(parents=True)
     found, records = list[RunFigures](), list[Record]()
     for number in range(1, repeats + 1):
-        began(number)
+        began(f"run {number} of {repeats}")
         records = await drive(workload, server, tell)
         await anyio.to_thread.run_sync(write_records, folder / f"requests-{number}.jsonl", records)
         found.append(figures_of(workload, records))
@@ -32,3 +34,18 @@ async def run(
     page = await anyio.to_thread.run_sync(page_of, totals, records)
     await anyio.Path(folder, "page.html").write_text(page, encoding="utf-8")
     return totals
+
+
+async def sweep(
+    workload: Workload, server: Server, folder: Path, scales: Sequence[float], began: Began, tell: Tell
+) -> list[Point]:
+    """The smallest load first. In `folder`, which is made: requests-SCALE.jsonl of each, and sweep.json."""
+    await anyio.Path(folder).mkdir(parents=True)
+    points = list[Point]()
+    for scale in sorted(scales):
+        began(f"load {scale:g}")
+        records = await drive(scaled(workload, scale), server, tell)
+        await anyio.to_thread.run_sync(write_records, folder / f"requests-{scale:g}.jsonl", records)
+        points.append(point_of(scale, figures_of(workload, records)))
+    await anyio.Path(folder, "sweep.json").write_bytes(msgspec.json.format(msgspec.json.encode(points)))
+    return points

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from .compare import Change
 from .figures import Figures, RunFigures, Spread
+from .sweep import Point
 from .totals import Estimate, Totals
 
 _MOST_TENANTS = 20
@@ -37,6 +38,19 @@ def of_changes(found: Sequence[Change]) -> Table:
         bounds = "" if change.low is None or change.high is None else f"{change.low:+.1%} to {change.high:+.1%}"
         row = (change.measure, _number(change.before), _number(change.after), relative, bounds, change.verdict)
         table.add_row(*row)
+    return table
+
+
+def of_sweep(title: str, points: Sequence[Point], knee: Point | None) -> Table:
+    table = Table("load", "offered/s", "goodput/s", "tokens/s", "failed", "p99 s", "", title=title)
+    for point in points:
+        every = point.figures.by_kind.values()
+        failed = sum(sum(figures.errors.values()) for figures in every)
+        slowest = max((figures.latency_s.p99 for figures in every if figures.latency_s is not None), default=None)
+        numbers = (point.offered_per_s, point.goodput_per_s, point.tokens_per_s)
+        p99 = "" if slowest is None else _number(slowest)
+        note = "the knee" if point is knee else "" if point.is_borne else "too much"
+        table.add_row(f"{point.scale:g}", *map(_number, numbers), str(failed), p99, note)
     return table
 
 

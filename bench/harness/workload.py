@@ -51,7 +51,14 @@ class Burst(_Strict, frozen=True, tag="burst", tag_field="kind"):
     every_s: Positive
 
 
-Arrival: TypeAlias = Closed | Poisson | Gamma | Burst
+class Recorded(_Strict, frozen=True, tag="recorded", tag_field="kind"):
+    """At these seconds from the start, in order; the request that comes n-th is the tenant's n-th work."""
+
+    at_s: Annotated[list[Seconds], Meta(min_length=1)]
+
+
+OpenLoop: TypeAlias = Poisson | Gamma | Burst | Recorded
+Arrival: TypeAlias = Closed | OpenLoop
 
 
 class Train(_Strict, frozen=True, tag="train", tag_field="kind"):
@@ -113,11 +120,12 @@ class Workload(_Strict, frozen=True):
     limits: Limits = Limits()
 
 
-def parse_workload(text: str) -> Workload:
-    """Raises InvalidRequestError, which names the field."""
+def parse_workload(text: str, *, is_json: bool = False) -> Workload:
+    """TOML, or JSON of the same. Raises InvalidRequestError, which names the field."""
     try:
-        workload = msgspec.convert(tomllib.loads(text), Workload, strict=False)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        found = msgspec.json.decode(text) if is_json else tomllib.loads(text)
+        workload = msgspec.convert(found, Workload, strict=False)
+    except (tomllib.TOMLDecodeError, msgspec.DecodeError) as error:
         raise InvalidRequestError(f"workload: {error}", field="workload") from None
     _check(workload)
     return workload
@@ -128,6 +136,11 @@ def _check(workload: Workload) -> None:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InvalidRequestError.of("tenants[].name", twice, "a name that no other tenant has")
     for tenant in workload.tenants:
+        if isinstance(tenant.arrival, Recorded):
+            times = tenant.arrival.at_s
+            if len(times) != len(tenant.work) or times != sorted(times):
+                where = f"tenants[{tenant.name!r}].arrival.at_s"
+                raise InvalidRequestError.of(where, times, f"{len(tenant.work)} times in order, one for each work")
         for work in tenant.work:
             for field in ("rows", "tokens", "prompt_tokens", "max_tokens"):
                 value = getattr(work, field, 1)

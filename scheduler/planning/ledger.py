@@ -3,7 +3,7 @@
 The broker tells it (`submit`, `complete`, `batch_done`, `actor_lost`...); `planner` decides by it.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -32,7 +32,7 @@ class Lost:
 
 class Ledger:
     def __init__(self) -> None:
-        self._pools: dict[str, Pool] = {}
+        self._pools = defaultdict[str, Pool](Pool)
         self._lanes: dict[LaneId, Lane] = {}
         self._actors: dict[ActorId, Actor] = {}
         self._in_flight: dict[FutureId, Held] = {}
@@ -44,7 +44,7 @@ class Ledger:
         self._lanes[lane.id] = lane
 
     def add_actor(self, actor: ActorId, base_model: str, capacity: Capacity) -> None:
-        self._actors[actor] = self._pool(base_model).actors[actor] = Actor(actor, base_model, capacity)
+        self._actors[actor] = self._pools[base_model].actors[actor] = Actor(actor, base_model, capacity)
 
     def measured(self, actor: ActorId, tokens_per_s: float) -> None:
         """What it has trained lately."""
@@ -58,7 +58,7 @@ class Ledger:
     def submit(self, command: Command) -> bool:
         """False where the command is known already: sent twice is executed once. Samples count on the caller for that,
         since they are not ordered and a finished one is forgotten here."""
-        pool = self._pool(command.base_model)
+        pool = self._pools[command.base_model]
         if command.kind in SAMPLING_KINDS:
             pool.samples.setdefault(command.tenant, deque()).append(command)
         else:
@@ -181,11 +181,11 @@ class Ledger:
         lane = self._lanes[lane_id]
         self._give_back(lane)
         lane.lose_state([*held, *self._recalled(lane)])
-        self._pool(lane.base_model).ready.pop(lane_id, None)
+        self._pools[lane.base_model].ready.pop(lane_id, None)
 
     def _recalled(self, lane: Lane, *, shares_alone: bool = False) -> list[Command]:
         """What of it is in flight, which does not count any more; and none of its parts waits for an actor."""
-        pool = self._pool(lane.base_model)
+        pool = self._pools[lane.base_model]
         of_lane = [command for command, *_ in self._in_flight.values() if command.lane == lane.id]
         held = [command for command in of_lane if command.share is not None or not shares_alone]
         for command in held:
@@ -267,16 +267,13 @@ class Ledger:
 
     def actors_of(self, base_model: str) -> list[ActorId]:
         """Those that are to stay."""
-        return [actor.id for actor in self._pool(base_model).staying]
+        return [actor.id for actor in self._pools[base_model].staying]
 
     def shares(self, base_model: str) -> Shares:
-        return self._pool(base_model).shares
-
-    def _pool(self, base_model: str) -> Pool:
-        return self._pools.setdefault(base_model, Pool())
+        return self._pools[base_model].shares
 
     def _note_ready(self, lane: Lane) -> None:
-        ready = self._pool(lane.base_model).ready
+        ready = self._pools[lane.base_model].ready
         if lane.head() is None:
             ready.pop(lane.id, None)
         else:

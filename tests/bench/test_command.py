@@ -6,11 +6,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from lorry.bench.records import read_records
+from lorry.bench.sweep import Point
 from lorry.bench.totals import Totals, read_totals
+from lorry.bench.workload import Sample, Train, parse_workload
 from lorry.benching import app
 from tests.conftest import BASE_MODEL, LORRY, MODEL, Server, start_server
 
@@ -75,12 +78,40 @@ def test_a_server_of_its_own_is_measured_twice_and_compared(tmp_path: Path) -> N
 
 
 def test_a_server_that_runs_is_measured_by_either_client(tmp_path: Path, server: Server) -> None:
-    measured(tmp_path, "--server", server.address, key=server.new_key("everybody"))
+    everybodys = server.new_key("everybody")
+    measured(tmp_path, "--server", server.address, key=everybodys)
+    loads = ("--load", "2", "--load", "0.5", "--server", server.address, "--out", str(tmp_path / "loads"))
+    swept = bench("sweep", str(tmp_path / "short.toml"), *loads, key=everybodys)
+    assert swept.returncode == 0 and "the knee" in swept.stdout, swept.stderr + swept.stdout
+    points = msgspec.json.decode((tmp_path / "loads" / "sweep.json").read_bytes(), type=list[Point])
+    assert [point.scale for point in points] == [0.5, 2.0]
+    assert all(list(read_records(tmp_path / "loads" / f"requests-{scale}.jsonl")) for scale in ("0.5", "2"))
     keys = tmp_path / "keys.toml"
     names = ("trains", "samples-0", "samples-1")
     keys.write_text("".join(f'{name} = "{server.new_key(name)}"\n' for name in names))
     assert server.url.startswith("http://")
     measured(tmp_path, "--server", server.url, "--keys", str(keys), out="by the SDK")
+
+
+def test_what_a_service_did_is_recorded_while_it_runs_and_played_again(tmp_path: Path, server: Server) -> None:
+    key = server.new_key("somebody")
+    measured(tmp_path, "--server", server.address, key=key)
+    done = list(read_records(tmp_path / "out" / "requests-1.jsonl"))
+    again = tmp_path / "again.json"
+    found = bench("record", MODEL, str(again), "--data", str(server.data))
+    assert found.returncode == 0, found.stderr
+    workload = parse_workload(again.read_text(), is_json=True)
+    last = workload.tenants[-3:]  # those of this test, whose samplers are two for each who has two kinds of work
+    assert sum(isinstance(work, Train) for tenant in workload.tenants for work in tenant.work) >= len(done) / 4
+    assert all(work.max_tokens == 4 for tenant in last for work in tenant.work if isinstance(work, Sample))
+    short = msgspec.structs.replace(workload, tenants=last, duration_s=workload.duration_s + 1)
+    again.write_bytes(msgspec.json.encode(short))
+    played = bench("run", str(again), "--server", server.address, "--out", str(tmp_path / "played"), key=key)
+    assert played.returncode == 0, played.stderr
+    records = list(read_records(tmp_path / "played" / "requests-1.jsonl"))
+    assert len(records) == sum(len(tenant.work) for tenant in last)
+    assert {record.error for record in records} == {None}
+    assert bench("record", MODEL, str(again), "--data", str(server.data)).returncode == 78, "it is there already"
 
 
 @pytest.mark.parametrize(

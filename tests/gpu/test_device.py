@@ -24,6 +24,7 @@ from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.model.survey import survey
 from lorry.actors.sampling.compiled import CompiledModel
 from lorry.actors.sampling.decoder import BLOCK_TOKENS, Decoder
+from lorry.actors.training.compiled_layers import CompiledLayers
 from lorry.actors.training.engine import Engine
 from lorry.wire.commands import SampleInput
 from lorry.wire.model_input import ModelInput
@@ -176,6 +177,15 @@ def test_compiled_steps_sample_what_others_do(dtype: torch.dtype, device: torch.
     plain, compiled = Shop(tiny_qwen3, device, dtype), Shop(tiny_qwen3, device, dtype)
     expected, found = sampled(plain), sampled(compiled, compiled=CompiledModel(compiled.base))
     assert_alike(of_prompts(found), of_prompts(expected), dtype, 0.05)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_compiled_layers_train_what_others_do(dtype: torch.dtype, device: torch.device) -> None:
+    plain, compiled = Shop(tiny_qwen3, device, dtype), Shop(tiny_qwen3, device, dtype)
+    compiled.base.in_flight.layers = CompiledLayers(compiled.base, compiled.targets)
+    assert_alike(compiled.learn(), plain.learn(), dtype, 0.05)
+    assert_alike(compiled.grads(), plain.grads(), dtype, 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
