@@ -122,13 +122,18 @@ def test_what_a_service_did_is_recorded_while_it_runs_and_played_again(tmp_path:
         (("run", "{workload}", "--server", "ftp://here"), "server is 'ftp://here'"),
         (("run", "{workload}", "--server", "tcp://127.0.0.1:1"), "no key is given for the tenant 'trains'"),
         (("run", "{workload}", "--server", "tcp://127.0.0.1:1", "--model", "x"), "none with --server"),
+        (("run", "{workload}", "--server", "tcp://127.0.0.1:1", "--out", "{here}"), "a folder that is not there yet"),
         (("compare", "{workload}", "{workload}"), "short.toml: JSON is malformed"),
         (("compare", "nowhere", "nowhere"), "nowhere: [Errno 2]"),
     ],
 )
-def test_a_mistake_is_told_in_a_line(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_a_mistake_is_told_in_a_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     workload = tmp_path / "short.toml"
     workload.write_text(WORKLOAD)
-    found = CliRunner().invoke(app, [argument.format(workload=workload) for argument in arguments])
+    found = CliRunner().invoke(app, [argument.format(workload=workload, here=tmp_path) for argument in arguments])
     assert found.exit_code == 78 and said in found.stderr
     assert len(found.stderr.splitlines()) == 1
+    assert not list(tmp_path.glob("bench-results/*"))
