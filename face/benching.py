@@ -4,9 +4,10 @@ import os
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import anyio
 import msgspec
@@ -15,7 +16,7 @@ import typer
 from lorry import options
 from lorry.actors.config import ActorSettings
 from lorry.calling import call, run_async
-from lorry.config import default_data
+from lorry.config import ModelConfig, default_data
 from lorry.printing import plain_console
 from lorry.storage.looking import looking
 from lorry.storage.reports import requests_between
@@ -65,7 +66,7 @@ def run(
 
     async def measure() -> None:
         began_at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        facts = await anyio.to_thread.run_sync(facts_of, server or f"Lorry, embedded, {model}", began_at)
+        facts = await anyio.to_thread.run_sync(facts_of, _told(server, model, settings), began_at)
         async with _measuring(workload, server, model, keys, server_key, out, settings) as m:
             totals = await run_workload(m.workload, m.server, facts, m.folder, repeats, m.ended.begin, m.ended.tell)
         console = plain_console()
@@ -73,6 +74,8 @@ def run(
             console.print(tables.of_run(f"{totals.workload.name}, run {number} of {repeats}", figures))
         if repeats > 1:
             console.print(tables.of_estimates(totals))
+        for error, message in m.ended.messages.items():
+            console.print(f"{error}: {message}", soft_wrap=True)
         console.print(f"In {m.folder}: requests-*.jsonl, totals.json, page.html.", soft_wrap=True)
 
     run_async(measure)
@@ -101,7 +104,12 @@ def sweep(
         async with _measuring(workload, server, model, keys, server_key, out, settings) as m:
             points = await sweep_loads(m.workload, m.server, m.folder, load, m.ended.begin, m.ended.tell)
         console = plain_console()
-        console.print(tables.of_sweep(m.workload.name, points, knee_of(points)))
+        knee = knee_of(points)
+        console.print(tables.of_sweep(m.workload.name, points, knee))
+        if knee is None:
+            borne = points[0].is_borne
+            say = "Every load was borne: try a greater one." if borne else "Not even the smallest load was borne."
+            console.print(say, soft_wrap=True)
         console.print(f"In {m.folder}: requests-*.jsonl, sweep.json.", soft_wrap=True)
 
     run_async(measure)
@@ -119,6 +127,9 @@ def record(
     It may run while the service does. Tenants are numbered, and nothing of what they sent is read.
     """
     from lorry.bench.recording import recorded
+
+    if file.suffix != ".json":
+        raise typer.BadParameter("is to end in .json: that is what it will be", param_hint="FILE")
 
     def write() -> None:
         now = time.time()
@@ -163,6 +174,8 @@ class _Ended:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say, self._what, self._well, self._failed = say, "", 0, 0
+        self.messages = dict[str, str]()
+        """The first of each kind of error."""
 
     def begin(self, what: str) -> None:
         self._what, self._well, self._failed = what, 0, 0
@@ -171,6 +184,8 @@ class _Ended:
     def tell(self, record: "Record") -> None:
         self._well += record.error is None
         self._failed += record.error is not None
+        if record.error is not None:
+            self.messages.setdefault(record.error, record.message)
         self._show()
 
     def _show(self) -> None:
@@ -226,9 +241,9 @@ async def _server(
     if server is None:
         if model is None:
             raise InvalidRequestError.of("model", model, "NAME=PATH_OR_HUB_ID, or a --server to measure")
+        if (name := ModelConfig.parse(model).name) != workload.model:
+            raise InvalidRequestError.of("model", name, f"{workload.model}, which the workload names")
         async with embedded(model, settings) as chosen:
-            if chosen.model != workload.model:
-                raise InvalidRequestError.of("model", chosen.model, f"{workload.model}, which the workload names")
             yield chosen
     elif server.startswith("tcp://"):
         yield LorryServer(server, workload.model, keys, server_key)
@@ -238,6 +253,15 @@ async def _server(
         yield OpenAIServer(server.removeprefix("openai+"), workload.model, keys)
     else:
         raise InvalidRequestError.of("server", server, "tcp://…, http(s)://… or openai+http(s)://…")
+
+
+def _told(server: str | None, model: str | None, settings: ActorSettings) -> str:
+    """What is measured, for files that are handed around: without a name or password that an address may hold."""
+    if server is not None:
+        parts = urlsplit(server)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    own = [f"{f.name}={value!r}" for f in fields(settings) if (value := getattr(settings, f.name)) != f.default]
+    return ", ".join(["Lorry, embedded", str(model), *own])
 
 
 async def _text_of(path: Path) -> str:

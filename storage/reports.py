@@ -110,8 +110,9 @@ def queues(store: Store) -> list[dict[str, Any]]:
 
 
 def requests_between(store: Store, base_model: str, start: float, end: float) -> list[dict[str, Any]]:
-    """Passes and samples that were submitted from `start` on, before `end`, in that order: lane, tenant, kind, how many
-    rows or sequences, tokens by kind of usage, whether a step followed, the run's or the sampler's adapter.
+    """Passes and samples that succeeded and were submitted from `start` on, before `end`, in that order: lane, tenant,
+    kind, how many rows or sequences, tokens by kind of usage, whether a step followed, the run's or the sampler's
+    adapter.
 
     Of a run that was deleted nothing is left.
     """
@@ -122,7 +123,8 @@ def requests_between(store: Store, base_model: str, start: float, end: float) ->
         "  AND usage.kind IN ('prefill', 'cached_prefill')) AS prompt,"
         " (SELECT sum(tokens) FROM usage WHERE future = commands.future AND usage.kind = 'sample') AS sampled,"
         " EXISTS (SELECT 1 FROM commands AS next WHERE next.lane = commands.lane AND next.seq = commands.seq + 1"
-        "  AND next.kind = 'optim_step') AS step, runs.rank, samplers.model_path IS NULL AS base"
+        "  AND next.kind = 'optim_step') AS step, runs.rank, runs.train_mlp, runs.train_attn,"
+        " runs.train_unembed, samplers.id IS NOT NULL AND samplers.model_path IS NULL AS base"
         " FROM commands LEFT JOIN runs ON runs.id = commands.lane LEFT JOIN samplers ON samplers.id = commands.lane"
         " WHERE commands.base_model = ? AND commands.state = 'done' AND commands.kind IN ('forward_backward', 'sample')"
         " AND commands.submitted_at >= ? AND commands.submitted_at < ? ORDER BY commands.submitted_at",

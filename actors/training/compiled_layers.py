@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo
 from torch._dynamo.decorators import mark_dynamic
 from torch._functorch import config as functorch
 from torch.utils._pytree import tree_leaves
@@ -21,7 +22,7 @@ from ..model.agreement import agree
 from ..model.attention import attend_sequences
 from ..model.base_model import BaseModel
 from ..model.experts import RoutedExperts
-from ..model.graphs import COMPILER_ERRORS, cannot_be_compiled, graph
+from ..model.graphs import cannot_be_compiled, graph
 from ..model.in_flight import InFlight, Segment
 from ..model.lora import Layout, LoraLinear, LoraTargets
 from ..model.recomputing import decoder_layers
@@ -64,6 +65,7 @@ class CompiledLayers:
         self._layers = list(_layers_of(base))
         for layer in self._layers:
             self.roles |= {linear.index: role for role, linear in enumerate(layer.linears)}
+        self._widest = max(max(x.in_features, x.out_features) for layer in self._layers for x in layer.linears)
         self._places = [torch.tensor(place) for place in range(len(self._layers))]
         self.place = self._places[0]
         self._keeps = True
@@ -74,13 +76,15 @@ class CompiledLayers:
 
     def run(self, place: int, options: dict[str, Any], hidden: Tensor, *args: Any) -> Any:
         layer = self._layers[place]
-        if hidden.shape[1] < 2 or args:  # a shape of one is a case of its own to a compiler
+        tokens = hidden.shape[1]
+        # A shape of one is a case of its own to a compiler; and its kernels for a GPU count in 32 bits.
+        if tokens < 2 or tokens * self._widest >= 2**31 or args:
             return layer.forward(hidden, *args, **options)
         # Where it is computed again in the backward, the first time keeps nothing.
         self._keeps = torch.is_grad_enabled()
         self.place = self._places[place]
         if not self._is_made:
-            _mark_tokens((hidden, options), hidden.shape[1])
+            _mark_tokens((hidden, options), tokens)
         return self._run(layer.graph, layer.module, hidden, options)
 
     def let_go(self) -> None:
@@ -148,13 +152,13 @@ class CompiledLayers:
             return copies, compute(*copies)
 
     def _check(self, base: BaseModel, targets: LoraTargets) -> None:
-        name = type(base.model).__name__
+        name, kinds = type(base.model).__name__, len({layer.graph for layer in self._layers})
         expected = _try(base, targets, None)
         try:
-            with functorch.patch(_KEEP_LESS), warnings.catch_warnings():
+            with functorch.patch(_KEEP_LESS), dynamo.patch(recompile_limit=8 + kinds), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", r"The \.grad attribute")  # which the compiler itself looks at
                 found = _try(base, targets, self)
-        except COMPILER_ERRORS as error:
+        except Exception as error:  # of a compiler, or of a layer that calls an operator as none here does
             raise cannot_be_compiled(name, error) from error
         self._is_made = True
         if not all(agree(one, other) for one, other in zip(found, expected, strict=True)):

@@ -11,9 +11,13 @@ import anyio
 from .arrivals import arrivals
 from .records import Record
 from .requests import Batch, Prompt, Request, Requests
-from .workload import Closed, Tenant, Workload
+from .workload import Closed, Tenant, Workload, names_of
 
 Tell = Callable[[Record], None]
+NOT_ANSWERED = "not answered in time"
+AFTER_A_FAILURE_S = 1.0
+"""A closed loop waits so long at least: a server that refuses at once is not asked as fast as it can refuse."""
+_MESSAGE_CHARACTERS = 300
 
 
 @dataclass(slots=True)
@@ -78,10 +82,6 @@ async def _seats(workload: Workload, server: Server) -> AsyncGenerator[list[tupl
         ]
 
 
-def names_of(tenant: Tenant) -> list[str]:
-    return [tenant.name] if tenant.count == 1 else [f"{tenant.name}-{i}" for i in range(tenant.count)]
-
-
 class _Run:
     def __init__(self, workload: Workload, clock: Callable[[], float], note: Tell) -> None:
         self._workload, self._clock, self._note = workload, clock, note
@@ -99,18 +99,23 @@ class _Run:
                 for due_s in arrivals(tenant.arrival, Random(f"{self._workload.seed}/{name}/arrivals")):
                     if due_s >= self.ends_s:
                         break
+                    numbered_request = numbered.next()  # made before it is due, as far as there is time
                     await anyio.sleep(due_s - self._clock())
-                    tasks.start_soon(self._request, due_s, name, seat, *numbered.next())
+                    tasks.start_soon(self._request, due_s, name, seat, *numbered_request)
 
     async def _loop(self, closed: Closed, first_s: float, name: str, seat: Seat, numbered: "_Numbered") -> None:
         await anyio.sleep(first_s)
-        while (due_s := self._clock()) < self.ends_s:
-            await self._request(due_s, name, seat, *numbered.next())
-            await anyio.sleep(closed.think_s)
+        while True:
+            numbered_request = numbered.next()
+            if (due_s := self._clock()) >= self.ends_s:
+                break
+            well = await self._request(due_s, name, seat, *numbered_request)
+            await anyio.sleep(closed.think_s if well else max(closed.think_s, AFTER_A_FAILURE_S))
 
-    async def _request(self, due_s: float, name: str, seat: Seat, number: int, request: Request) -> None:
+    async def _request(self, due_s: float, name: str, seat: Seat, number: int, request: Request) -> bool:
+        """Whether it was answered well."""
         marks, sent_s = Marks(self._clock), self._clock()
-        tokens, error = 0, "not answered in time"
+        tokens, error, message = 0, NOT_ANSWERED, ""
         try:
             if isinstance(request, Batch):
                 await seat.train(request, marks)
@@ -119,7 +124,7 @@ class _Run:
                 tokens = await seat.sample(request, marks)
             error = None
         except Exception as caught:  # whatever a server's own library raises is counted, and the others go on
-            error = type(caught).__name__
+            error, message = type(caught).__name__, str(caught)[:_MESSAGE_CHARACTERS]
         finally:
             self._note(
                 Record(
@@ -134,9 +139,11 @@ class _Run:
                     acknowledged_s=marks.acknowledged_s,
                     token_s=marks.token_s,
                     error=error,
+                    message=message,
                     is_warm_up=due_s < self._workload.warm_up_s,
                 )
             )
+        return error is None
 
 
 class _Numbered:

@@ -17,7 +17,7 @@ def read_keys(path: Path | None, environment: str | None) -> dict[str, str]:
         return {} if environment is None else {EVERYBODYS: environment}
     try:
         return msgspec.convert(tomllib.loads(path.read_text()), dict[str, str])
-    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise InvalidRequestError(f"keys: {error}", field="keys") from None
 
 

@@ -4,12 +4,14 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
+from typing import TypeVar, cast
 
+import anyio
 import numpy as np
 
 from lorry.actors.config import ActorSettings
 from lorry.client import SamplingClient, ServiceClient, TrainingClient, connect
+from lorry.client.futures import Future
 from lorry.config import ModelConfig, ServeConfig
 from lorry.serve import Deployment, serving
 from lorry.wire.model_input import ModelInput
@@ -18,7 +20,9 @@ from lorry.wire.types import AdamParams, Datum, LossFnType, SamplingParams, Tens
 from .drive import Marks, Seat
 from .keys import key_of
 from .requests import Batch, Prompt, Row
-from .workload import Sample, Tenant
+from .workload import Sample, Tenant, Train
+
+T = TypeVar("T")
 
 _STEP = AdamParams(learning_rate=1e-5)
 
@@ -62,45 +66,60 @@ async def embedded(model: str, settings: ActorSettings) -> AsyncGenerator[Embedd
 
 
 async def _seat_of(service: ServiceClient, model: str, tenant: Tenant, name: str) -> "_LorrySeat":
-    training = await service.create_lora_training_client_async(
-        model,
-        tenant.rank,
-        train_mlp=tenant.train_mlp,
-        train_attn=tenant.train_attn,
-        train_unembed=tenant.train_unembed,
-        user_metadata={"bench": name},
-    )
     samples = [work for work in tenant.work if isinstance(work, Sample)]
+    training = None
+    if any(isinstance(work, Train) or not work.base for work in tenant.work):
+        training = await service.create_lora_training_client_async(
+            model,
+            tenant.rank,
+            train_mlp=tenant.train_mlp,
+            train_attn=tenant.train_attn,
+            train_unembed=tenant.train_unembed,
+            user_metadata={"bench": name},
+        )
     base = await service.create_sampling_client_async(base_model=model) if any(w.base for w in samples) else None
     own = None
-    if any(not work.base for work in samples):
+    if training is not None and any(not work.base for work in samples):
         own = await training.save_weights_and_get_sampling_client_async()
     return _LorrySeat(training, base, own)
 
 
 class _LorrySeat:
-    def __init__(self, training: TrainingClient, base: SamplingClient | None, own: SamplingClient | None) -> None:
+    def __init__(
+        self, training: TrainingClient | None, base: SamplingClient | None, own: SamplingClient | None
+    ) -> None:
         self._training, self._base, self._own = training, base, own
 
     async def train(self, batch: Batch, marks: Marks) -> None:
+        assert self._training is not None, "a tenant who trains has a run"
         data = [_datum(row) for row in batch.rows]
         if not batch.step:
             passed = await self._training.forward_backward_async(data, cast(LossFnType, batch.loss_fn))
             marks.acknowledged()
-            await passed
+            await _result(passed)
             return
         passed = self._training.forward_backward(data, cast(LossFnType, batch.loss_fn))
         stepped = await self._training.optim_step_async(_STEP)
         marks.acknowledged()
-        await passed
-        await stepped
+        await _result(passed)
+        await _result(stepped)
 
     async def sample(self, prompt: Prompt, marks: Marks) -> int:
         sampler = self._base if prompt.base else self._own
         assert sampler is not None, "there is one of each kind that the tenant's work asks for"
         params = SamplingParams(max_tokens=prompt.max_tokens, seed=prompt.seed, stop=[])
-        found = await sampler.sample(ModelInput.from_ints(prompt.tokens), prompt.samples, params)
+        found = await _result(sampler.sample(ModelInput.from_ints(prompt.tokens), prompt.samples, params))
         return sum(len(sequence.tokens) for sequence in found.sequences)
+
+
+async def _result(future: Future[T]) -> T:
+    """Who no longer waits for it takes the request back, so that it is not the next run's to wait for."""
+    try:
+        return await future
+    finally:
+        if not future.done():
+            with anyio.CancelScope(shield=True):
+                await future.cancel()
 
 
 def _datum(row: Row) -> Datum:

@@ -50,6 +50,8 @@ class _OpenAISeat:
         came, counted = 0, None
         async for chunk in chunks:
             for choice in chunk.choices:
+                if not choice.text:
+                    continue
                 came += 1
                 if choice.index == 0:
                     marks.token()

@@ -71,7 +71,7 @@ def _traces(
     yield [go.Scatter(x=times, y=rates, line_color=colour, **own | {"showlegend": True})]
     times, under_way = _under_way(records)
     yield [go.Scatter(x=times, y=under_way, line_shape="hv", line_color=colour, **own)]
-    latencies = sorted(record.latency_s for record in records if record.error is None)
+    latencies = sorted(record.latency_s for record in records if record.error is None and not record.is_warm_up)
     shares = [100 * (i + 1) / len(latencies) for i in range(len(latencies))]
     yield [go.Scatter(x=latencies, y=shares, line_color=colour, **own)]
     spreads = {tenant: of.latency_s for tenant, of in by_tenant.items() if of.latency_s is not None}

@@ -10,6 +10,7 @@ from lorry.wire.errors import NotFoundError
 
 from .workload import Recorded, Sample, Tenant, Train, Work, Workload
 
+_TRAINED = ("train_mlp", "train_attn", "train_unembed")
 _RANK = 8
 """Of the run that a tenant has who only sampled: whose weights those were is not looked up."""
 
@@ -33,6 +34,7 @@ def recorded(name: str, model: str, requests: Sequence[Mapping[str, Any]]) -> Wo
             [_work(request) for request in lane],
             Recorded([round(request["submitted_at"] - start, 4) for request in lane]),
             rank=lane[0]["rank"] or _RANK,
+            **{name: bool(lane[0][name]) for name in _TRAINED if lane[0][name] is not None},
         )
         for number, lane in enumerate(lanes.values())
     ]

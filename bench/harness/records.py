@@ -10,7 +10,7 @@ import msgspec
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """Times are seconds since the run began, of the client's clock. A request was `due_s`, was `sent_s` and
     `acknowledged_s` where the server says so; of a sample the tokens came at `token_s`, where they are told one by one;
-    it ended at `done_s`, with an `error` where it failed. `tokens` are those that were trained, or sampled."""
+    it ended at `done_s`, with an `error` and its `message` where it failed. `tokens` are those trained, or sampled."""
 
     tenant: str
     kind: Literal["train", "sample"]
@@ -23,6 +23,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     acknowledged_s: float | None = None
     token_s: list[float] = []
     error: str | None = None
+    message: str = ""
     is_warm_up: bool = False
 
     @property

@@ -43,7 +43,7 @@ async def sweep(
     """The smallest load first. In `folder`, which is made: requests-SCALE.jsonl of each, and sweep.json."""
     points = list[Point]()
     async with _made(folder):
-        for scale in sorted(scales):
+        for scale in sorted(set(scales)):
             began(f"load {scale:g}")
             records = await drive(scaled(workload, scale), server, tell)
             await anyio.to_thread.run_sync(write_records, folder / f"requests-{scale:g}.jsonl", records)

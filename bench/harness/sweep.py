@@ -22,14 +22,16 @@ class Point(msgspec.Struct, frozen=True):
 
     @property
     def is_borne(self) -> bool:
-        return self.goodput_per_s >= FOLLOWS * self.offered_per_s
+        return 0 < FOLLOWS * self.offered_per_s <= self.goodput_per_s
 
 
 def scaled(workload: Workload, scale: float) -> Workload:
     """Open loops, recorded ones too, at `scale` times their rate; closed ones with `scale` times as many requests under
     way, at least one."""
     tenants = [msgspec.structs.replace(t, arrival=_scaled(t.arrival, scale)) for t in workload.tenants]
-    return msgspec.structs.replace(workload, tenants=tenants)
+    is_recorded = all(isinstance(tenant.arrival, Recorded) for tenant in tenants)
+    seconds = workload.duration_s / scale if is_recorded else workload.duration_s
+    return msgspec.structs.replace(workload, tenants=tenants, duration_s=seconds)
 
 
 def point_of(scale: float, run: RunFigures) -> Point:
@@ -44,13 +46,13 @@ def point_of(scale: float, run: RunFigures) -> Point:
 
 
 def knee_of(points: Sequence[Point]) -> Point | None:
-    """The greatest load that is borne, with all smaller ones; None where not even the smallest is."""
+    """The greatest load that is borne, as all smaller ones are, and the next is not; None where there is none."""
     borne: Point | None = None
     for point in sorted(points, key=lambda point: point.scale):
         if not point.is_borne:
-            break
+            return borne
         borne = point
-    return borne
+    return None
 
 
 def _scaled(arrival: Arrival, scale: float) -> Arrival:

@@ -4,13 +4,14 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
+import anyio
 import numpy as np
 import tinker
 
 from .drive import Marks, Seat
 from .keys import key_of
 from .requests import Batch, Prompt, Row
-from .workload import Sample, Tenant
+from .workload import Sample, Tenant, Train
 
 _STEP = tinker.AdamParams(learning_rate=1e-5)
 
@@ -23,31 +24,52 @@ class TinkerServer:
 
     @asynccontextmanager
     async def seat(self, tenant: Tenant, name: str) -> AsyncGenerator[Seat]:
-        service = tinker.ServiceClient(base_url=self._url, api_key=key_of(self._keys, name))
+        key = key_of(self._keys, name)
+        # It asks its server, and waits, before it has a session.
+        service = await anyio.to_thread.run_sync(_connected, self._url, key)
+        try:
+            yield await _seat_of(service, self._model, tenant, name)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await service.close("success")
+
+
+def _connected(url: str, key: str) -> tinker.ServiceClient:
+    service = tinker.ServiceClient(base_url=url, api_key=key)
+    _ = service.holder
+    return service
+
+
+async def _seat_of(service: tinker.ServiceClient, model: str, tenant: Tenant, name: str) -> "_TinkerSeat":
+    samples = [work for work in tenant.work if isinstance(work, Sample)]
+    training, base, own = None, None, None
+    if any(isinstance(work, Train) or not work.base for work in tenant.work):
         training = await service.create_lora_training_client(
-            self._model,
+            model,
             tenant.rank,
             train_mlp=tenant.train_mlp,
             train_attn=tenant.train_attn,
             train_unembed=tenant.train_unembed,
             user_metadata={"bench": name},
         )
-        samples = [work for work in tenant.work if isinstance(work, Sample)]
-        base, own = None, None
-        if any(work.base for work in samples):
-            base = await service.create_sampling_client(base_model=self._model)
-        if any(not work.base for work in samples):
-            own = await training.save_weights_and_get_sampling_client()
-        yield _TinkerSeat(training, base, own)
+    if any(work.base for work in samples):
+        base = await service.create_sampling_client(base_model=model)
+    if training is not None and any(not work.base for work in samples):
+        own = await training.save_weights_and_get_sampling_client()
+    return _TinkerSeat(training, base, own)
 
 
 class _TinkerSeat:
     def __init__(
-        self, training: tinker.TrainingClient, base: tinker.SamplingClient | None, own: tinker.SamplingClient | None
+        self,
+        training: tinker.TrainingClient | None,
+        base: tinker.SamplingClient | None,
+        own: tinker.SamplingClient | None,
     ) -> None:
         self._training, self._base, self._own = training, base, own
 
     async def train(self, batch: Batch, marks: Marks) -> None:
+        assert self._training is not None, "a tenant who trains has a run"
         data = [_datum(row) for row in batch.rows]
         passed = self._training.forward_backward(data, cast(Any, batch.loss_fn))
         stepped = self._training.optim_step(_STEP) if batch.step else None

@@ -110,7 +110,7 @@ class Limits(_Strict, frozen=True):
 class Workload(_Strict, frozen=True):
     """After `warm_up_s`, whose requests are left out of the figures, `duration_s`. Token ids are below `vocab`."""
 
-    name: str
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     model: str
     tenants: Annotated[list[Tenant], Meta(min_length=1)]
     seed: int = 0
@@ -132,7 +132,7 @@ def parse_workload(text: str, *, is_json: bool = False) -> Workload:
 
 
 def _check(workload: Workload) -> None:
-    names = [tenant.name for tenant in workload.tenants]
+    names = [name for tenant in workload.tenants for name in names_of(tenant)]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InvalidRequestError.of("tenants[].name", twice, "a name that no other tenant has")
     for tenant in workload.tenants:
@@ -150,6 +150,10 @@ def _check(workload: Workload) -> None:
             if isinstance(work, Sample) and work.shared_prefix > _least(work.prompt_tokens):
                 where = f"tenants[{tenant.name!r}].work.shared_prefix"
                 raise InvalidRequestError.of(where, work.shared_prefix, "no more than the shortest prompt has")
+
+
+def names_of(tenant: Tenant) -> list[str]:
+    return [tenant.name] if tenant.count == 1 else [f"{tenant.name}-{i}" for i in range(tenant.count)]
 
 
 def _least(value: Range) -> int:

@@ -50,7 +50,7 @@ class StubSeat:
         seconds = self._takes(self._name, self._came)
         async with self._places:
             if seconds is None:
-                raise Refused
+                raise Refused("come later")
             await anyio.sleep(seconds)
 
 

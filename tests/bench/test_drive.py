@@ -63,6 +63,7 @@ def test_what_fails_or_is_not_answered_is_counted_and_the_others_go_on() -> None
     assert [error for error in errors if error[0] == "b"] == [
         ("b", n, "Refused") for n in range(0, errors_of(records), 2)
     ]
+    assert next(record.message for record in records if record.error == "Refused") == "come later"
     assert max(record.done_s for record in records) == 40
 
 

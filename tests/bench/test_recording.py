@@ -14,7 +14,7 @@ from .stub import Stub, driven
 
 
 def request(lane: str, tenant: str, at: float, **more: Any) -> dict[str, Any]:
-    none = dict.fromkeys(("trained", "prompt", "sampled", "rank", "base"))
+    none = dict.fromkeys(("trained", "prompt", "sampled", "rank", "base", "train_mlp", "train_attn", "train_unembed"))
     return {"lane": lane, "tenant": tenant, "kind": "sample", "rows": 1, "submitted_at": at, "step": 0} | none | more
 
 
@@ -22,7 +22,7 @@ DONE = [
     request("run-1", "alice", 1000.0, kind="forward_backward", rows=4, trained=100, step=1, rank=16),
     request("sampler-1", "bob", 1000.5, rows=3, prompt=70, sampled=30, base=1),
     request("run-1", "alice", 1002.0, kind="forward_backward", rows=1, trained=7, rank=16),
-    request("run-2", "alice", 1002.25, kind="forward_backward", rows=1, trained=9, rank=32),
+    request("run-2", "alice", 1002.25, kind="forward_backward", rows=1, trained=9, rank=32, train_mlp=0, train_attn=1),
     request("sampler-1", "bob", 1003.0, rows=1, prompt=70, sampled=0, base=1),
 ]
 
@@ -32,7 +32,7 @@ def test_requests_are_as_large_and_as_far_apart_as_they_were_and_nobody_is_named
     assert workload.tenants == [
         Tenant("tenant-0-0", [Train(4, 25), Train(1, 7, step=False)], Recorded([0.0, 2.0]), rank=16),
         Tenant("tenant-1-1", [Sample(70, 0, 10, 3, True), Sample(70, 0, 1, 1, True)], Recorded([0.5, 3.0]), rank=8),
-        Tenant("tenant-0-2", [Train(1, 9, step=False)], Recorded([2.25]), rank=32),
+        Tenant("tenant-0-2", [Train(1, 9, step=False)], Recorded([2.25]), rank=32, train_mlp=False),
     ]
     assert (workload.duration_s, workload.warm_up_s) == (4.0, 0.0)
     text = msgspec.json.encode(workload).decode()

@@ -37,6 +37,8 @@ def test_a_load_that_is_borne_behind_one_that_is_not_is_no_knee() -> None:
     knee = knee_of(points)
     assert knee is not None and knee.scale == 1
     assert knee_of([Point(1, 10.0, 5.0, 0.0, run)]) is None
+    assert knee_of([Point(1, 10.0, 10.0, 0.0, run)]) is None, "who knows what it bears beyond"
+    assert knee_of([Point(1, 0.0, 0.0, 0.0, run)]) is None
 
 
 def test_every_arrival_is_scaled_and_nothing_else() -> None:
