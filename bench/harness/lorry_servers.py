@@ -20,7 +20,7 @@ from lorry.wire.types import AdamParams, Datum, LossFnType, SamplingParams, Tens
 from .drive import Marks, Seat
 from .keys import key_of
 from .requests import Batch, Prompt, Row
-from .workload import Sample, Tenant, Train
+from .workload import Tenant
 
 T = TypeVar("T")
 
@@ -66,9 +66,8 @@ async def embedded(model: str, settings: ActorSettings) -> AsyncGenerator[Embedd
 
 
 async def _seat_of(service: ServiceClient, model: str, tenant: Tenant, name: str) -> "_LorrySeat":
-    samples = [work for work in tenant.work if isinstance(work, Sample)]
     training = None
-    if any(isinstance(work, Train) or not work.base for work in tenant.work):
+    if tenant.has_run:
         training = await service.create_lora_training_client_async(
             model,
             tenant.rank,
@@ -77,9 +76,9 @@ async def _seat_of(service: ServiceClient, model: str, tenant: Tenant, name: str
             train_unembed=tenant.train_unembed,
             user_metadata={"bench": name},
         )
-    base = await service.create_sampling_client_async(base_model=model) if any(w.base for w in samples) else None
+    base = await service.create_sampling_client_async(base_model=model) if tenant.samples_base else None
     own = None
-    if training is not None and any(not work.base for work in samples):
+    if training is not None and tenant.samples_own:
         own = await training.save_weights_and_get_sampling_client_async()
     return _LorrySeat(training, base, own)
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.io import to_html
 from plotly.subplots import make_subplots
 
-from .figures import Figures, figures_of
+from .figures import Figures
 from .records import Record
 from .totals import Totals
 
@@ -27,11 +27,11 @@ _COLUMNS = 2
 
 
 def page_of(totals: Totals, records: Sequence[Record]) -> str:
-    """Of the last of the totals' runs."""
+    """Of the last of the totals' runs, whose records these are."""
     title = f"{totals.workload.name} at {totals.facts.server}"
     plots = to_html(_figure(totals, records), include_plotlyjs=True, full_html=False)
     facts = f"{totals.facts.began_at}, {totals.facts.machine}, {totals.facts.cores} cores"
-    run = figures_of(totals.workload, records)
+    run = totals.runs[-1]
     fair = "" if run.fairness is None else f", Jain's index of the tenants' throughput {run.fairness:.3f}"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -45,7 +45,7 @@ def _figure(totals: Totals, records: Sequence[Record]) -> go.Figure:
     for place, (_, x, y) in enumerate(_PLOTS):
         figure.update_xaxes(title_text=x, **_at(place))
         figure.update_yaxes(title_text=y, **_at(place))
-    run = figures_of(totals.workload, records)
+    run = totals.runs[-1]
     for kind in sorted(run.by_kind):
         chosen = [record for record in records if record.kind == kind]
         by_tenant = {escape(tenant): kinds[kind] for tenant, kinds in run.by_tenant.items() if kind in kinds}

@@ -11,7 +11,7 @@ import tinker
 from .drive import Marks, Seat
 from .keys import key_of
 from .requests import Batch, Prompt, Row
-from .workload import Sample, Tenant, Train
+from .workload import Tenant
 
 _STEP = tinker.AdamParams(learning_rate=1e-5)
 
@@ -41,9 +41,8 @@ def _connected(url: str, key: str) -> tinker.ServiceClient:
 
 
 async def _seat_of(service: tinker.ServiceClient, model: str, tenant: Tenant, name: str) -> "_TinkerSeat":
-    samples = [work for work in tenant.work if isinstance(work, Sample)]
     training, base, own = None, None, None
-    if any(isinstance(work, Train) or not work.base for work in tenant.work):
+    if tenant.has_run:
         training = await service.create_lora_training_client(
             model,
             tenant.rank,
@@ -52,9 +51,9 @@ async def _seat_of(service: tinker.ServiceClient, model: str, tenant: Tenant, na
             train_unembed=tenant.train_unembed,
             user_metadata={"bench": name},
         )
-    if any(work.base for work in samples):
+    if tenant.samples_base:
         base = await service.create_sampling_client(base_model=model)
-    if training is not None and any(not work.base for work in samples):
+    if training is not None and tenant.samples_own:
         own = await training.save_weights_and_get_sampling_client()
     return _TinkerSeat(training, base, own)
 

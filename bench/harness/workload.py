@@ -99,6 +99,19 @@ class Tenant(_Strict, frozen=True):
     train_attn: bool = True
     train_unembed: bool = True
 
+    @property
+    def samples_base(self) -> bool:
+        return any(isinstance(work, Sample) and work.base for work in self.work)
+
+    @property
+    def samples_own(self) -> bool:
+        return any(isinstance(work, Sample) and not work.base for work in self.work)
+
+    @property
+    def has_run(self) -> bool:
+        """Whether anything of its work wants one."""
+        return self.samples_own or any(isinstance(work, Train) for work in self.work)
+
 
 class Limits(_Strict, frozen=True):
     """A request that took longer than its kind's does not count for goodput."""
