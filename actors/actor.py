@@ -131,6 +131,7 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
         from .progress import Progress
         from .sampling.compiled import CompiledModel
         from .sampling.decoder import Decoder
+        from .sampling.lora.kernel import has_kernel
         from .training.compiled_layers import CompiledLayers
         from .training.engine import Engine
         from .training.trainer import Trainer
@@ -177,7 +178,9 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
     compiled = CompiledModel(base) if settings.compile else None
     if settings.compile:
         base.in_flight.layers = CompiledLayers(base, targets)
-    decoder = Decoder(base, tokenizer, settings.sample_rows, settings.prefill_chunk, memory, compiled)
+    decoder = Decoder(
+        base, tokenizer, settings.sample_rows, settings.prefill_chunk, memory, compiled, native=has_kernel(base)
+    )
     host_bytes = settings.host_memory or _host_bytes() // 4
     policy = SnapshotPolicy(settings.recovery_s, settings.idle_save_s)
     outbox = Outbox()

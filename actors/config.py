@@ -95,7 +95,10 @@ class ActorSettings:
         ),
     ] = 60.0
     compile: Annotated[
-        bool, Meta(description="Sample and train faster, by torch.compile; actors take a minute more to start")
+        bool,
+        Meta(
+            description="Sample and train faster, by torch.compile; an actor takes longer to start, the first a minute"
+        ),
     ] = False
     threads: Annotated[
         int | None, Meta(ge=1, description="CPU threads of each actor [default: torch's own choice]")

@@ -12,7 +12,6 @@ from ..model.agreement import agree
 from ..model.base_model import BaseModel
 from ..model.graphs import COMPILER_ERRORS, cannot_be_compiled, graph
 from ..model.survey import standing_in
-from .lora.native import build_kernel
 
 _SEVERAL = 3
 """Tokens of the run that the graph is made in. The graph is for any number from 2 on: a shape of one is a case of its
@@ -20,9 +19,7 @@ own to a compiler."""
 
 
 class CompiledModel:
-    """`native` says that the kernel for LoRA was built too, which is for float32 on the CPU.
-
-    Takes from seconds to a minute to make. Raises UnsupportedModelError where the model cannot be compiled, no
+    """Takes from seconds to a minute to make. Raises UnsupportedModelError where the model cannot be compiled, no
     compiler is found, or the graph computes something else than the model."""
 
     def __init__(self, base: BaseModel) -> None:
@@ -30,9 +27,6 @@ class CompiledModel:
         self._run = graph(self._decode, base.dtype)
         self._name = f"{type(base.model).__name__} {base.in_flight.number}"
         self._check(torch.arange(_SEVERAL, device=base.device))
-        self.native = base.device.type == "cpu" and base.dtype == torch.float32
-        if self.native:
-            self._build_kernel()
 
     def hidden_states(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """As `BaseModel.hidden_states` without a gradient; cache and linears must be in flight."""
@@ -43,13 +37,6 @@ class CompiledModel:
     def _decode(self, name: str, tokens: Tensor, positions: Tensor) -> Tensor:
         assert name == self._name, "graphs of several models are told apart by it"
         return self._base.run_decoder(tokens, positions)
-
-    def _build_kernel(self) -> None:
-        try:
-            build_kernel()
-        except (RuntimeError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UnsupportedModelError(f"the kernel for LoRA cannot be built, run without: {reason}") from error
 
     @torch.inference_mode()
     def _check(self, tokens: Tensor) -> None:

@@ -73,7 +73,7 @@ class DecodeLinears:
     """While `gathering`, the packed row begins with the rows that were arranged, and `beside` are the segments behind
     them; otherwise those in flight are walked.
 
-    `native`: by the kernel that `lora.native.build_kernel` built.
+    `native`: by the kernel that `lora.kernel` loads.
     """
 
     def __init__(self, base: BaseModel, groups: Sequence[tuple[int, ...]], *, native: bool) -> None:

@@ -43,7 +43,8 @@ BLOCK_TOKENS = 16
 
 class Decoder:
     """At most `max_rows` sequences decode together; beside them a step computes at most `prefill_chunk` tokens of
-    prompts. Keys and values take at most `kv_cache_bytes`. Where the base is `compiled`, that runs instead.
+    prompts. Keys and values take at most `kv_cache_bytes`. Where the base is `compiled`, that runs instead; `native`
+    is as for DecodeLinears.
 
     Adapters must not change while one of their requests is here. `prompts_computed` counts the prompts that went
     through the model, `tokens_computed` the tokens, of prompts and samples.
@@ -57,6 +58,8 @@ class Decoder:
         prefill_chunk: int,
         kv_cache_bytes: int,
         compiled: CompiledModel | None = None,
+        *,
+        native: bool = False,
     ) -> None:
         self.prompts_computed = 0
         self.tokens_computed = 0
@@ -67,7 +70,6 @@ class Decoder:
         self.pool = BlockPool(blocks)
         self.lineup = Lineup(self.pool, BLOCK_TOKENS, max_rows, prefill_chunk)
         self._cache = KVCache(shape, blocks, BLOCK_TOKENS, base.device)
-        native = compiled is not None and compiled.native
         self._linears = DecodeLinears(base, shape.groups, native=native)
         self._pass = _pass(base, compiled, self._linears, self._cache, blocks)
         self._requests: dict[Hashable, Request] = {}

@@ -14,6 +14,7 @@ from lorry.actors.model.lora import attach_lora
 from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.sampling.compiled import CompiledModel
 from lorry.actors.sampling.decoder import Decoder
+from lorry.actors.sampling.lora.kernel import has_kernel
 from lorry.actors.training.engine import Engine
 from lorry.wire.errors import UnsupportedModelError
 from lorry.wire.types import SampleResponse
@@ -40,7 +41,7 @@ def _with_adapters(model: PreTrainedModel) -> tuple[BaseModel, list[Adapter | No
 def _sample(base: BaseModel, adapters: list[Adapter | None], compiled: CompiledModel | None) -> list[SampleResponse]:
     """First one sequence alone, then many of every adapter, so that they are gathered, then many of one, then one's
     prompt while others decode."""
-    decoder = Decoder(base, Letters(), 24, 16, 2**22, compiled)
+    decoder = Decoder(base, Letters(), 24, 16, 2**22, compiled, native=has_kernel(base))
     found = {}
     decoder.add("alone", request(PROMPTS[0], temperature=0), None, 0)
     found |= run(decoder)

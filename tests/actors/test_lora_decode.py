@@ -19,7 +19,8 @@ from lorry.actors.sampling.decode_batch import segments_of
 from lorry.actors.sampling.decode_linears import DecodeLinears
 from lorry.actors.sampling.lora.blocks import RANKS, LoraBlocks
 from lorry.actors.sampling.lora.gathered import Gathered
-from lorry.actors.sampling.lora.native import SHORT, build_kernel
+from lorry.actors.sampling.lora.kernel import load_kernel
+from lorry.actors.sampling.lora.native import SHORT
 
 from .models import tiny_qwen3
 from .workshop import assert_close
@@ -51,7 +52,7 @@ Tiny = tuple[BaseModel, list[Adapter], Survey]
 
 @pytest.fixture(scope="module", params=[False, True], ids=["without biases", "with biases"])
 def tiny(request: pytest.FixtureRequest) -> Tiny:
-    build_kernel()
+    load_kernel()
     base = wrap_model(tiny_qwen3(attention_bias=request.param))
     for name, parameter in base.model.named_parameters():
         if name.endswith("bias"):

@@ -165,7 +165,6 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "actors/model/sizing.py::_built": (1, AT_START),
     "actors/model/targets.py::find_sites": (1, AT_START),
     "actors/model/lora.py::_take_over_experts": (1, AT_START),
-    "actors/sampling/compiled.py::_build_kernel": (1, AT_START),
     "actors/sampling/compiled.py::_check": (1, AT_START),
     "actors/model/graphs.py::cannot_be_compiled": (1, AT_START),
     "actors/training/compiled_layers.py::_check": (1, AT_START),

@@ -1,45 +1,21 @@
-"""LoRA of a decode step on the CPU, by a kernel in C++ that is built when an actor starts: `lora_rows.cpp`.
+"""LoRA of a decode step on the CPU, by a kernel in C++: `lora_rows.cpp`.
 
 It reads each adapter's weights where they lie, once for all of its rows; nothing is copied and nothing filled up.
 """
 
-import os
 from collections.abc import Sequence
-from functools import cache
 from itertools import accumulate
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, cast
 
-import ninja
 import torch
 from torch import Tensor
 
 from ...model.adapter import Adapter
 from ...model.in_flight import Segment
+from .kernel import kernel
 from .walked import Walked
-
-_SOURCE = Path(__file__).parent / "lora_rows.cpp"
-_FLAGS = ["-O3", "-march=native", "-fopenmp", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"]
-"""Sums may be taken in any order, as a BLAS does; NaN and infinity count as they are."""
 
 SHORT = 64
 """Tokens of a prompt for one adapter: with more of them the products of a BLAS cost less."""
-
-
-@cache
-def build_kernel() -> None:
-    """Takes about seven seconds, once in a process. Raises RuntimeError or OSError where it cannot be built."""
-    from torch.utils.cpp_extension import load
-
-    path = os.environ.get("PATH", "")
-    os.environ["PATH"] = os.pathsep.join((ninja.BIN_DIR, path))
-    try:
-        # A folder of its own: the shared one is locked by a file, which a process that was killed leaves behind.
-        with TemporaryDirectory(prefix="lorry-kernel-") as folder:
-            load("lorry_cpu", [str(_SOURCE)], extra_cflags=_FLAGS, build_directory=folder, is_python_module=False)
-    finally:
-        os.environ["PATH"] = path
 
 
 class Bounds:
@@ -56,11 +32,11 @@ class Bounds:
         """`layers` are the indices of those that read x [tokens, inputs]; adds to their `outputs` in place."""
         if layers not in self._addresses:
             self._addresses[layers] = torch.tensor([_addresses(adapter, layers) for adapter in self._adapters])
-        _kernel()(x.contiguous(), outputs, self._bounds, self._addresses[layers], self._scales)
+        kernel()(x.contiguous(), outputs, self._bounds, self._addresses[layers], self._scales)
 
 
 class NativeRows:
-    """As `Gathered`, for float32 on the CPU, after `build_kernel`."""
+    """As `Gathered`, for float32 on the CPU, after `load_kernel`."""
 
     def __init__(self, groups: Sequence[tuple[int, ...]]) -> None:
         self._groups = groups
@@ -81,17 +57,13 @@ class NativeRows:
 
 
 class NativeWalked(Walked):
-    """As `Walked`, for float32 on the CPU, after `build_kernel`."""
+    """As `Walked`, for float32 on the CPU, after `load_kernel`."""
 
     def add(self, group: int, segments: Sequence[Segment], x: Tensor, outputs: Sequence[Tensor]) -> None:
         short = [segment for segment in segments if segment.end - segment.start <= SHORT]
         if short:
             Bounds(short).add(self._groups[group], x, outputs)
         super().add(group, [segment for segment in segments if segment.end - segment.start > SHORT], x, outputs)
-
-
-def _kernel() -> Any:
-    return cast(Any, torch.ops.lorry_cpu).add_lora
 
 
 def _addresses(adapter: Adapter, layers: tuple[int, ...]) -> list[int]:
