@@ -20,7 +20,7 @@ DEVICE ?= cuda
 OF_ACTORS := adam checkpoints decoder decoder_cache engine engine_steps experts foreign images looking lora_decode \
 	narrowing recomputing snapshots trainer worker
 
-.PHONY: help install demo test test-long groups gpu simulation faults timings chaos cookbook vllm check format types bench lock clean
+.PHONY: help install demo test test-long groups gpu simulation faults timings chaos cookbook vllm check format types bench bench-full curves lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,8 +83,14 @@ types: $(INSTALLED)  ## check types (pyright, strict)
 	@for module in face/*.py; do ln -sf "$(CURDIR)/$$module" build/typing/lorry/; done
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(INSTALLED)  ## speed of the engine against PEFT and the frozen base, end to end, and over HTTP
+bench: $(INSTALLED)  ## in ten minutes: how fast it trains, samples and serves, beside PEFT, vLLM and what the machine can do
 	$(BIN)/python -m bench
+
+bench-full: $(INSTALLED)  ## all benchmarks, each as often as docs/performance.md has it, in an hour or more
+	$(BIN)/python -m bench --full
+
+curves: $(INSTALLED)  ## how speed grows with tenants, ranks, rows, sequences, runs, clients and commands
+	for curve in tenants ranks rows sequences runs clients commands; do $(BIN)/python -m bench.curves $$curve || exit; done
 
 lock: $(INSTALLED)  ## write constraints.txt from what is installed
 	$(BIN)/pip freeze --exclude-editable --exclude torch > constraints.txt

@@ -3,7 +3,8 @@
 A broker process with its journal on the disk, an actor process that ends at once whatever it is given, and clients that
 keep `--window` commands under way in each of `--runs` runs. The processor time that the broker took says what it could
 do on a core of its own, whoever else has the machine; the time of one command alone, sent when the one before has
-ended, says what it adds. Prints a table and a JSON line.
+ended, says what it adds. Beside it a bare broker, which journals and answers and does nothing else. Prints a table and
+a JSON line.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lorry
+from bench.bare import measure as measure_bare
 from bench.goals import at_least, at_most, settle
 from lorry.storage.store import Store
 from lorry.wire.ids import TenantId
@@ -115,15 +117,31 @@ def main(arguments: list[str] | None = None) -> list[str]:
         return []
     with tempfile.TemporaryDirectory() as data:
         found = anyio.run(measure, Path(data), options.runs, options.window, options.commands)
+        bare = measure_bare(Path(data, "bare.db"), options.commands, options.runs * options.window)
     low, middle, high = statistics.quantiles(found.alone_ms, n=4)
-    table = Table("", "found", "goal", title=f"{options.commands:,} commands, {options.runs} runs of {options.window}")
+    bare_low, bare_middle, bare_high = statistics.quantiles(bare.alone_ms, n=4)
+    title = f"{options.commands:,} commands, {options.runs} runs of {options.window}"
+    table = Table("", "found", "goal", "a bare one", title=title)
     table.add_row(
-        "commands a second of the broker's processor time", f"{found.per_core_second:,.0f}", f"{COMMANDS_PER_CORE:,}"
+        "commands a second of the broker's processor time",
+        f"{found.per_core_second:,.0f}",
+        f"{COMMANDS_PER_CORE:,}",
+        f"{bare.per_core_second:,.0f}",
     )
-    table.add_row("commands a second, all processes on this machine", f"{found.commands_per_s:,.0f}", "")
-    table.add_row("one alone, ms", f"{middle:.2f} ({low:.2f} to {high:.2f})", f"{ALONE_MS}")
+    table.add_row("commands a second, all processes on this machine", f"{found.commands_per_s:,.0f}", "", "")
+    table.add_row(
+        "one alone, ms",
+        f"{middle:.2f} ({low:.2f} to {high:.2f})",
+        f"{ALONE_MS}",
+        f"{bare_middle:.2f} ({bare_low:.2f} to {bare_high:.2f})",
+    )
     Console().print(table)
-    facts = {"per_core_second": found.per_core_second, "per_s": found.commands_per_s, "alone_ms": [middle, low, high]}
+    facts = {
+        "per_core_second": found.per_core_second,
+        "per_s": found.commands_per_s,
+        "alone_ms": [middle, low, high],
+        "bare": {"per_core_second": bare.per_core_second, "alone_ms": [bare_middle, bare_low, bare_high]},
+    }
     print(json.dumps({"bench": "broker"} | facts))
     missed = at_least("commands a second of the broker's processor time", found.per_core_second, COMMANDS_PER_CORE)
     return missed + at_most("milliseconds of a command alone", middle, ALONE_MS)

@@ -13,16 +13,15 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from bench.engine import RANKS, datum
+from bench.engine import RANKS, datum, weights_of
+from bench.limits import limits_of, seconds, wait
 from bench.sampling import Letters
 from lorry.actors.adapters.slots import AdapterPool
 from lorry.actors.model.base_model import BaseModel, wrap_model
@@ -60,42 +59,6 @@ SIZES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Of the device: operations and bytes a second."""
-
-    operations_per_s: float
-    bytes_per_s: float
-
-
-def seconds(run: Callable[[], object], device: torch.device, repetitions: int) -> float:
-    """The median, after two that warm up."""
-    times: list[float] = []
-    for repetition in range(repetitions + 2):
-        wait(device)
-        started = time.perf_counter()
-        run()
-        wait(device)
-        times += [time.perf_counter() - started] if repetition > 1 else []
-    return statistics.median(times)
-
-
-def wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-def limits_of(device: torch.device, dtype: torch.dtype, repetitions: int) -> Limits:
-    n, size = (8192, 2**30) if device.type != "cpu" else (1024, 2**27)
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    source = torch.ones(size // 4, device=device)
-    target = torch.empty_like(source)
-    return Limits(
-        2 * n**3 / seconds(lambda: torch.mm(a, b), device, repetitions),
-        2 * size / seconds(lambda: target.copy_(source), device, repetitions),
-    )
-
-
 def make_model(size: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
@@ -104,11 +67,6 @@ def make_model(size: str, device: torch.device, dtype: torch.dtype) -> PreTraine
             return Qwen3ForCausalLM(SIZES[size]).eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(torch.float32)
-
-
-def weights_of(model: PreTrainedModel) -> int:
-    """Of all matrix products of a token."""
-    return sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
 
 
 def train(base: BaseModel, targets: LoraTargets, runs: int, rows: int, tokens: int, repetitions: int) -> float:
@@ -171,8 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     weights, weight_bytes = weights_of(model), weights_of(model) * dtype.itemsize
     targets = attach_lora(base)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    rates = f"{limits.operations_per_s / 1e12:.2f} TFLOP/s and {limits.bytes_per_s / 1e9:.1f} GB/s"
-    title = f"{name}, {options.dtype}: {rates} measured; {weights / 1e6:,.1f} M weights"
+    title = f"{name}, {options.dtype}: {limits} measured; {weights / 1e6:,.1f} M weights"
     table = Table("what", "tokens a second", "of the device's rate", title=title)
     found: list[dict[str, float | str]] = []
     for tokens in options.tokens:

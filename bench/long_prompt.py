@@ -19,6 +19,7 @@ from bench.sampling import CHUNK, Letters
 from lorry.actors.model.base_model import wrap_model
 from lorry.actors.model.lora import attach_lora
 from lorry.actors.sampling.decoder import Decoder
+from lorry.actors.sampling.lora.kernel import has_kernel
 from lorry.wire.commands import SampleInput
 from lorry.wire.model_input import ModelInput
 from lorry.wire.types import SamplingParams
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> list[str]:
     options = parser.parse_args(arguments)
     base = wrap_model(build_model())
     attach_lora(base)
-    decoder = Decoder(base, Letters(), max_rows=64, prefill_chunk=CHUNK, kv_cache_bytes=2**30)
+    decoder = Decoder(base, Letters(), max_rows=64, prefill_chunk=CHUNK, kv_cache_bytes=2**30, native=has_kernel(base))
     measure(decoder, "warm-up")
     found = [measure(decoder, str(i)) for i in range(options.repetitions)]
     plain = statistics.median(seconds for steps, _, _ in found for seconds in steps)

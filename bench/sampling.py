@@ -32,6 +32,7 @@ from lorry.actors.model.survey import survey
 from lorry.actors.sampling.compiled import CompiledModel
 from lorry.actors.sampling.decode_linears import BaseProducts
 from lorry.actors.sampling.decoder import Decoder
+from lorry.actors.sampling.lora.kernel import has_kernel
 from lorry.wire.commands import SampleInput
 from lorry.wire.model_input import ModelInput
 from lorry.wire.types import SampleResponse, SamplingParams
@@ -67,7 +68,7 @@ class Lorry:
         self.targets: LoraTargets = attach_lora(self.base)
         self.adapters: list[Adapter] = [self._adapter(i) for i in range(16)]
         compiled = CompiledModel(self.base) if compile_steps else None
-        self.decoder = Decoder(self.base, Letters(), 64, CHUNK, 2**30, compiled)
+        self.decoder = Decoder(self.base, Letters(), 64, CHUNK, 2**30, compiled, native=has_kernel(self.base))
         self.step_s: list[float] = []
 
     def prepare(self, prompts: Tensor, adapters: int, new: int = NEW) -> Callable[[], None]:

@@ -34,6 +34,7 @@ from lorry.actors.orders import Sample, Stop, Train
 from lorry.actors.outbox import Outbox
 from lorry.actors.progress import Progress
 from lorry.actors.sampling.decoder import Decoder, Finished
+from lorry.actors.sampling.lora.kernel import has_kernel
 from lorry.actors.training.engine import Engine
 from lorry.actors.training.trainer import Trainer
 from lorry.actors.worker import Worker
@@ -76,7 +77,7 @@ class Actor:
 
     def __init__(self, base: BaseModel, targets: LoraTargets, share: float, row_tokens: int, sequences: int) -> None:
         engine = Engine(base, targets, AdapterPool(16, base.device))
-        self.decoder = TimedDecoder(base, Letters(), 64, CHUNK, 2**30)
+        self.decoder = TimedDecoder(base, Letters(), 64, CHUNK, 2**30, native=has_kernel(base))
         self.decoder.moments, self.decoder.sequences = [], sequences
         residents = Residents(targets, engine.pool, 2**40, SnapshotPolicy(inf, inf), lambda _: None)
         outbox = Outbox()

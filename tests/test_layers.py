@@ -118,7 +118,7 @@ def assert_does_no_io(file: Path) -> None:
 
 def test_what_a_benchmark_sends_and_says_is_decided_without_io() -> None:
     """It installs as `lorry.bench`, above all others: it serves, and is a client, as a user is."""
-    for name in ("workload", "arrivals", "requests", "figures", "compare", "sweep", "recording"):
+    for name in ("workload", "arrivals", "requests", "figures", "compare", "sweep", "recording", "device"):
         assert_does_no_io(ROOT / HARNESS / f"{name}.py")
     for package in PACKAGES:
         for name, file in modules(package):

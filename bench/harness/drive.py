@@ -1,6 +1,6 @@
 """Sends a workload's requests when they are due, and notes what becomes of each."""
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -14,6 +14,9 @@ from .requests import Batch, Prompt, Request, Requests
 from .workload import Closed, Tenant, Workload, names_of
 
 Tell = Callable[[Record], None]
+Look = Callable[[float], Awaitable[None]]
+"""Looks at what the server does, at so many seconds of the run."""
+LOOKS_EVERY_S = 1.0
 NOT_ANSWERED = "not answered in time"
 AFTER_A_FAILURE_S = 1.0
 """A closed loop waits so long at least: a server that refuses at once is not asked as fast as it can refuse."""
@@ -51,8 +54,10 @@ class Server(Protocol):
         ...
 
 
-async def drive(workload: Workload, server: Server, tell: Tell, patience_s: float = 60.0) -> list[Record]:
-    """All that was sent, in the order of its end; `tell` hears of each at once.
+async def drive(
+    workload: Workload, server: Server, tell: Tell, patience_s: float = 60.0, look: Look | None = None
+) -> list[Record]:
+    """All that was sent, in the order of its end; `tell` hears of each at once. `look` is called now and then.
 
     What is unanswered `patience_s` after the last request was due has failed, and is cancelled.
     """
@@ -65,10 +70,14 @@ async def drive(workload: Workload, server: Server, tell: Tell, patience_s: floa
     async with _seats(workload, server) as seats:
         started = anyio.current_time()
         run = _Run(workload, lambda: anyio.current_time() - started, note)
-        with anyio.move_on_after(run.ends_s + patience_s):
-            async with anyio.create_task_group() as tasks:
-                for tenant, name, seat in seats:
-                    tasks.start_soon(run.tenant, tenant, name, seat)
+        async with anyio.create_task_group() as beside:
+            if look is not None:
+                beside.start_soon(run.look, look)
+            with anyio.move_on_after(run.ends_s + patience_s):
+                async with anyio.create_task_group() as tasks:
+                    for tenant, name, seat in seats:
+                        tasks.start_soon(run.tenant, tenant, name, seat)
+            beside.cancel_scope.cancel()
     return records
 
 
@@ -86,6 +95,11 @@ class _Run:
     def __init__(self, workload: Workload, clock: Callable[[], float], note: Tell) -> None:
         self._workload, self._clock, self._note = workload, clock, note
         self.ends_s = workload.warm_up_s + workload.duration_s
+
+    async def look(self, look: Look) -> None:
+        while True:
+            await look(self._clock())
+            await anyio.sleep(LOOKS_EVERY_S)
 
     async def tenant(self, tenant: Tenant, name: str, seat: Seat) -> None:
         numbered = _Numbered(Requests(self._workload, tenant, name))

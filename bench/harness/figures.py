@@ -7,6 +7,7 @@ from itertools import pairwise
 import msgspec
 import numpy as np
 
+from .device import Reading, Split, split_between
 from .records import Record
 from .workload import Limits, Workload
 
@@ -47,15 +48,16 @@ class Figures(msgspec.Struct, frozen=True):
 
 class RunFigures(msgspec.Struct, frozen=True):
     """`by_kind` of all tenants, `by_tenant` of each. `fairness` is Jain's index of the tenants' tokens per second: 1
-    where all got the same, 1 / n where one of n got all."""
+    where all got the same, 1 / n where one of n got all. `device` is what the actors did, where somebody looked."""
 
     seconds: float
     by_kind: dict[str, Figures]
     by_tenant: dict[str, dict[str, Figures]]
     fairness: float | None
+    device: Split | None = None
 
 
-def figures_of(workload: Workload, records: Sequence[Record]) -> RunFigures:
+def figures_of(workload: Workload, records: Sequence[Record], readings: Sequence[Reading] = ()) -> RunFigures:
     window = workload.warm_up_s, workload.warm_up_s + workload.duration_s
 
     def of(chosen: Sequence[Record]) -> dict[str, Figures]:
@@ -68,7 +70,8 @@ def figures_of(workload: Workload, records: Sequence[Record]) -> RunFigures:
     tenants = sorted({record.tenant for record in records})
     by_tenant = {tenant: of([record for record in records if record.tenant == tenant]) for tenant in tenants}
     shares = [sum(figures.tokens_per_s for figures in kinds.values()) for kinds in by_tenant.values()]
-    return RunFigures(workload.duration_s, of(records), by_tenant, jain_index(shares))
+    device = split_between(readings, *window)
+    return RunFigures(workload.duration_s, of(records), by_tenant, jain_index(shares), device)
 
 
 def jain_index(shares: Sequence[float]) -> float | None:

@@ -14,9 +14,12 @@ from lorry.client import SamplingClient, ServiceClient, TrainingClient, connect
 from lorry.client.futures import Future
 from lorry.config import ModelConfig, ServeConfig
 from lorry.serve import Deployment, serving
+from lorry.storage.looking import looking
+from lorry.storage.reports import actors
 from lorry.wire.model_input import ModelInput
 from lorry.wire.types import AdamParams, Datum, LossFnType, SamplingParams, TensorData
 
+from .device import Reading
 from .drive import Marks, Seat
 from .keys import key_of
 from .requests import Batch, Prompt, Row
@@ -43,8 +46,11 @@ class LorryServer:
 class EmbeddedServer:
     """Each tenant gets a key of its own."""
 
-    def __init__(self, deployment: Deployment, model: str) -> None:
-        self._deployment, self.model = deployment, model
+    def __init__(self, deployment: Deployment, model: str, data: Path) -> None:
+        self._deployment, self.model, self._data = deployment, model, data
+
+    async def reading(self, at_s: float) -> Reading:
+        return await anyio.to_thread.run_sync(_read, self._data, at_s)
 
     @asynccontextmanager
     async def seat(self, tenant: Tenant, name: str) -> AsyncGenerator[Seat]:
@@ -62,7 +68,14 @@ async def embedded(model: str, settings: ActorSettings) -> AsyncGenerator[Embedd
             (config,), Path(data), bind="tcp://127.0.0.1:*", actor=settings, log_level="warning", grace_s=0
         )
         async with serving(serve) as deployment:
-            yield EmbeddedServer(deployment, config.name)
+            yield EmbeddedServer(deployment, config.name, serve.data)
+
+
+def _read(data: Path, at_s: float) -> Reading:
+    with looking(data) as store:
+        ready = [row for row in actors(store) if row["state"] == "ready"]
+    train_s, sample_s = (sum(row[kind] or 0.0 for row in ready) for kind in ("train_s", "sample_s"))
+    return Reading(at_s, train_s, sample_s, len(ready))
 
 
 async def _seat_of(service: ServiceClient, model: str, tenant: Tenant, name: str) -> "_LorrySeat":

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.io import to_html
 from plotly.subplots import make_subplots
 
+from .device import Reading, Split, splits_of
 from .figures import Figures
 from .records import Record
 from .totals import Totals
@@ -22,14 +23,16 @@ _PLOTS = (
     ("Latency by tenant: median, and 99th percentile (pale)", "", "seconds"),
     ("Throughput by tenant", "", "tokens/s"),
     ("Errors", "", "requests"),
+    ("What the device did", "seconds", "% of its time"),
+    ("Time to the first token, and between tokens (pale): median", "", "seconds"),
 )
 _COLUMNS = 2
 
 
-def page_of(totals: Totals, records: Sequence[Record]) -> str:
-    """Of the last of the totals' runs, whose records these are."""
+def page_of(totals: Totals, records: Sequence[Record], readings: Sequence[Reading] = ()) -> str:
+    """Of the last of the totals' runs, whose records and readings these are."""
     title = f"{totals.workload.name} at {totals.facts.server}"
-    plots = to_html(_figure(totals, records), include_plotlyjs=True, full_html=False)
+    plots = to_html(_figure(totals, records, readings), include_plotlyjs=True, full_html=False)
     facts = f"{totals.facts.began_at}, {totals.facts.machine}, {totals.facts.cores} cores"
     run = totals.runs[-1]
     fair = "" if run.fairness is None else f", Jain's index of the tenants' throughput {run.fairness:.3f}"
@@ -40,8 +43,9 @@ def page_of(totals: Totals, records: Sequence[Record]) -> str:
     )
 
 
-def _figure(totals: Totals, records: Sequence[Record]) -> go.Figure:
-    figure = make_subplots(3, _COLUMNS, subplot_titles=[title for title, _, _ in _PLOTS], vertical_spacing=0.12)
+def _figure(totals: Totals, records: Sequence[Record], readings: Sequence[Reading]) -> go.Figure:
+    rows = len(_PLOTS) // _COLUMNS
+    figure = make_subplots(rows, _COLUMNS, subplot_titles=[title for title, _, _ in _PLOTS], vertical_spacing=0.09)
     for place, (_, x, y) in enumerate(_PLOTS):
         figure.update_xaxes(title_text=x, **_at(place))
         figure.update_yaxes(title_text=y, **_at(place))
@@ -49,12 +53,13 @@ def _figure(totals: Totals, records: Sequence[Record]) -> go.Figure:
     for kind in sorted(run.by_kind):
         chosen = [record for record in records if record.kind == kind]
         by_tenant = {escape(tenant): kinds[kind] for tenant, kinds in run.by_tenant.items() if kind in kinds}
-        for place, trace in enumerate(_traces(kind, chosen, by_tenant, run.by_kind[kind].errors)):
+        splits = splits_of(readings)
+        for place, trace in enumerate(_traces(kind, chosen, by_tenant, run.by_kind[kind].errors, splits)):
             for drawn in trace:
                 figure.add_trace(drawn, **_at(place))
     warm_up = {"x0": 0, "x1": totals.workload.warm_up_s, "y0": 0, "y1": 1, "xref": "x", "yref": "y domain"}
     figure.add_shape(type="rect", fillcolor="grey", opacity=0.15, line_width=0, **warm_up)
-    figure.update_layout(height=1100, barmode="group", margin={"t": 60})
+    figure.update_layout(height=370 * rows, barmode="group", margin={"t": 60})
     return figure
 
 
@@ -63,7 +68,11 @@ def _at(place: int) -> dict[str, Any]:
 
 
 def _traces(
-    kind: str, records: Sequence[Record], by_tenant: Mapping[str, Figures], errors: Mapping[str, int]
+    kind: str,
+    records: Sequence[Record],
+    by_tenant: Mapping[str, Figures],
+    errors: Mapping[str, int],
+    splits: Sequence[Split],
 ) -> Iterator[list[Any]]:
     """In the order of the plots. Clicking a kind in the legend takes it out of all."""
     colour, own = _COLOURS[kind], {"name": kind, "legendgroup": kind, "showlegend": False}
@@ -80,6 +89,14 @@ def _traces(
     rates = [of.tokens_per_s for of in by_tenant.values()]
     yield [go.Bar(x=list(by_tenant), y=rates, marker_color=colour, **own)]
     yield [go.Bar(x=[*map(escape, errors)], y=list(errors.values()), marker_color=colour, **own)]
+    shares = [100 * getattr(split, kind) for split in splits]
+    yield [go.Scatter(x=[split.end_s for split in splits], y=shares, line_shape="vh", line_color=colour, **own)]
+    first = {tenant: of.first_token_s.p50 for tenant, of in by_tenant.items() if of.first_token_s is not None}
+    between = {tenant: of.between_tokens_s.p50 for tenant, of in by_tenant.items() if of.between_tokens_s is not None}
+    yield [
+        go.Bar(x=list(each), y=list(each.values()), opacity=opacity, marker_color=colour, **own)
+        for opacity, each in ((1.0, first), (0.4, between))
+    ]
 
 
 def _throughput(records: Sequence[Record]) -> tuple[list[float], list[float]]:

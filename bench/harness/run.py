@@ -3,11 +3,13 @@
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import anyio
 import msgspec
 
-from .drive import Server, Tell, drive
+from .device import Reading
+from .drive import Look, Server, Tell, drive
 from .figures import RunFigures, figures_of
 from .page import page_of
 from .records import Record, write_records
@@ -19,20 +21,28 @@ Began = Callable[[str], None]
 """Hears what begins."""
 
 
+@runtime_checkable
+class Watched(Protocol):
+    """A server whose actors somebody here can look at."""
+
+    async def reading(self, at_s: float) -> Reading: ...
+
+
 async def run(
     workload: Workload, server: Server, facts: Facts, folder: Path, repeats: int, began: Began, tell: Tell
 ) -> Totals:
     """In `folder`, which is made: requests-1.jsonl and so on, totals.json and page.html."""
-    found, records = list[RunFigures](), list[Record]()
+    found, records, readings = list[RunFigures](), list[Record](), list[Reading]()
     async with _made(folder):
         for number in range(1, repeats + 1):
             began(f"run {number} of {repeats}")
-            records = await drive(workload, server, tell)
+            readings = list[Reading]()
+            records = await drive(workload, server, tell, look=_looking(server, readings))
             await anyio.to_thread.run_sync(write_records, folder / f"requests-{number}.jsonl", records)
-            found.append(figures_of(workload, records))
+            found.append(figures_of(workload, records, readings))
         totals = totals_of(facts, workload, found)
         await anyio.Path(folder, "totals.json").write_bytes(msgspec.json.format(msgspec.json.encode(totals)))
-        page = await anyio.to_thread.run_sync(page_of, totals, records)
+        page = await anyio.to_thread.run_sync(page_of, totals, records, readings)
         await anyio.Path(folder, "page.html").write_text(page, encoding="utf-8")
     return totals
 
@@ -50,6 +60,16 @@ async def sweep(
             points.append(point_of(scale, figures_of(workload, records)))
         await anyio.Path(folder, "sweep.json").write_bytes(msgspec.json.format(msgspec.json.encode(points)))
     return points
+
+
+def _looking(server: Server, readings: list[Reading]) -> Look | None:
+    if not isinstance(server, Watched):
+        return None
+
+    async def look(at_s: float) -> None:
+        readings.append(await server.reading(at_s))
+
+    return look
 
 
 @asynccontextmanager

@@ -21,6 +21,9 @@ def of_run(title: str, run: RunFigures) -> Table:
         for tenant, kinds in run.by_tenant.items():
             for kind, figures in kinds.items():
                 table.add_row(tenant, kind, *_row(figures))
+    if run.device is not None:
+        train, sample = run.device.train, run.device.sample
+        table.caption = f"The device trained for {train:.0%} of its time, and sampled for {sample:.0%}."
     return table
 
 

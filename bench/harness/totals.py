@@ -56,6 +56,8 @@ def totals_of(facts: Facts, workload: Workload, runs: Sequence[RunFigures]) -> T
 def measures_of(run: RunFigures) -> dict[str, float]:
     """The numbers that runs are compared by, by name."""
     found = {} if run.fairness is None else {"fairness": run.fairness}
+    if run.device is not None:
+        found |= {"device training": run.device.train, "device sampling": run.device.sample}
     for kind, figures in run.by_kind.items():
         found |= {f"{kind} {name}": value for name, value in _of_kind(figures).items()}
     return found

@@ -7,6 +7,7 @@ from random import Random
 import pytest
 from playwright.sync_api import sync_playwright
 
+from lorry.bench.device import Reading
 from lorry.bench.figures import figures_of
 from lorry.bench.page import page_of
 from lorry.bench.records import Record
@@ -16,6 +17,7 @@ from lorry.bench.workload import Tenant, Train, Workload
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 WORKLOAD = Workload("<b>bold</b> & bad", "m", [Tenant("a", [Train()])], warm_up_s=2, duration_s=20)
 FACTS = Facts("</script><script>window.hurt = 1</script>", "a machine", 2, "3.11", {}, None, "2026-01-01")
+READINGS = [Reading(5.0 * i, 2.0 * i, 1.0 * i, 1) for i in range(5)]
 
 
 def some_records() -> list[Record]:
@@ -25,15 +27,17 @@ def some_records() -> list[Record]:
         due_s, latency_s = i * 0.07, random.gammavariate(2, 0.2)
         kind, error = random.choice(["train", "sample"]), "Refused" if i % 50 == 0 else None
         tenant = random.choice(["alice", "bob", "</script><script>window.hurt = 2</script>"])
-        found.append(Record(tenant, kind, i, due_s, due_s, due_s + latency_s, random.randint(1, 99), error=error))
+        token_s = [due_s + latency_s / 2, due_s + latency_s] if kind == "sample" else []
+        tokens = random.randint(1, 99)
+        found.append(Record(tenant, kind, i, due_s, due_s, due_s + latency_s, tokens, token_s=token_s, error=error))
     return found
 
 
 def written(folder: Path) -> Path:
     records = some_records()
-    totals: Totals = totals_of(FACTS, WORKLOAD, [figures_of(WORKLOAD, records)])
+    totals: Totals = totals_of(FACTS, WORKLOAD, [figures_of(WORKLOAD, records, READINGS)])
     page = folder / "page.html"
-    page.write_text(page_of(totals, records), encoding="utf-8")
+    page.write_text(page_of(totals, records, READINGS), encoding="utf-8")
     return page
 
 
@@ -49,10 +53,10 @@ def test_a_browser_draws_every_plot_and_fetches_nothing(tmp_path: Path) -> None:
         page.on("request", lambda request: fetched.append(request.url))
         page.goto(page_file.as_uri())
         page.wait_for_selector(".barlayer .trace", state="attached")
-        assert page.locator(".subplot").count() == 6
-        assert page.locator(".annotation-text").count() == 6
-        assert page.locator(".scatterlayer .trace").count() == 6
-        assert page.locator(".barlayer .trace").count() == 8
+        assert page.locator(".subplot").count() == 8
+        assert page.locator(".annotation-text").count() == 8
+        assert page.locator(".scatterlayer .trace").count() == 8
+        assert page.locator(".barlayer .trace").count() == 10
         assert page.locator("h1").inner_text() == f"{WORKLOAD.name} at {FACTS.server}"
         assert "<script>window.hurt = 2</script>" in "".join(page.locator(".x4tick").all_text_contents())
         assert page.evaluate("window.hurt") is None

@@ -1,0 +1,1 @@
+"""How what a server does grows with one thing at a time: `python -m bench.curves NAME`."""
