@@ -144,6 +144,7 @@ class PeftMixed:
 
     def __init__(self, peft: Peft) -> None:
         self._peft = peft
+        peft.model.eval()  # else PEFT mixes nothing; adapters have no dropout
         self._factors = [p for name, p in peft.model.named_parameters() if "lora_" in name]
 
     def prepare(self, rows: Tensor) -> Callable[[], object]:
@@ -163,7 +164,7 @@ class PeftMixed:
 def backward(model: PeftModel, rows: Tensor, **options: object) -> None:
     """rows [rows, tokens + 1] int64, by the loss of transformers itself: shift_labels are the targets, and with
     num_items_in_batch 1 it is a sum."""
-    labels = rows[:, 1:]
+    labels = rows[:, 1:].contiguous()
     how = {"labels": labels, "shift_labels": labels, "num_items_in_batch": 1, "use_cache": False}
     model(input_ids=rows[:, :-1], **how, **options).loss.backward()
 

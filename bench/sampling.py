@@ -45,7 +45,9 @@ CHUNK = 512
 SHAPES = ((4, 4), (16, 1), (1, 16))
 """Adapters, and sequences of each."""
 GOALS = {(4, 4): 3.5, (16, 1): 7.0, (1, 16): 1.5}
-MANY_OVER_ONE = 1.25
+MANY_OVER_ONE = 1.15
+OVER_PRODUCTS = 1.3
+"""Of a step of 16 sequences over 4 adapters, on the larger model."""
 
 
 def choose(adapters: int) -> list[int]:
@@ -222,6 +224,8 @@ def main(arguments: list[str] | None = None) -> list[str]:
             results.append({"model": name, "adapters": shape.adapters, "speedup": shape.speedup})
             what = f"sampling {shape.adapters} x {shape.sequences} over PEFT, {name} model"
             missed += at_least(what, middle, GOALS[shape.adapters, shape.sequences])
+            if name == "large" and shape.adapters == 4:
+                missed += at_most("a decode step over the base's own products", 1 / shape.base_share, OVER_PRODUCTS)
         console = Console()
         console.print(table)
         console.print("base: the base model's own matrix products, of a decode step's time")

@@ -15,7 +15,6 @@ os.environ |= {
     "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 from vllm import LLM, SamplingParams, TokensPrompt  # pyright: ignore[reportMissingImports]

@@ -135,7 +135,7 @@ def broker(
             prices=read_prices(prices) if prices else Prices(),
         )
 
-    run_async(lambda: run_broker(configured, supervised))
+    run_async(lambda: run_broker(configured, supervised), uvloop=True)
 
 
 @app.command()

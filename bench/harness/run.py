@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import anyio
 import msgspec
 
+from lorry.wire.errors import LorryError
+
 from .device import Reading
 from .drive import Look, Server, Tell, drive
 from .figures import RunFigures, figures_of
@@ -67,7 +69,8 @@ def _looking(server: Server, readings: list[Reading]) -> Look | None:
         return None
 
     async def look(at_s: float) -> None:
-        readings.append(await server.reading(at_s))
+        with suppress(LorryError):  # what cannot be read for once must not end the measurement
+            readings.append(await server.reading(at_s))
 
     return look
 
