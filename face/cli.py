@@ -135,7 +135,7 @@ def broker(
             prices=read_prices(prices) if prices else Prices(),
         )
 
-    run_async(lambda: run_broker(configured, supervised), uvloop=True)
+    run_async(lambda: run_broker(configured, supervised))
 
 
 @app.command()
