@@ -86,7 +86,7 @@ types: $(INSTALLED)  ## check types (pyright, strict)
 bench: $(INSTALLED)  ## in ten minutes: how fast it trains, samples and serves, beside PEFT, vLLM and what the machine can do
 	$(BIN)/python -m bench
 
-bench-full: $(INSTALLED)  ## all benchmarks, each as often as docs/performance.md has it, in an hour or more
+bench-full: $(INSTALLED)  ## all benchmarks that have goals, each as often as it does alone, in an hour or more
 	$(BIN)/python -m bench --full
 
 curves: $(INSTALLED)  ## how speed grows with tenants, ranks, rows, sequences, runs, clients and commands

@@ -1,5 +1,5 @@
-"""`python -m bench`: what was promised of speed, in some ten minutes. `--full` measures everything, as often as each
-benchmark does it alone, in an hour or more.
+"""`python -m bench`: the promises that most depends on, in some ten minutes. `--full` takes all that have goals, as
+often as each benchmark does it alone, in an hour or more.
 
 Each benchmark has a process of its own, for what one leaves behind, threads and a heap that is slow to collect, takes
 time from the next.

@@ -38,7 +38,8 @@ def measure(database: Path, commands: int, window: int) -> Bare:
         now = process.cpu_times()
         alone_ms = [_one(socket) for _ in range(200)]
         socket.close(linger=0)
-    return Bare(commands / (now.user + now.system - times.user - times.system), alone_ms)
+    seconds = now.user + now.system - times.user - times.system  # to the hundredth, so take many commands
+    return Bare(commands / max(seconds, 0.01), alone_ms)
 
 
 @contextmanager

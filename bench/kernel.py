@@ -15,7 +15,9 @@ from rich.table import Table
 
 from bench.engine import VOCAB, build_model, ratios, shown
 from bench.sampling import CHUNK, PROMPT, SHAPES, Letters, Lorry
+from lorry.actors.model.base_model import wrap_model
 from lorry.actors.sampling.decoder import Decoder
+from lorry.actors.sampling.lora.kernel import has_kernel
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -23,6 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args(arguments)
     model = build_model()
+    if not has_kernel(wrap_model(copy.deepcopy(model))):
+        raise SystemExit("there is no kernel to measure: no compiler was found, or it cannot build it")
     sides = {"with": Lorry(copy.deepcopy(model), False), "without": Lorry(model, False)}
     sides["without"].decoder = Decoder(sides["without"].base, Letters(), 64, CHUNK, 2**30)
     prompts = torch.randint(1, VOCAB, (16, PROMPT))

@@ -143,13 +143,13 @@ class Alone:
 class OverHttp:
     """As scripts of the SDK: a session for each tenant, who waits for a step before the next."""
 
-    def __init__(self, tenants: int, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, keys: Sequence[str], threads: ThreadPoolExecutor) -> None:
         import tinker  # slow to import, and only this needs it
 
         self._tinker, self._threads = tinker, threads
         self._runs = [
-            tinker.ServiceClient().create_lora_training_client(base_model=MODEL, rank=RANK, seed=i).result()
-            for i in range(tenants)
+            tinker.ServiceClient(api_key=key).create_lora_training_client(base_model=MODEL, rank=RANK, seed=i).result()
+            for i, key in enumerate(keys)
         ]
         self._samplers = [run.save_weights_and_get_sampling_client().result() for run in self._runs]
 
@@ -227,15 +227,15 @@ async def served(folder: Path, data: Path, turns: int) -> list[Found]:
         log_level="error",
     )
     async with serving(config) as deployment:
-        key = await deployment.create_key("bench")
-        os.environ |= {"TINKER_BASE_URL": deployment.url or "", "TINKER_API_KEY": key}
-        return await to_thread.run_sync(take_turns, turns)
+        keys = [await deployment.create_key(f"tenant-{i}") for i in range(8)]
+        os.environ["TINKER_BASE_URL"] = deployment.url or ""
+        return await to_thread.run_sync(take_turns, turns, keys)
 
 
-def take_turns(turns: int) -> list[Found]:
+def take_turns(turns: int, keys: Sequence[str]) -> list[Found]:
     torch.set_num_threads(1)
     with ThreadPoolExecutor(8) as threads:
-        return [measure(way) for way in ways(OverHttp(8, threads), Alone(), turns)]
+        return [measure(way) for way in ways(OverHttp(keys, threads), Alone(), turns)]
 
 
 def missed_by(found: Sequence[Found]) -> list[str]:

@@ -63,7 +63,7 @@ class Letters:
 
 
 class Lorry:
-    """`step_s` are the seconds of every step that decoded alone, without a prompt."""
+    """`step_s` are the seconds of every step. Few compute prompts."""
 
     def __init__(self, model: PreTrainedModel, compile_steps: bool) -> None:
         self.base: BaseModel = wrap_model(model)

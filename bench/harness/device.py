@@ -24,33 +24,38 @@ class Split(msgspec.Struct, frozen=True):
     sample: float
 
 
+HEARTBEAT_S = 6.0
+"""Within which an actor that is there says what it has done: a little more than it takes."""
+
+
 def splits_of(readings: Sequence[Reading]) -> list[Split]:
-    """One between each reading that tells something new and the next: actors tell with every heartbeat. None of a time
-    in which an actor came or went, whose own seconds begin anew."""
+    """One between each reading that tells something, and the next. What is as it was a heartbeat ago tells that the
+    actors wait. None of a time in which an actor came or went, whose own seconds begin anew."""
     told = list[Reading]()
     for reading in readings:
-        if not told or (reading.train_s, reading.sample_s) != (told[-1].train_s, told[-1].sample_s):
+        if not told or _sums(reading) != _sums(told[-1]) or reading.at_s - told[-1].at_s > HEARTBEAT_S:
             told.append(reading)
-    return [_split(a, b) for a, b in pairwise(told) if a.actors == b.actors and _goes_on(a, b)]
+    return [_split([pair]) for pair in pairwise(told) if _goes_on(*pair)]
 
 
 def split_between(readings: Sequence[Reading], start_s: float, end_s: float) -> Split | None:
-    """Of the measured time, as far as readings tell of it."""
-    within = [split for split in splits_of(readings) if start_s <= split.start_s and split.end_s <= end_s]
-    seconds = sum(split.end_s - split.start_s for split in within)
-    if not seconds:
-        return None
-    train, sample = (
-        sum((split.end_s - split.start_s) * getattr(split, kind) for split in within) / seconds
-        for kind in ("train", "sample")
-    )
-    return Split(within[0].start_s, within[-1].end_s, train, sample)
+    """Of a stretch of the run; actors tell with their heartbeats, so what happened just before its ends may count for
+    the other side."""
+    within = [reading for reading in readings if start_s <= reading.at_s <= end_s]
+    pairs = [pair for pair in pairwise(within) if _goes_on(*pair)]
+    return _split(pairs) if pairs else None
+
+
+def _sums(reading: Reading) -> tuple[float, float, int]:
+    return reading.train_s, reading.sample_s, reading.actors
 
 
 def _goes_on(a: Reading, b: Reading) -> bool:
-    return b.train_s >= a.train_s and b.sample_s >= a.sample_s
+    return 0 < a.actors == b.actors and b.train_s >= a.train_s and b.sample_s >= a.sample_s
 
 
-def _split(a: Reading, b: Reading) -> Split:
-    seconds = (b.at_s - a.at_s) * a.actors
-    return Split(a.at_s, b.at_s, (b.train_s - a.train_s) / seconds, (b.sample_s - a.sample_s) / seconds)
+def _split(pairs: Sequence[tuple[Reading, Reading]]) -> Split:
+    seconds = sum((b.at_s - a.at_s) * a.actors for a, b in pairs)
+    train_s = sum(b.train_s - a.train_s for a, b in pairs)
+    sample_s = sum(b.sample_s - a.sample_s for a, b in pairs)
+    return Split(pairs[0][0].at_s, pairs[-1][1].at_s, train_s / seconds, sample_s / seconds)

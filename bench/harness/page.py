@@ -89,8 +89,9 @@ def _traces(
     rates = [of.tokens_per_s for of in by_tenant.values()]
     yield [go.Bar(x=list(by_tenant), y=rates, marker_color=colour, **own)]
     yield [go.Bar(x=[*map(escape, errors)], y=list(errors.values()), marker_color=colour, **own)]
-    shares = [100 * getattr(split, kind) for split in splits]
-    yield [go.Scatter(x=[split.end_s for split in splits], y=shares, line_shape="vh", line_color=colour, **own)]
+    times = [time for split in splits for time in (split.start_s, split.end_s, None)]
+    shares = [share for split in splits for share in (*[100 * getattr(split, kind)] * 2, None)]
+    yield [go.Scatter(x=times, y=shares, line_color=colour, mode="lines", **own)]
     first = {tenant: of.first_token_s.p50 for tenant, of in by_tenant.items() if of.first_token_s is not None}
     between = {tenant: of.between_tokens_s.p50 for tenant, of in by_tenant.items() if of.between_tokens_s is not None}
     yield [

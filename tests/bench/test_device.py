@@ -27,6 +27,16 @@ def test_only_the_measured_time_counts() -> None:
     assert split_between([], 0, 9) is None
 
 
+def test_actors_that_wait_are_seen_to_wait() -> None:
+    busy = [Reading(float(i), 5.0 * (i // 5), 0, 1) for i in range(21)]  # heartbeats every 5 s, then nothing new
+    readings = busy + [Reading(float(i), 20.0, 0, 1) for i in range(21, 61)]
+    split = split_between(readings, 0, 60)
+    assert split is not None and split.train == pytest.approx(20 / 60)
+    splits = splits_of(readings)
+    assert [split.train for split in splits[:4]] == [1.0] * 4
+    assert splits[-1].end_s > 50 and {split.train for split in splits[4:]} == {0.0}
+
+
 def test_somebody_looks_every_second_until_the_last_request_has_ended() -> None:
     looked = list[float]()
 

@@ -1,18 +1,20 @@
 """The kernel of `native`, in C++: built once on a machine, and loaded by every actor after that.
 
-Whoever builds it does so in a folder of its own and moves what came of it to its name, so that a process that is killed
-while it builds leaves nothing that another would wait for or load.
+Whoever builds it does so in a folder of its own, and what came of it gets its name when it is whole, so that a process
+that is killed meanwhile leaves nothing that another would wait for or load.
 """
 
 import functools
 import hashlib
 import os
 import platform
+import shlex
+import stat
 import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any, cast
 
 import ninja
@@ -35,8 +37,8 @@ def has_kernel(base: BaseModel) -> bool:
         return False
     try:
         load_kernel()
-    except (RuntimeError, OSError) as error:
-        why = str(error).strip().splitlines()[0]
+    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
+        why = next(iter(str(error).strip().splitlines()), repr(error))
         log.warning("the kernel for LoRA cannot be built; sampling goes on without, and is slower", why=why)
         return False
     return True
@@ -45,18 +47,15 @@ def has_kernel(base: BaseModel) -> bool:
 @functools.cache
 def load_kernel() -> None:
     """Once in a process. Takes milliseconds where it has been built on this machine, else some seven seconds. Raises
-    RuntimeError or OSError where it cannot be built."""
+    what it finds where it cannot be built: RuntimeError, OSError, ImportError or SubprocessError."""
     folder = _own_folder()
-    if folder is None:
-        with TemporaryDirectory(prefix="lorry-kernel-") as temporary:
-            _build(Path(temporary))
+    kept = None if folder is None else folder / f"{_fingerprint()}.so"
+    if kept is not None and _load(kept):
         return
-    built = folder / f"{_fingerprint()}.so"
-    try:
-        torch.ops.load_library(built)
-    except OSError:  # nobody has built it, or what is there is no library
-        with TemporaryDirectory(prefix="building-", dir=folder) as temporary:
-            _put(_build(Path(temporary)), built)
+    with TemporaryDirectory(prefix="lorry-kernel-") as temporary:
+        library = _build(Path(temporary))
+        if kept is not None:
+            _keep(library, kept)
 
 
 def kernel() -> Any:
@@ -66,19 +65,28 @@ def kernel() -> Any:
 
 def _own_folder() -> Path | None:
     """Where this user keeps kernels; None where others could put one there, or nobody can."""
-    folder = user_cache_path("lorry") / "kernels"
     try:
+        folder = user_cache_path("lorry") / "kernels"
+        if not folder.is_absolute():
+            return None
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-    except OSError:
+        folder = folder.resolve()
+        return folder if all(_is_ours(path) for path in (folder, *folder.parents)) else None
+    except (OSError, RuntimeError):  # the latter where there is no home
         return None
-    is_own = found.st_uid == os.getuid() and not found.st_mode & 0o022
-    return folder if is_own and os.access(folder, os.W_OK) else None
+
+
+def _is_ours(path: Path) -> bool:
+    """Nobody but this user and root can change what is there, or in a sticky folder what is not theirs."""
+    found = path.lstat()
+    is_shared = found.st_mode & 0o022 and not (stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX)
+    return found.st_uid in (os.getuid(), 0) and not is_shared
 
 
 def _fingerprint() -> str:
     """Of all that a kernel depends on: its source, how it is built, by what, for which torch and which processor."""
-    compiler = subprocess.run([os.environ.get("CXX", "c++"), "--version"], capture_output=True, check=False).stdout
+    command = [*shlex.split(os.environ.get("CXX", "c++")), "--version"]
+    compiler = subprocess.run(command, capture_output=True, check=False).stdout
     told = (_SOURCE.read_bytes(), " ".join(_FLAGS).encode(), compiler, torch.__version__.encode(), _processor())
     return hashlib.sha256(b"\0".join(told)).hexdigest()
 
@@ -101,11 +109,26 @@ def _build(folder: Path) -> Path:
     return folder / "lorry_cpu.so"
 
 
-def _put(library: Path, place: Path) -> None:
-    """Whole, or not at all, whenever the machine stops."""
-    with library.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(library, place)
+def _load(library: Path) -> bool:
+    try:
+        if not _is_ours(library):
+            return False
+        torch.ops.load_library(library)
+    except OSError:  # nobody has built it, or what is there is no library, or none that may be loaded from there
+        return False
+    return True
+
+
+def _keep(library: Path, place: Path) -> None:
+    """Whole, or not at all, whenever the machine stops. Where there is no room for it, it is built again."""
+    try:
+        with NamedTemporaryFile(dir=place.parent, prefix="new-", delete=False) as copy:
+            copy.write(library.read_bytes())
+            copy.flush()
+            os.fsync(copy.fileno())
+        os.replace(copy.name, place)
+    except OSError as error:
+        log.warning("the kernel for LoRA is not kept; the next actor builds it again", why=str(error))
 
 
 @contextmanager
