@@ -60,7 +60,8 @@ CASES = {
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 
 
-def build_model() -> PreTrainedModel:
+def build_model(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The same for everybody, but for its dtype."""
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=VOCAB,
@@ -72,7 +73,8 @@ def build_model() -> PreTrainedModel:
         head_dim=64,
         tie_word_embeddings=True,
     )
-    return Qwen3ForCausalLM(config).eval().requires_grad_(False)
+    model: PreTrainedModel = Qwen3ForCausalLM(config).eval().requires_grad_(False)
+    return model.bfloat16() if dtype == torch.bfloat16 else model
 
 
 def datum(row: Tensor) -> Datum:

@@ -6,14 +6,12 @@ multiply bfloat16; others are told so. Prints a table and a JSON line.
 """
 
 import argparse
-import copy
 import json
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedModel
 
 from bench import engine, sampling
 from bench.engine import VOCAB, build_model, measure, ratios, shown
@@ -32,22 +30,16 @@ def multiplies_bfloat16() -> bool:
     return info.exists() and any(flag in info.read_text().split() for flag in _FLAGS)
 
 
-def _in(dtype: torch.dtype, model: PreTrainedModel) -> PreTrainedModel:
-    own = copy.deepcopy(model)
-    return own.bfloat16() if dtype == torch.bfloat16 else own
-
-
 def training(repetitions: int, *, compiles: bool) -> tuple[float, float, float]:
-    model = build_model()
-    ways = {name: engine.Lorry(_in(dtype, model), RUNS, compile_layers=compiles) for name, dtype in DTYPES.items()}
+    ways = {name: engine.Lorry(build_model(dtype), RUNS, compile_layers=compiles) for name, dtype in DTYPES.items()}
     times = measure(ways, torch.randint(0, VOCAB, (RUNS, TOKENS + 1)), repetitions)
     return ratios(times["float32"], times["bfloat16"])
 
 
 def decoding(repetitions: int, *, compiles: bool) -> tuple[float, float, float]:
-    model, prompts = build_model(), torch.randint(1, VOCAB, (SEQUENCES, sampling.PROMPT))
+    prompts = torch.randint(1, VOCAB, (SEQUENCES, sampling.PROMPT))
     ways = {
-        name: sampling.Lorry(_in(dtype, model), compiles).prepare(prompts, ADAPTERS) for name, dtype in DTYPES.items()
+        name: sampling.Lorry(build_model(dtype), compiles).prepare(prompts, ADAPTERS) for name, dtype in DTYPES.items()
     }
     turns = [{name: sampling.timed(run) for name, run in ways.items()} for _ in range(repetitions + 1)][1:]
     return ratios([turn["float32"] for turn in turns], [turn["bfloat16"] for turn in turns])

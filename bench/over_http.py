@@ -15,7 +15,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -31,10 +30,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from bench.end_to_end import BASE_TOKENIZER
-from bench.engine import datum, ratios
+from bench.engine import datum, ratios, shown
 from bench.goals import at_least, at_most, settle
 from bench.passes import build_small
-from bench.sampling import CHUNK, Letters
+from bench.sampling import CHUNK, Letters, timed
 from lorry.actors.adapters.slots import AdapterPool
 from lorry.actors.config import ActorSettings
 from lorry.actors.model.base_model import wrap_model
@@ -81,18 +80,12 @@ class Found:
 def measure(way: Way) -> Found:
     http, alone = list[float](), list[float]()
     for turn in range(way.turns + 2):
-        spent = seconds(way.over_http), seconds(way.alone)
+        spent = timed(way.over_http), timed(way.alone)
         if turn > 1:  # the first two warm up
             http.append(spent[0])
             alone.append(spent[1])
     ratio = ratios(alone, http) if way.is_rate else ratios(http, alone)
     return Found(way.name, 1e3 * statistics.median(http), 1e3 * statistics.median(alone), ratio, way.goal, way.is_rate)
-
-
-def seconds(run: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
 
 
 class Alone:
@@ -260,14 +253,13 @@ def main(arguments: list[str] | None = None) -> list[str]:
     torch.set_num_threads(usual_threads)
     table = Table("what", "over HTTP ms", "alone ms", "ratio", "goal", title="5.2 M parameters, one thread each")
     for each in found:
-        middle, low, high = each.ratio
         of = "of its rate" if each.is_rate else "times as long"
         bound = "at least" if each.is_rate else "at most"
         table.add_row(
             each.name,
             f"{each.over_http_ms:.1f}",
             f"{each.alone_ms:.1f}",
-            f"{middle:.2f} ({low:.2f} to {high:.2f}) {of}",
+            f"{shown(each.ratio)} {of}",
             f"{each.goal} {bound}",
         )
     Console().print(table)

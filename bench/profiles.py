@@ -13,7 +13,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
-from transformers import PreTrainedModel
 
 from bench import engine, sampling
 from bench.engine import VOCAB, build_model
@@ -25,21 +24,16 @@ WARM_UP, TIMES, ROWS = 8, 20, 18
 
 
 def training(dtype: torch.dtype, *, compiles: bool) -> Callable[[], object]:
-    lorry = engine.Lorry(_in(dtype), 8, compile_layers=compiles)
+    lorry = engine.Lorry(build_model(dtype), 8, compile_layers=compiles)
     return lorry.prepare(torch.randint(0, VOCAB, (8, 33)))
 
 
 def decoding(dtype: torch.dtype, *, compiles: bool) -> Callable[[], object]:
-    lorry = sampling.Lorry(_in(dtype), compiles)
+    lorry = sampling.Lorry(build_model(dtype), compiles)
     params = SamplingParams(max_tokens=WARM_UP + TIMES + 8, stop=[], seed=0)
     for i, prompt in enumerate(torch.randint(1, VOCAB, (16, sampling.PROMPT)).tolist()):
         lorry.decoder.add(i, SampleInput(ModelInput.from_ints(prompt), 1, params), lorry.adapters[i % 4], i)
     return lorry.decoder.step
-
-
-def _in(dtype: torch.dtype) -> PreTrainedModel:
-    model = build_model()
-    return model.bfloat16() if dtype == torch.bfloat16 else model
 
 
 def main() -> None:

@@ -147,7 +147,7 @@ def matrix_products(base: BaseModel, rows: int) -> Callable[[], None]:
     return run
 
 
-def timed(run: Callable[[], None]) -> float:
+def timed(run: Callable[[], object]) -> float:
     started = time.perf_counter()
     run()
     return time.perf_counter() - started

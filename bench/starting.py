@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 
 from rich.console import Console
@@ -26,6 +25,7 @@ PARTS = ("the kernel for LoRA", "the decoder's graph", "the layers' graphs")
 def measure_here() -> None:
     """Prints the seconds of each part as a line of JSON."""
     from bench.engine import build_model
+    from bench.sampling import timed
     from lorry.actors.model.base_model import wrap_model
     from lorry.actors.model.lora import attach_lora
     from lorry.actors.sampling.compiled import CompiledModel
@@ -39,13 +39,7 @@ def measure_here() -> None:
         lambda: CompiledModel(base),
         lambda: CompiledLayers(base, targets),
     )
-    print(json.dumps([_seconds(part) for part in parts]))
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
+    print(json.dumps([timed(part) for part in parts]))
 
 
 def start(cache: str) -> list[float]:

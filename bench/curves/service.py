@@ -2,8 +2,8 @@
 
 import statistics
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import anyio
@@ -79,31 +79,26 @@ async def _clients(at: Sequence[int]) -> list[Point]:
         key, every = await deployment.create_key("clients"), list[lorry.TrainingClient]()
         for count in at:
             while len(every) < count:
-                service = await stack.enter_async_context(_connected(deployment.address, key))
+                connection = lorry.connect(deployment.address, api_key=key, timeout_s=120)
+                service = await stack.enter_async_context(connection)
                 every.append(await service.create_lora_training_client_async("bench", rank=8, seed=len(every)))
             points.append(await _closed_loops(every))
     return points
-
-
-@asynccontextmanager
-async def _connected(address: str, key: str) -> AsyncGenerator[lorry.ServiceClient]:
-    async with lorry.connect(address, api_key=key, timeout_s=120) as service:
-        yield service
 
 
 async def _closed_loops(every: Sequence[lorry.TrainingClient]) -> Point:
     spent = list[float]()
     started = time.perf_counter()
 
-    async def loop(run: lorry.TrainingClient, is_over: Callable[[], bool]) -> None:
-        while not is_over():
+    async def loop(run: lorry.TrainingClient) -> None:
+        while time.perf_counter() - started <= SECONDS:
             sent = time.perf_counter()
             await _step(run)
             spent.append(time.perf_counter() - sent)
 
     async with anyio.create_task_group() as tasks:
         for run in every:
-            tasks.start_soon(loop, run, lambda: time.perf_counter() - started > SECONDS)
+            tasks.start_soon(loop, run)
     seconds = time.perf_counter() - started
     cuts = statistics.quantiles(spent, n=100)
     found = {"steps/s": len(spent) / seconds, "p50 ms": 1e3 * cuts[49], "p99 ms": 1e3 * cuts[98]}

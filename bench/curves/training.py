@@ -11,7 +11,6 @@ from bench.engine import RANKS, VOCAB, FrozenBase, Lorry, build_model, measure, 
 from bench.limits import limits_of
 
 REPETITIONS = 5
-Points = Callable[[Sequence[int]], Iterator[Point]]
 
 
 def tenants(at: Sequence[int]) -> Iterator[Point]:
@@ -39,9 +38,7 @@ def _passes(at: Sequence[int], shape: Callable[[int], tuple[int, int, Sequence[i
         inputs = torch.randint(0, VOCAB, (runs, tokens + 1))
         times = measure({"lorry": lorry, "base": base}, inputs, REPETITIONS)
         ms = statistics.median(times["lorry"])
-        operations = (
-            4 * weights_of(model) * runs * tokens
-        )  # of the base's products, forward and for the inputs' gradient
+        operations = 4 * weights_of(model) * runs * tokens
         found = {
             "ms a pass": ms,
             "tokens/s": 1e3 * runs * tokens / ms,
