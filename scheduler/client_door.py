@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 import structlog
 from anyio.abc import TaskGroup
@@ -64,6 +63,7 @@ _BYTES_PER_TOKEN = 32
 """A token of training data takes 13 to 25 bytes on the wire, so a claim below size / 32 is not believed."""
 
 
+_NO_ARGUMENTS = CommandArguments()
 _WRITE = Submit | Refuse | CreateRun | CreateSampler | CatalogueChange
 
 
@@ -191,14 +191,9 @@ class ClientDoor:
 
     def _submit(self, session: Session, submit: Submit, payload: bytes) -> None:
         lane = self._registry.lane(session.tenant, submit.lane)
-        row = self._placed(lane, session, submit.seq, submit.kind)
-        row = replace(
-            row,
-            tokens=max(1, submit.tokens, len(payload) // _BYTES_PER_TOKEN),
-            rows=max(1, submit.rows),
-            arguments=submit.arguments,
-            prefix=_scoped(submit.prefix, lane),
-        )
+        tokens, rows = max(1, submit.tokens, len(payload) // _BYTES_PER_TOKEN), max(1, submit.rows)
+        prefix = _scoped(submit.prefix, lane)
+        row = self._placed(lane, session, submit.seq, submit.kind, tokens, rows, submit.arguments, prefix)
         request = self._request(session, submit.request)
         try:
             admitted = self._admission.admit(lane, row, len(payload), self._next_seq(lane))
@@ -212,7 +207,17 @@ class ClientDoor:
         row = self._placed(lane, session, refuse.seq, refuse.kind)
         self._commands.accepting.refuse(row, None, refuse.error, self._request(session, refuse.request))
 
-    def _placed(self, lane: RunRow | SamplerRow, session: Session, seq: int, kind: CommandKind) -> CommandRow:
+    def _placed(
+        self,
+        lane: RunRow | SamplerRow,
+        session: Session,
+        seq: int,
+        kind: CommandKind,
+        tokens: int = 0,
+        rows: int = 0,
+        arguments: CommandArguments = _NO_ARGUMENTS,
+        prefix: tuple[str, ...] = (),
+    ) -> CommandRow:
         """A command with a place in the order. Raises InvalidRequestError, TooManyWaitingError."""
         self._admission.check_place(lane, seq, self._next_seq(lane))
         lane_id = LaneId(lane.id)
@@ -223,9 +228,10 @@ class ClientDoor:
             kind=kind,
             tenant=session.tenant,
             base_model=lane.base_model,
-            tokens=0,
-            rows=0,
-            arguments=CommandArguments(),
+            tokens=tokens,
+            rows=rows,
+            arguments=arguments,
+            prefix=prefix,
         )
 
     def _next_seq(self, lane: RunRow | SamplerRow) -> int | None:

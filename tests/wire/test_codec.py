@@ -1,8 +1,10 @@
 """What arrives is what was sent, or a typed error that says what is wrong; never anything else."""
 
 import contextlib
+from typing import Any, get_args
 
 import msgpack
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -62,6 +64,26 @@ def test_any_structure_decodes_to_a_message_or_a_typed_error(value: object) -> N
         return
     with pytest.raises(InvalidRequestError):
         decode(data, FromClient)
+
+
+FIELDS = sorted({name for member in get_args(FromClient) for name in member.__struct_fields__})
+SAID = st.none() | st.booleans() | st.integers(-1, 3) | st.sampled_from(["run-1", "optim_step"]) | st.lists(st.text())
+
+
+@given(
+    st.sampled_from([member.__struct_config__.tag for member in get_args(FromClient)]) | SAID,
+    st.dictionaries(st.sampled_from(FIELDS), SAID, max_size=6),
+)
+def test_a_message_is_whichever_of_the_union_it_says_that_it_is(tag: object, said: dict[str, object]) -> None:
+    plain = {"type": tag, **said}
+    try:
+        expected: Any = msgspec.convert(plain, FromClient)
+    except msgspec.ValidationError as error:
+        with pytest.raises(InvalidRequestError) as caught:
+            decode(msgpack.packb(plain), FromClient)
+        assert str(error).partition(" - at `")[0] in str(caught.value)
+    else:
+        assert decode(msgpack.packb(plain), FromClient) == expected
 
 
 @pytest.mark.parametrize(
