@@ -1,7 +1,7 @@
 """Where the time of a training pass or of a decode step goes, by torch's profiler, on the model of 41.6 M parameters.
 
-`training`: eight runs with a row of 32 tokens. `sampling`: sixteen sequences over four adapters. As an actor computes
-them, with `--compile` or without. Prints each operator's own time.
+`training`: eight runs with a row of 32 tokens. `sampling`: sixteen sequences over `--adapters`, four of them or as many
+as are said. As an actor computes them, with `--compile` or without. Prints each operator's own time.
 """
 
 import argparse
@@ -28,11 +28,13 @@ def training(dtype: torch.dtype, *, compiles: bool) -> Callable[[], object]:
     return lorry.prepare(torch.randint(0, VOCAB, (8, 33)))
 
 
-def decoding(dtype: torch.dtype, *, compiles: bool) -> Callable[[], object]:
-    lorry = sampling.Lorry(build_model(dtype), compiles)
+def decoding(dtype: torch.dtype, adapters: int, *, compiles: bool) -> Callable[[], object]:
+    lorry, chosen = sampling.Lorry(build_model(dtype), compiles), sampling.choose(adapters)
     params = SamplingParams(max_tokens=WARM_UP + TIMES + 8, stop=[], seed=0)
     for i, prompt in enumerate(torch.randint(1, VOCAB, (16, sampling.PROMPT)).tolist()):
-        lorry.decoder.add(i, SampleInput(ModelInput.from_ints(prompt), 1, params), lorry.adapters[i % 4], i)
+        lorry.decoder.add(
+            i, SampleInput(ModelInput.from_ints(prompt), 1, params), lorry.adapters[chosen[i % adapters]], i
+        )
     return lorry.decoder.step
 
 
@@ -41,9 +43,13 @@ def main() -> None:
     parser.add_argument("what", choices=("training", "sampling"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--adapters", type=int, choices=(1, 4, 16), default=4, help="of the sequences")
     options = parser.parse_args()
-    prepare = training if options.what == "training" else decoding
-    run = prepare(getattr(torch, options.dtype), compiles=options.compile)
+    dtype = getattr(torch, options.dtype)
+    if options.what == "training":
+        run = training(dtype, compiles=options.compile)
+    else:
+        run = decoding(dtype, options.adapters, compiles=options.compile)
     for _ in range(WARM_UP):
         run()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
