@@ -21,7 +21,6 @@ BRIEF: Mapping[str, str] = {
     "engine": "--repetitions 3",
     "passes": "--repetitions 3",
     "sampling": "--models large --repetitions 2",
-    "beside_vllm": "--turns 2",
     "shares": "--shares 0.5 --repetitions 2",
     "end_to_end": "--lengths 32 --rounds 15",
     "over_http": "--turns 5",

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class Found:
     per_core_second: float
     """Commands for each second of the broker's processor time."""
     alone_ms: list[float]
+    thread_us: Mapping[str, float]
+    """Processor time of a command, by thread; empty where the system does not name threads."""
 
 
 async def measure(data: Path, runs: int, window: int, commands: int) -> Found:
@@ -55,10 +58,11 @@ async def measure(data: Path, runs: int, window: int, commands: int) -> Found:
         ):
             every = [await service.create_lora_training_client_async(MODEL, 1) for _ in range(runs)]
             await work(every, window, commands // 10)
-            before, started = cpu_seconds(process), time.perf_counter()
+            before, threads, started = cpu_seconds(process), by_thread(process), time.perf_counter()
             await work(every, window, commands)
             seconds, cpu = time.perf_counter() - started, cpu_seconds(process) - before
-            return Found(commands / seconds, commands / cpu, [await one(every[0]) for _ in range(200)])
+            thread_us = {name: 1e6 * (now - threads[name]) / commands for name, now in by_thread(process).items()}
+            return Found(commands / seconds, commands / cpu, [await one(every[0]) for _ in range(200)], thread_us)
 
 
 @asynccontextmanager
@@ -80,6 +84,17 @@ async def act(address: str) -> None:
 def cpu_seconds(process: psutil.Process) -> float:
     times = process.cpu_times()
     return times.user + times.system
+
+
+def by_thread(process: psutil.Process) -> dict[str, float]:
+    """Seconds of its main thread, of the journal's (and what else works for the loop), and of ZeroMQ's."""
+    seconds = defaultdict[str, float](float)
+    if sys.platform == "linux":
+        for thread in process.threads():
+            named = Path(f"/proc/{process.pid}/task/{thread.id}/comm").read_text()
+            name = "main" if thread.id == process.pid else "ZeroMQ's" if named.startswith("ZMQ") else "the journal's"
+            seconds[name] += thread.user_time + thread.system_time
+    return seconds
 
 
 async def work(every: list[lorry.TrainingClient], window: int, commands: int) -> None:
@@ -128,6 +143,8 @@ def main(arguments: list[str] | None = None) -> list[str]:
         f"{COMMANDS_PER_CORE:,}",
         f"{bare.per_core_second:,.0f}",
     )
+    for name, us in found.thread_us.items():
+        table.add_row(f"of each command {name} thread, µs", f"{us:.0f}", "", "")
     table.add_row("commands a second, all processes on this machine", f"{found.commands_per_s:,.0f}", "", "")
     table.add_row(
         "one alone, ms",
@@ -140,6 +157,7 @@ def main(arguments: list[str] | None = None) -> list[str]:
         "per_core_second": found.per_core_second,
         "per_s": found.commands_per_s,
         "alone_ms": [middle, low, high],
+        "thread_us": found.thread_us,
         "bare": {"per_core_second": bare.per_core_second, "alone_ms": [bare_middle, bare_low, bare_high]},
     }
     print(json.dumps({"bench": "broker"} | facts))

@@ -4,6 +4,7 @@ import secrets
 from dataclasses import dataclass
 
 from ..wire import sockets
+from ..wire.admin_messages import Administer, AdminOrder
 from ..wire.client_messages import AdapterImported, Answer, Drain, Failed, ImportAdapter, ToClient
 from ..wire.codec import MAX_HEADER_BYTES, decode, encode
 from ..wire.errors import LorryError, NotFoundError, OutcomeUnknownError, revive
@@ -44,6 +45,17 @@ async def import_adapter(address: str, server_key: str | None, order: ImportAdap
     return decode(reply.payload, AdapterImported)
 
 
+async def administer(address: str, server_key: str | None, operator_key: str, order: AdminOrder) -> None:
+    """Returns once it is carried out, and durable.
+
+    Raises InvalidRequestError for another key or for what cannot be, NotFoundError for a key or a tenant that is not
+    there, StorageUnavailableError, and ConnectionLostError where nobody answers.
+    """
+    reply = await _ask(address, server_key, Administer(1, order, operator_key))
+    if reply.error is not None:
+        raise reply.error
+
+
 @dataclass(frozen=True, slots=True)
 class _Reply:
     """`was_cut`: the order was sent more than once, for the connection was lost meanwhile."""
@@ -53,7 +65,7 @@ class _Reply:
     was_cut: bool
 
 
-async def _ask(address: str, server_key: str | None, order: Drain | ImportAdapter) -> _Reply:
+async def _ask(address: str, server_key: str | None, order: Drain | ImportAdapter | Administer) -> _Reply:
     """Raises ConnectionLostError where nobody is there to be asked."""
     await probe(address, server_key, timeout_s=10.0)
     identity = b"operator-" + secrets.token_bytes(16)

@@ -23,3 +23,8 @@ def is_loopback(bind: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def reached_from_here(bind: str) -> str:
+    """Where a client on this machine connects to what listens at `bind`, which may be all of its addresses."""
+    return bind.replace("tcp://0.0.0.0:", "tcp://127.0.0.1:").replace("tcp://[::]:", "tcp://[::1]:")

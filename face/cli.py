@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import anyio
 import typer
+from anyio import to_thread
 
-from lorry import benching, logs, options
+from lorry import benching, billing, logs, options, tenancy
 from lorry.actors.config import ActorConfig, ActorSettings
 from lorry.addresses import host_and_port, is_loopback
 from lorry.calling import call, run_async
-from lorry.config import ModelConfig, ServeConfig, default_data, read_prices
+from lorry.config import ModelConfig, ServeConfig, chosen_prices, default_data
 from lorry.keys import actor_token, curve_keys, link_key, operator_key
 from lorry.printing import plain_console
 from lorry.scheduler.config import BrokerConfig
-from lorry.scheduler.planning.prices import Prices
 from lorry.wire.ids import ActorId, TenantId
 from lorry.wire.types import Quantization
 
@@ -30,8 +30,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-keys = typer.Typer(help="API keys: every client needs one.", no_args_is_help=True)
-app.add_typer(keys, name="keys")
+app.add_typer(tenancy.tenants, name="tenants")
+app.add_typer(tenancy.keys, name="keys")
+app.command("usage")(billing.usage)
 app.add_typer(benching.app, name="bench")
 
 
@@ -51,7 +52,7 @@ def main(
 def serve(
     model: options.Models,
     data: options.Data = None,
-    bind: options.Bind = "tcp://127.0.0.1:5570",
+    bind: options.Bind = options.LOCAL_BROKER,
     http: options.Http = "127.0.0.1:8000",
     no_http: Annotated[bool, typer.Option("--no-http", help="Serve Lorry's own clients only")] = False,
     replicas: Annotated[int, typer.Option(min=1, help="Actors for each model")] = 1,
@@ -64,6 +65,7 @@ def serve(
     settings: ActorSettings,
 ) -> None:
     """Serve base models: starts a broker, a gateway and an actor for each model as child processes."""
+    from lorry.administration import first_admin_key
     from lorry.serve import serving
 
     async def run() -> None:
@@ -93,6 +95,8 @@ def serve(
                 say(f"Serving {names} at {deployment.address}, data in {config.data}. Ctrl-C stops it.")
                 if deployment.url:
                     say(f"Scripts for Tinker run with TINKER_BASE_URL={deployment.url}")
+                if first := await to_thread.run_sync(first_admin_key, config.data):
+                    say(f"Administrator's key, shown this once: {first}")
                 if deployment.server_key:
                     say(f"Clients pass server_key={deployment.server_key!r}: the connection is encrypted.")
                 with anyio.open_signal_receiver(signal.SIGTERM) as signals:
@@ -106,7 +110,7 @@ def serve(
 def broker(
     model: Annotated[list[str], typer.Option("--model", help="Public name of a base model that actors will serve")],
     data: options.Data = None,
-    bind: options.Bind = "tcp://127.0.0.1:5570",
+    bind: options.Bind = options.LOCAL_BROKER,
     actor_bind: Annotated[
         str, typer.Option(help="Where actors connect; beyond loopback it is encrypted")
     ] = "tcp://127.0.0.1:*",
@@ -132,7 +136,7 @@ def broker(
             actor_curve=None if is_loopback(actor_bind) else curve_keys(folder),
             heartbeat_s=heartbeat_s,
             spread_after_s=spread_after_s,
-            prices=read_prices(prices) if prices else Prices(),
+            prices=chosen_prices(prices, model),
         )
 
     run_async(lambda: run_broker(configured, supervised))
@@ -167,7 +171,7 @@ def actor(
 
 @app.command()
 def gateway(
-    connect: Annotated[str, typer.Option(help="The broker's address for clients")] = "tcp://127.0.0.1:5570",
+    connect: Annotated[str, typer.Option(help="The broker's address for clients")] = options.LOCAL_BROKER,
     http: options.Http = "127.0.0.1:8000",
     data: Annotated[
         Path | None, typer.Option("--data", help="The broker's data folder, to download checkpoints from")
@@ -196,31 +200,6 @@ def gateway(
     run_async(lambda: run_gateway(configured, supervised), uvloop=True)
 
 
-@keys.command("create")
-def keys_create(
-    tenant: Annotated[str, typer.Option(help="Who uses the key; made if new")],
-    data: options.Data = None,
-) -> None:
-    """Print a new API key of TENANT. It is shown this once: only its hash is stored."""
-    from lorry.serve import create_key
-
-    async def run() -> None:
-        print(await create_key(data or default_data(), tenant))
-
-    run_async(run)
-
-
-@app.command()
-def usage(
-    tenant: Annotated[str | None, typer.Option(help="Only this tenant's")] = None,
-    data: options.Data = None,
-) -> None:
-    """Print tokens and their cost by tenant, run and kind (prefill, cached_prefill, sample, train)."""
-    from lorry.reports import print_usage
-
-    call(lambda: print_usage(plain_console(), data or default_data(), tenant))
-
-
 @app.command()
 def status(data: options.Data = None) -> None:
     """Print actors, runs, queues and tenants."""
@@ -232,7 +211,7 @@ def status(data: options.Data = None) -> None:
 @app.command()
 def drain(
     actor: Annotated[str, typer.Argument(help="As `lorry status` calls it")],
-    connect: Annotated[str, typer.Option(help="The broker's address for clients")] = "tcp://127.0.0.1:5570",
+    connect: options.Connect = None,
     server_key: options.ServerKey = None,
     data: options.Data = None,
 ) -> None:
@@ -242,10 +221,14 @@ def drain(
     all, or where the connection was lost so that nobody can tell.
     """
     from lorry.client.operator import drain as drain_actor
+    from lorry.service import find_service
 
-    key = operator_key(data or default_data())
-    run_async(lambda: drain_actor(connect, server_key, key, ActorId(actor)))
-    plain_console().print(f"{actor} has left.", soft_wrap=True)
+    async def run() -> None:
+        service = find_service(connect, server_key, data)
+        await drain_actor(service.address, service.server_key, operator_key(service.data), ActorId(actor))
+        plain_console().print(f"{actor} has left.", soft_wrap=True)
+
+    run_async(run)
 
 
 @app.command()
@@ -303,7 +286,7 @@ def import_(
         str | None, typer.Option(help="The name that its base is served under [default: what the adapter calls it]")
     ] = None,
     base: Annotated[str | None, typer.Option(help="The base: a folder or hub id [default: that name]")] = None,
-    connect: Annotated[str, typer.Option(help="The broker's address for clients")] = "tcp://127.0.0.1:5570",
+    connect: options.Connect = None,
     server_key: options.ServerKey = None,
     data: options.Data = None,
 ) -> None:
@@ -311,12 +294,13 @@ def import_(
 
     The service runs meanwhile; the adapter's folder is read, and not needed afterwards.
     """
-    from lorry.importing import Given, Service, import_folder
+    from lorry.importing import Given, import_folder
+    from lorry.service import find_service
 
     given = Given(folder, TenantId(tenant), name or folder.resolve().name, model, base)
 
     async def run() -> None:
-        imported = await import_folder(given, Service(connect, server_key, data or default_data()))
+        imported = await import_folder(given, find_service(connect, server_key, data))
         print(imported.training_path)
         print(imported.sampler_path)
 

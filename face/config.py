@@ -1,14 +1,19 @@
 """What a deployment on one machine is made of. Every field has a default that works on a laptop."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 
+import structlog
 from platformdirs import user_data_path
 
 from lorry.actors.config import ActorSettings
 from lorry.scheduler.planning.prices import Prices, parse_prices
 from lorry.wire.errors import InvalidRequestError
+
+log = structlog.get_logger("lorry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +42,24 @@ def default_data() -> Path:
     return Path(os.environ["LORRY_DATA"]) if "LORRY_DATA" in os.environ else user_data_path("lorry")
 
 
-def read_prices(file: Path) -> Prices:
-    """Raises InvalidRequestError for a file that cannot be read, or says something else."""
+def read_prices(named: str) -> Prices:
+    """A list that ships with Lorry, by its name, or a file. Raises InvalidRequestError for a file that cannot be read,
+    or says something else."""
+    lists = files("lorry") / "price_lists"
+    shipped = {file.name.removesuffix(".toml"): file for file in lists.iterdir()}
     try:
-        return parse_prices(file.read_text(encoding="utf-8"))
+        return parse_prices(shipped.get(named, Path(named)).read_text(encoding="utf-8"))
     except OSError as error:
-        raise InvalidRequestError.of("prices", str(file), f"a file that can be read ({error.strerror})") from None
+        wanted = f"{' or '.join(sorted(shipped))}, or a file that can be read ({error.strerror})"
+        raise InvalidRequestError.of("prices", named, wanted) from None
+
+
+def chosen_prices(named: str | None, models: Iterable[str]) -> Prices:
+    """As `read_prices`, or none; the log tells which models are not among them."""
+    prices = read_prices(named) if named else Prices()
+    for model in prices.unknown(models):
+        log.warning("no price is known: its tokens cost nothing", base_model=model, prices=named)
+    return prices
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +67,9 @@ class ServeConfig:
     """`replicas` actors for each model, all with the settings `actor`, but for `settings_for` some of them: see
     `placement`. See BrokerConfig for the fields it takes over.
 
-    `http` is HOST:PORT for clients of the Tinker SDK, port 0 for any that is free; None serves none. `prices` is a TOML
-    file, see `scheduler.planning.prices`; without it, costs are zero. Actors have `grace_s` to end what they hold and
-    save their runs when the deployment stops; 0 does not ask them to.
+    `http` is HOST:PORT for clients of the Tinker SDK, port 0 for any that is free; None serves none. `prices` is a
+    list's name or a TOML file, see `read_prices`; without it, costs are zero. Actors have `grace_s` to end what they
+    hold and save their runs when the deployment stops; 0 does not ask them to.
     """
 
     models: tuple[ModelConfig, ...]
@@ -61,7 +78,7 @@ class ServeConfig:
     http: str | None = None
     replicas: int = 1
     actor: ActorSettings = field(default_factory=ActorSettings)
-    prices: Path | None = None
+    prices: str | None = None
     heartbeat_s: float = 5.0
     grace_s: float = 30.0
     log_level: str = "info"

@@ -16,20 +16,12 @@ from lorry.actors.model.lora import LoraTargets
 from lorry.bases import base_folder
 from lorry.client.operator import import_adapter
 from lorry.keys import operator_key
+from lorry.service import Service
 from lorry.storage.checkpoints import imported_folder
 from lorry.storage.holding import held
 from lorry.wire.client_messages import AdapterImported, ImportAdapter
 from lorry.wire.errors import InvalidRequestError, LorryError, StorageError
 from lorry.wire.ids import RunId, TenantId
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """Where its broker listens, and where its data lies."""
-
-    address: str
-    server_key: str | None
-    data: Path
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,16 @@ SettingsFor = Annotated[
     ),
 ]
 Prices = Annotated[
-    Path | None, typer.Option(help="TOML, USD per million tokens: ['NAME'] prefill = 0.1, sample = 0.4, train = 0.4")
+    str | None,
+    typer.Option(
+        help="tinker, the list that ships with Lorry, or a TOML file, USD per million tokens: ['NAME'] prefill = 0.1, "
+        "sample = 0.4, train = 0.4 [default: all is free]"
+    ),
+]
+LOCAL_BROKER = "tcp://127.0.0.1:5570"
+Connect = Annotated[
+    str | None,
+    typer.Option(help="The broker's address for clients [default: where the one listens that serves the data folder]"),
 ]
 ServerKey = Annotated[str | None, typer.Option(help="The broker's public key, where it is not on loopback")]
 Supervised = Annotated[bool, typer.Option(hidden=True, help="Stop when standard input closes")]

@@ -10,11 +10,10 @@ from rich.table import Table
 
 from lorry.doctor import Finding
 from lorry.storage.looking import looking
-from lorry.storage.reports import actors, queues, recent_failures, recent_runs, tenants, usage
+from lorry.storage.reports import actors, queues, recent_failures, recent_runs, tenants
 from lorry.storage.store import Store
 from lorry.wire.codec import decode
 from lorry.wire.errors import ErrorInfo
-from lorry.wire.ids import TenantId
 
 T = TypeVar("T")
 Rows: TypeAlias = Sequence[dict[str, Any]]
@@ -28,15 +27,6 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
     for finding in findings:
         table.add_row(finding.where, finding.problem, finding.advice)
     console.print(table)
-
-
-def print_usage(console: Console, data: Path, tenant: str | None) -> None:
-    rows = _ask(data, lambda store: usage(store, TenantId(tenant) if tenant else None))
-    table = _table("Tokens", "tenant", "run", "base model", "kind", "tokens", "USD")
-    for row in rows:
-        usd = f"{row.cost_usd:,.6f}"
-        table.add_row(row.tenant, row.run or "(none)", row.base_model, row.kind, f"{row.tokens:,}", usd)
-    console.print(table if rows else "No tokens have been used yet.")
 
 
 def print_status(console: Console, data: Path) -> None:

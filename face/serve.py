@@ -16,15 +16,16 @@ from pathlib import Path
 
 import anyio
 import structlog
-from anyio import to_thread
 from anyio.abc import ByteReceiveStream, Process, TaskGroup
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from lorry.administration import administer
 from lorry.arguments import arguments_of
 from lorry.config import ServeConfig
 from lorry.patience import when_the_disk_allows
 from lorry.placement import PlacedActor, placed
-from lorry.storage.store import Store
+from lorry.service import Service
+from lorry.wire.admin_messages import CreateKey, KeyCreated, new_key_id
 from lorry.wire.errors import LorryError, StorageUnavailableError
 from lorry.wire.ids import TenantId
 from lorry.wire.tasks import background_tasks
@@ -86,21 +87,9 @@ class Deployment:
 
     async def create_key(self, tenant: str) -> str:
         """A new API key of `tenant`, who is made if new."""
-        return await create_key(self.data, tenant)
-
-
-async def create_key(data: Path, tenant: str) -> str:
-    """In a thread, on a connection of its own: it works whether the service runs or not."""
-    import time
-
-    def create() -> str:
-        store = Store(data)
-        try:
-            return store.create_key(TenantId(tenant), time.time())
-        finally:
-            store.close()
-
-    return await to_thread.run_sync(create)
+        order = CreateKey(new_key_id(), TenantId(tenant))
+        service = Service(self.address, self.server_key, self.data)
+        return (await administer(service, order, KeyCreated)).api_key
 
 
 @asynccontextmanager
@@ -263,7 +252,7 @@ def _broker_command(config: ServeConfig, bind: str, actor_bind: str) -> list[str
     command += ["--bind", bind, "--actor-bind", actor_bind, "--heartbeat-s", str(config.heartbeat_s), "--supervised"]
     command += ["--spread-after-s", str(config.spread_after_s)]
     if config.prices:
-        command += ["--prices", str(config.prices)]
+        command += ["--prices", config.prices]
     return command
 
 

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from ..wire.errors import InvalidRequestError
 from ..wire.tasks import background_tasks
-from . import errors, health
+from . import admin, errors, health
 from .bodies import BodyBudget
 from .config import GatewayConfig
 from .connections import Connections
@@ -52,6 +52,7 @@ def build(gateway: Gateway) -> FastAPI:
     errors.install(app)
     for module in _ROUTERS:
         app.include_router(module.router, prefix="/api/v1")
+    app.mount("/admin", admin.app(gateway))
     return app
 
 

@@ -12,6 +12,7 @@ from ..wire.errors import (
     LorryError,
     MessageTooLargeError,
     NotFoundError,
+    PermissionDeniedError,
     SessionFinishedError,
     StorageUnavailableError,
     TooManyWaitingError,
@@ -42,6 +43,7 @@ class MalformedBodyError(LorryError):
 
 _STATUS: dict[type[LorryError], int] = {
     AuthenticationError: 401,
+    PermissionDeniedError: 403,
     NotFoundError: 404,
     SessionFinishedError: 410,
     MessageTooLargeError: 413,

@@ -58,7 +58,7 @@ async def running(config: BrokerConfig) -> AsyncGenerator[Addresses]:
     """A broker for as long as the block lasts. A failure of one of its tasks cancels the block and is raised."""
     frame_limit = 2 * config.max_payload_bytes
     with contextlib.ExitStack() as stack:
-        stack.enter_context(sole_writer(config.data))
+        announce = stack.enter_context(sole_writer(config.data))
         front = stack.enter_context(sockets.bind(config.bind, frame_limit, config.curve, _UNREAD_AT_MOST))
         back = stack.enter_context(sockets.bind(config.actor_bind, frame_limit, config.actor_curve))
         writing = stack.enter_context(contextlib.closing(await to_thread.run_sync(Store, config.data)))
@@ -73,6 +73,7 @@ async def running(config: BrokerConfig) -> AsyncGenerator[Addresses]:
             tasks.start_soon(broker.keep_time)
             tasks.start_soon(broker.keep_house)
             tasks.start_soon(broker.sweeper.run)
+            await to_thread.run_sync(announce, front.address)
             yield Addresses(front.address, back.address)
 
 
@@ -147,6 +148,7 @@ class _Broker:
             self._registry.add_sampler(sampler)
         for checkpoint in store.checkpoints():
             self._registry.add_checkpoint(checkpoint)
+        self._clients.keyring.load(store)
         self._clients.catalogue.load(store)
         self._commands.accepting.load(store)
 

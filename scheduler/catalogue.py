@@ -14,7 +14,7 @@ from anyio import to_thread
 from ..storage.reader import Reader
 from ..storage.reports import usage, usage_between
 from ..storage.rows import CheckpointRow, ClientSessionRow, RunRow
-from ..storage.store import Store, key_hash
+from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire.catalogue_messages import (
     CatalogueRequest,
@@ -43,7 +43,7 @@ from ..wire.catalogue_messages import (
 )
 from ..wire.client_messages import AdapterImported, ImportAdapter
 from ..wire.errors import InvalidRequestError, NotFoundError
-from ..wire.ids import KeyHash, LaneId, TenantId
+from ..wire.ids import LaneId, TenantId
 from ..wire.types import (
     Checkpoint,
     ClientSession,
@@ -53,10 +53,11 @@ from ..wire.types import (
     TrainingRun,
     WeightsInfo,
 )
-from . import tokens
+from .administration import info_of, no_tenant
 from .client_sessions import ClientSessions
 from .commands import Commands
 from .creating import Creating
+from .keyring import Keyring
 from .registry import Registry, no_checkpoint
 from .sessions import Session
 
@@ -73,28 +74,14 @@ class Catalogue:
         checkpoints: Path,
         now: Callable[[], float],
         drop: Callable[[str], Awaitable[None]],
+        keyring: Keyring,
     ) -> None:
-        self._registry, self._commands = registry, commands
+        self._registry, self._commands, self._keyring = registry, commands, keyring
         self._writer, self._reader, self._now, self._drop = writer, reader, now, drop
         self.sessions = ClientSessions()
         self.creating = Creating(registry, self.sessions, checkpoints, now)
-        self._token_secret = b""
-
-    def key_of(self, api_key: str) -> KeyHash | None:
-        """None for a token that is forged or has expired. The key itself may be no key of this server."""
-        if api_key.startswith("eyJ"):
-            return tokens.key_behind(api_key, self._now(), self._token_secret)
-        return key_hash(api_key)
-
-    async def owner_of(self, api_key: str) -> tuple[TenantId, KeyHash] | None:
-        """Whose key or token it is, and which key it is or stands for."""
-        if (key := self.key_of(api_key)) is None:
-            return None
-        tenant = await self._reader.read(lambda store: store.tenant_of(key))
-        return None if tenant is None else (tenant, key)
 
     def load(self, store: Store) -> None:
-        self._token_secret = store.token_secret()
         for row in store.client_sessions():
             self.sessions.add(row)
 
@@ -103,7 +90,7 @@ class Catalogue:
         tenant = session.tenant
         match request:
             case Query():
-                return await self._look(tenant, request)
+                return await self._look(session, request)
             case CreateClientSession():
                 return await self._create_session(tenant, request)
             case TouchClientSession():
@@ -121,9 +108,9 @@ class Catalogue:
             case CopyCheckpoint():
                 return await self._copy(tenant, request)
             case MintToken():
-                return tokens.mint(tenant, session.key, self._now(), self._token_secret)
+                return self._keyring.token_for(session)
             case RevokeKey():
-                return await self._revoke(tenant, request.api_key)
+                return await self._keyring.revoke(tenant, request.api_key)
             case CountClientEvents():
                 return self._writer.write(
                     lambda store: store.client_events_counted(tenant, request.events, request.failures)
@@ -141,7 +128,8 @@ class Catalogue:
 
     # Questions -------------------------------------------------------------------------------------------------------
 
-    async def _look(self, tenant: TenantId, query: Query) -> object:
+    async def _look(self, session: Session, query: Query) -> object:
+        tenant = session.tenant
         match query.what:
             case "capabilities":
                 models = self._registry.models.all().items()
@@ -166,13 +154,15 @@ class Catalogue:
                 return await self._reader.read(lambda store: usage(store, tenant))
             case "sessions":
                 return [self._session(row) for row in self.sessions.of(tenant)]
-            case "weights":
+            case "weights" | "files":
                 checkpoint = self._registry.readable(tenant, query.subject)
                 source = self._registry.run(checkpoint.tenant, checkpoint.run)
                 folder = "/".join(Path(checkpoint.folder).parts[-3:])
                 return WeightsInfo(checkpoint.path, source.base_model, source.lora, folder)
             case "tenant":
                 return tenant
+            case "key":
+                return info_of(session.key)
 
     def _session(self, row: ClientSessionRow) -> ClientSession:
         return ClientSession(
@@ -240,12 +230,6 @@ class Catalogue:
         await self._writer.write_and_wait(lambda store: store.sampler_joined(sampler.id, sampler.clients))
         return SamplerJoined(sampler.clients)
 
-    async def _revoke(self, tenant: TenantId, api_key: str) -> None:
-        owner = await self.owner_of(api_key)
-        if owner is None or owner[0] != tenant:
-            raise NotFoundError("there is no such key", field="api_key")
-        await self._writer.write_and_wait(lambda store: store.key_deleted(owner[1]))
-
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
     def _own(self, tenant: TenantId, path: str) -> CheckpointRow:
@@ -294,7 +278,7 @@ class Catalogue:
         """Its folder is there. Raises NotFoundError where it is not, or where there is no such tenant, and what
         `Creating.imported` does."""
         if not await self._reader.read(lambda store: store.has_tenant(told.tenant)):
-            raise NotFoundError(f"there is no tenant {told.tenant!r}: `lorry keys create` makes one", field="tenant")
+            raise no_tenant(told.tenant)
         run, checkpoints, is_new = self.creating.imported(told)
         folder = Path(checkpoints[0].folder)
         if not await to_thread.run_sync(folder.is_dir):

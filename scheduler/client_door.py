@@ -1,14 +1,15 @@
 """Where clients come in: every message of theirs is checked here, and answered with a result or a typed error."""
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 from anyio.abc import TaskGroup
 
 from ..storage.reader import Reader
-from ..storage.rows import CommandRow, RunRow, SamplerRow
+from ..storage.rows import CommandRow, KeyRow, RunRow, SamplerRow
 from ..storage.writer import Writer
+from ..wire.admin_messages import Administer
 from ..wire.catalogue_messages import CatalogueChange, CatalogueRequest, RevokeKey
 from ..wire.client_messages import (
     VERSION,
@@ -43,9 +44,10 @@ from ..wire.errors import (
     ProtocolError,
     StorageUnavailableError,
 )
-from ..wire.ids import ActorId, FutureId, KeyHash, LaneId, SessionId, TenantId, future_id
+from ..wire.ids import ActorId, FutureId, KeyHash, LaneId, SessionId, future_id
 from ..wire.sequenced import stamp_of
 from ..wire.sockets import Channel
+from . import permissions
 from .accepting import Request
 from .admission import Admission
 from .catalogue import Catalogue
@@ -53,6 +55,7 @@ from .client_post import ClientPost
 from .client_results import ClientResults
 from .commands import Commands
 from .config import BrokerConfig
+from .keyring import Keyring, revoked
 from .registry import Registry
 from .salvage import number_of, refusal_of
 from .sessions import Session, Sessions
@@ -89,7 +92,8 @@ class ClientDoor:
         self._sessions, self._admission = Sessions(), Admission(config, registry)
         self.post = ClientPost(channel, self._sessions)
         self._results = ClientResults(registry, commands, reader, self.post, self._sessions, tasks)
-        self.catalogue = Catalogue(registry, commands, writer, reader, config.checkpoints, now, drop)
+        self.keyring = Keyring(writer, reader, now, commands.set_weight)
+        self.catalogue = Catalogue(registry, commands, writer, reader, config.checkpoints, now, drop, self.keyring)
         self._creating = self.catalogue.creating
 
     # In --------------------------------------------------------------------------------------------------------------
@@ -118,7 +122,9 @@ class ClientDoor:
         try:
             if isinstance(message, Probe):
                 self.post.answer(connection, message.request, self._commands.readiness())
-            elif isinstance(message, Drain | ImportAdapter):
+            elif isinstance(message, Drain | ImportAdapter) or (
+                isinstance(message, Administer) and message.operator_key
+            ):
                 self._tasks.start_soon(self._obey, connection, message)
             elif isinstance(message, Hello):
                 self._tasks.start_soon(self._hello, connection, message)
@@ -130,35 +136,44 @@ class ClientDoor:
             self.post.send(connection, Failed(getattr(message, "request", None), error.info))
 
     async def _hello(self, connection: bytes, hello: Hello) -> None:
-        owner = await self.catalogue.owner_of(hello.api_key)
+        key = await self.keyring.find(hello.api_key)
         if hello.version != VERSION:
             problem = f"the client speaks version {hello.version} of the protocol, the broker version {VERSION}"
             self.post.bare(connection, Failed(None, ProtocolError(problem, field="version").info))
-        elif owner is None or self._sessions.is_revoked(owner[1]):
+        elif key is None:
             shown = f"{hello.api_key[:8]}…" if hello.api_key else "empty"
             error = AuthenticationError(f"api_key is {shown}, which is no key of this server", field="api_key")
             self.post.bare(connection, Failed(None, error.info))
+        elif over := self.keyring.over(key):
+            self.post.bare(connection, Failed(None, over.info))
+        elif self._sessions.is_revoked(key.hash):  # it was looked up before
+            self.post.bare(connection, Failed(None, revoked(key).info))
         else:
-            self._welcome(connection, *owner, hello)
+            self._welcome(connection, key, hello)
 
-    def _welcome(self, connection: bytes, tenant: TenantId, key: KeyHash, hello: Hello) -> None:
+    def _welcome(self, connection: bytes, key: KeyRow, hello: Hello) -> None:
         session = self._sessions.at(connection)
-        if session is None or session.key != key:
-            session = self._begin(connection, tenant, key, hello)
+        if session is None or session.key.hash != key.hash:
+            session = self._begin(connection, key, hello)
         welcome = Welcome(session.id, self._config.heartbeat_s, self._config.max_payload_bytes)
         self.post.bare(connection, welcome)
 
-    def _begin(self, connection: bytes, tenant: TenantId, key: KeyHash, hello: Hello) -> Session:
+    def _begin(self, connection: bytes, key: KeyRow, hello: Hello) -> Session:
         id_ = SessionId("session-" + secrets.token_hex(8))
         link = self.post.link(connection, id_)
-        session = Session(id_, tenant, key, connection, self._monotonic(), link, hello.relays)
+        session = Session(id_, key.tenant, key, connection, self._monotonic(), link, hello.relays)
         now = self._now()
         if earlier := self._sessions.open(session):
             self._writer.write(lambda store: store.session_ended(earlier.id, now))
-        self._writer.write(lambda store: store.session_started(id_, tenant, hello.client[:200], now))
+        self._writer.write(lambda store: store.session_started(id_, key.tenant, hello.client[:200], now))
+        self._writer.write(lambda store: store.key_used(key.id, now))
         return session
 
     def _handle(self, session: Session, message: FromClient, payload: bytes) -> None:
+        if over := self.keyring.over(session.key):
+            self._turn_out(session, over)
+            return
+        permissions.check(session.key.scopes, message)
         if self._writer.trouble is not None and isinstance(message, _WRITE):
             raise StorageUnavailableError(self._writer.trouble)
         match message:
@@ -184,6 +199,8 @@ class ClientDoor:
                 self._leave(session)
             case Hello() | Probe() | Drain() | ImportAdapter():
                 raise AssertionError("handled by receive")
+            case Administer():
+                self._tasks.start_soon(self._administer, session, message)
             case _:
                 self._tasks.start_soon(self._catalogued, session, message)
 
@@ -222,6 +239,7 @@ class ClientDoor:
         self._admission.check_place(lane, seq, self._next_seq(lane))
         lane_id = LaneId(lane.id)
         return CommandRow(
+            key=session.key.id,
             future=future_id(lane_id, seq),
             lane=lane_id,
             seq=seq,
@@ -259,7 +277,8 @@ class ClientDoor:
         self.post.send(connection, Failed(number_of(header), error.info))
 
     def _cancel(self, session: Session, cancel: Cancel) -> None:
-        self._registry.lane(session.tenant, LaneId(cancel.future.rpartition(":")[0]))
+        lane = self._registry.lane(session.tenant, LaneId(cancel.future.rpartition(":")[0]))
+        permissions.check_cancel(session.key.scopes, of_sampler=isinstance(lane, SamplerRow))
         if actor := self._commands.cancel(cancel.future):
             self._cancel_in_flight(actor, cancel.future)
         self.post.answer(session.connection, cancel.request)
@@ -288,10 +307,19 @@ class ClientDoor:
         except LorryError as error:
             self.post.send(session.connection, Failed(request.request, error.info))
         else:
-            if isinstance(request, RevokeKey):
-                self._close_opened_with(request.api_key)
+            if isinstance(request, RevokeKey) and (key := self.keyring.hash_of(request.api_key)):
+                self._close_opened_with([key])
 
-    async def _obey(self, connection: bytes, order: Drain | ImportAdapter) -> None:
+    async def _administer(self, session: Session, message: Administer) -> None:
+        try:
+            carried = await self.keyring.carry_out(message.order)
+        except LorryError as error:
+            self.post.send(session.connection, Failed(message.request, error.info))
+        else:
+            self.post.answer(session.connection, message.request, carried.answer)
+            self._close_opened_with(key.hash for key in carried.ended)
+
+    async def _obey(self, connection: bytes, order: Drain | ImportAdapter | Administer) -> None:
         """The operator, who has a key of his own and no session."""
         answer: object = None
         try:
@@ -299,6 +327,10 @@ class ClientDoor:
                 raise InvalidRequestError.of("operator_key", "another", "what operator.key in the data folder holds")
             if isinstance(order, Drain):
                 await self._drain(order.actor)
+            elif isinstance(order, Administer):
+                carried = await self.keyring.carry_out(order.order)
+                self._close_opened_with(key.hash for key in carried.ended)
+                answer = carried.answer
             elif self._writer.trouble is not None:
                 raise StorageUnavailableError(self._writer.trouble)
             else:
@@ -314,16 +346,21 @@ class ClientDoor:
         """A client that was silent for three heartbeats is gone, if it was listened to; its futures stay."""
         if not self._writer.takes_requests:
             self._sessions.heard_all(self._monotonic())
+        for session in self._sessions.all():
+            if over := self.keyring.over(session.key):
+                self._turn_out(session, over)
         for session in self._sessions.silent_since(self._monotonic() - 3 * self._config.heartbeat_s):
             log.info("session expired", session=session.id)
             self._leave(session)
 
-    def _close_opened_with(self, api_key: str) -> None:
-        if key := self.catalogue.key_of(api_key):
-            error = AuthenticationError("the key that opened this connection was deleted", field="api_key")
+    def _close_opened_with(self, keys: Iterable[KeyHash]) -> None:
+        for key in keys:
             for session in self._sessions.revoke(key):
-                self.post.send(session.connection, Failed(None, error.info))
-                self._leave(session)
+                self._turn_out(session, revoked(session.key))
+
+    def _turn_out(self, session: Session, error: AuthenticationError) -> None:
+        self.post.send(session.connection, Failed(None, error.info))
+        self._leave(session)
 
     def _leave(self, session: Session) -> None:
         now = self._now()

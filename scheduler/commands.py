@@ -10,7 +10,7 @@ from ..wire.actor_messages import AdapterState, Item, Outcome
 from ..wire.catalogue_messages import FutureState
 from ..wire.client_messages import Readiness
 from ..wire.errors import CommandCancelledError, LorryError, NotFoundError
-from ..wire.ids import ActorId, BatchId, FutureId, LaneId
+from ..wire.ids import ActorId, BatchId, FutureId, LaneId, TenantId
 from .accepting import Accepting
 from .config import BrokerConfig
 from .finishing import Deliver, Finishing
@@ -62,6 +62,9 @@ class Commands:
             now,
             work_arrived,
         )
+
+    def set_weight(self, tenant: TenantId, weight: float) -> None:
+        self._planner.set_weight(tenant, weight)
 
     def next_seq(self, lane: LaneId) -> int:
         return self._planner.next_seq(lane)

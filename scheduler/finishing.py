@@ -155,7 +155,9 @@ class Finishing:
         run = row.lane if sampler is None else run_of_path(sampler.model_path)
         prices = {kind: self._prices.of(row.base_model, kind) for kind in counts}
         return [
-            UsageEntry(row.future, kind, row.tenant, run, row.base_model, n, prices[kind], cost(n, prices[kind]))
+            UsageEntry(
+                row.future, kind, row.tenant, run, row.base_model, n, prices[kind], cost(n, prices[kind]), row.key
+            )
             for kind, n in counts.items()
             if n
         ]

@@ -2,19 +2,20 @@
 
 from dataclasses import dataclass, field
 
+from ..storage.rows import KeyRow
 from ..wire.ids import FutureId, KeyHash, SessionId, TenantId
 from ..wire.sequenced import Link
 
 
 @dataclass(slots=True)
 class Session:
-    """`key` names the API key, or the key behind the token, that opened it; `last_seen` is on the caller's monotonic
+    """`key` is the API key, or the key behind the token, that opened it; `last_seen` is on the caller's monotonic
     clock, in seconds. Who `relays` says himself which results were read. `unsent` are futures whose results wait in the
     journal until the client has read what is under way to it; it `catches_up` while one of them is read."""
 
     id: SessionId
     tenant: TenantId
-    key: KeyHash
+    key: KeyRow
     connection: bytes
     last_seen: float
     link: Link
@@ -56,7 +57,10 @@ class Sessions:
     def revoke(self, key: KeyHash) -> list[Session]:
         """The key opens no session any more; returns those that it has opened."""
         self._revoked.add(key)
-        return [session for session in self._by_connection.values() if session.key == key]
+        return [session for session in self._by_connection.values() if session.key.hash == key]
+
+    def all(self) -> list[Session]:
+        return list(self._by_connection.values())
 
     def is_revoked(self, key: KeyHash) -> bool:
         """Also for a hello that was looked up before its key was deleted."""

@@ -29,7 +29,8 @@ class Journal(Connection):
         kept, file = self._kept(payload)
         self._db.execute(
             "INSERT INTO commands (future, lane, seq, kind, tenant, base_model, tokens, rows, arguments,"
-            " folder, payload, payload_file, digest, submitted_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " folder, payload, payload_file, digest, submitted_at, key)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 command.future,
                 command.lane,
@@ -45,6 +46,7 @@ class Journal(Connection):
                 file,
                 digest,
                 now,
+                command.key,
             ],
         )
         return None
@@ -65,8 +67,8 @@ class Journal(Connection):
         )
         for entry in usage:
             self._db.execute(
-                "INSERT INTO usage (future, kind, tenant, run, base_model, tokens, price, cost, at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO usage (future, kind, tenant, run, base_model, tokens, price, cost, key, at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [*(values_of(entry).values()), now],
             )
 
@@ -212,5 +214,5 @@ class Journal(Connection):
 
 
 def _command(row: dict[str, Any]) -> CommandRow:
-    names = ("future", "lane", "seq", "kind", "tenant", "base_model", "tokens", "rows", "folder", "state")
+    names = ("future", "lane", "seq", "kind", "tenant", "base_model", "tokens", "rows", "folder", "state", "key")
     return CommandRow(**{n: row[n] for n in names}, arguments=decode(row["arguments"], CommandArguments))

@@ -4,12 +4,16 @@ from typing import Any
 
 from ..wire.ids import TenantId
 from ..wire.types import UsageEvent, UsageRow
+from .bills import PER_USD
 from .store import Store
+
+_USD = f"sum(cost / {PER_USD}) + sum(cost % {PER_USD}) / {PER_USD:.1f}"
+"""A sum of costs themselves ends at 2**63, at some nine million dollars."""
 
 
 def usage(store: Store, tenant: TenantId | None = None) -> list[UsageRow]:
     rows = store.rows(
-        "SELECT tenant, run, base_model, kind, sum(tokens) AS tokens, sum(cost) / 1e12 AS cost_usd FROM usage"
+        f"SELECT tenant, run, base_model, kind, sum(tokens) AS tokens, {_USD} AS cost_usd FROM usage"
         " WHERE ? IS NULL OR tenant = ? GROUP BY tenant, run, base_model, kind ORDER BY tenant, min(at), run, kind",
         tenant,
         tenant,
@@ -20,7 +24,7 @@ def usage(store: Store, tenant: TenantId | None = None) -> list[UsageRow]:
 def usage_between(store: Store, tenant: TenantId, start: float, end: float) -> list[UsageEvent]:
     rows = store.rows(
         "SELECT CAST(usage.at / 3600 AS INTEGER) * 3600.0 AS hour, usage.run, runs.session, usage.base_model, kind,"
-        " sum(tokens) AS tokens, price / 1e6 AS usd_per_million, sum(cost) / 1e12 AS cost_usd"
+        f" sum(tokens) AS tokens, price / 1e6 AS usd_per_million, {_USD} AS cost_usd"
         " FROM usage LEFT JOIN runs ON runs.id = usage.run"
         " WHERE usage.tenant = ? AND usage.at >= ? AND usage.at < ?"
         " GROUP BY hour, usage.run, usage.base_model, kind, price ORDER BY hour, tokens DESC",

@@ -5,10 +5,37 @@ from typing import Literal, TypeAlias
 
 from ..wire.client_messages import CommandArguments
 from ..wire.commands import CommandKind
-from ..wire.ids import ActorId, FutureId, LaneId, RunId, SamplerId, TenantId
-from ..wire.types import LoraConfig, UsageKind
+from ..wire.ids import ActorId, FutureId, KeyHash, KeyId, LaneId, RunId, SamplerId, TenantId
+from ..wire.types import LoraConfig, Scope, UsageKind
 
 CheckpointKind: TypeAlias = Literal["training", "sampler", "external"]
+
+
+@dataclass(frozen=True, slots=True)
+class TenantRow:
+    """`weight` says how large its share is beside others', while both wait. One that was removed has no keys; what it
+    used stays in the bills."""
+
+    id: TenantId
+    weight: float
+    created_at: float
+    removed_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRow:
+    """All times are Unix seconds. One that is revoked, or has expired, opens nothing; its row stays, for what was used
+    with it is told by its name."""
+
+    hash: KeyHash
+    id: KeyId
+    tenant: TenantId
+    name: str
+    scopes: frozenset[Scope]
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+    used_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +125,8 @@ CommandState: TypeAlias = Literal["queued", "done", "failed", "discarded"]
 @dataclass(frozen=True, slots=True)
 class CommandRow:
     """`folder` is what a save writes and a load reads: names are looked up once, when the command is accepted. `prefix`
-    names the beginnings of a prompt, and who may share what is computed of them; the journal does not keep it."""
+    names the beginnings of a prompt, and who may share what is computed of them; the journal does not keep it. `key` is
+    the one that it came with."""
 
     future: FutureId
     lane: LaneId
@@ -112,6 +140,7 @@ class CommandRow:
     folder: str | None = None
     state: CommandState = "queued"
     prefix: tuple[str, ...] = ()
+    key: KeyId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +173,7 @@ class UsageEntry:
     tokens: int
     price: int
     cost: int
+    key: KeyId | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,3 +251,20 @@ def m010_imported_adapters(db: Database) -> None:
     # JSON, NULL for all layers of the groups that are trained.
     db.table("runs").add_column("target_modules", str)
     db.table("runs").add_column("alpha", float, not_null_default=32.0)
+
+
+@migrations()
+def m011_named_keys(db: Database) -> None:
+    for column in ("id", "name", "scopes"):
+        db.table("api_keys").add_column(column, str)
+    for column in ("expires_at", "revoked_at", "used_at"):
+        db.table("api_keys").add_column(column, float)
+    # Until now a key could do whatever its tenant could.
+    db.execute("UPDATE api_keys SET id = 'key-' || lower(hex(randomblob(6))), name = '', scopes = 'train,sample,read'")
+    db.table("api_keys").create_index(["id"], unique=True)
+    db.table("tenants").add_column("weight", float, not_null_default=1.0)
+    db.table("tenants").add_column("removed_at", float)
+    # Which key a request came with; NULL where an older release accepted it.
+    db.table("commands").add_column("key", str)
+    db.table("usage").add_column("key", str)
+    db.table("usage").create_index(["at"])

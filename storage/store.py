@@ -5,7 +5,6 @@ The writer thread and the readers each have a Store on a connection of their own
 Nothing here decides anything: methods are named for what they record or answer.
 """
 
-import hashlib
 import json
 import secrets
 from dataclasses import fields
@@ -15,11 +14,12 @@ from typing import Any
 import msgspec
 
 from ..wire.actor_messages import ActorPing
-from ..wire.ids import ActorId, KeyHash, RunId, TenantId
+from ..wire.ids import ActorId, RunId, TenantId
 from ..wire.types import LoraConfig
 from .checkpoints import place_of
 from .connection import values_of
 from .journal import Journal
+from .keys import Keys
 from .rows import ActorRow, CheckpointRow, ClientSessionRow, RunRow, SamplerRow
 
 _FOLDERS_IN_USE = (
@@ -42,29 +42,10 @@ _FOLDER_COLUMNS = (
 )
 
 
-class Store(Journal):
-    """`Connection` says how it is opened, `Journal` what becomes of commands."""
+class Store(Journal, Keys):
+    """`Connection` says how it is opened, `Journal` what becomes of commands, `Keys` who may come in."""
 
-    # Tenants and keys ------------------------------------------------------------------------------------------------
-
-    def create_key(self, tenant: TenantId, now: float) -> str:
-        """A new key of `tenant`, who is made if new. Only its hash is kept, so this is the one time it can be seen."""
-        key = "tml-" + secrets.token_urlsafe(32)
-        with self.transaction():
-            self._db.table("tenants").insert({"id": tenant, "created_at": now}, ignore=True)
-            self._db.table("api_keys").insert({"hash": key_hash(key), "tenant": tenant, "created_at": now})
-        return key
-
-    def has_tenant(self, tenant: TenantId) -> bool:
-        return bool(self.rows("SELECT 1 FROM tenants WHERE id = ?", tenant))
-
-    def tenant_of(self, key: KeyHash) -> TenantId | None:
-        """A key has 256 random bits: one SHA-256 is as good as a slow hash, and the index look-up leaks nothing."""
-        rows = self.rows("SELECT tenant FROM api_keys WHERE hash = ?", key)
-        return TenantId(rows[0]["tenant"]) if rows else None
-
-    def key_deleted(self, key: KeyHash) -> None:
-        self._db.execute("DELETE FROM api_keys WHERE hash = ?", [key])
+    # Clients' events and tokens ---------------------------------------------------------------------------------------
 
     def client_events_counted(self, tenant: TenantId, events: int, failures: int) -> None:
         self._db.execute(
@@ -228,10 +209,6 @@ class Store(Journal):
 
     def folder_is_in_use(self, folder: str) -> bool:
         return bool(self.rows(f"SELECT 1 FROM ({_FOLDERS_IN_USE}) WHERE folder = ? LIMIT 1", folder))
-
-
-def key_hash(key: str) -> KeyHash:
-    return KeyHash(hashlib.sha256(key.encode()).hexdigest())
 
 
 def _shape(lora: LoraConfig) -> dict[str, Any]:

@@ -25,8 +25,22 @@ class JoinSampler(msgspec.Struct, frozen=True, tag="join_sampler"):
 
 
 class Query(msgspec.Struct, frozen=True, tag="query"):
+    """`files` are a checkpoint's weights to be taken away, `weights` what is to be known of it."""
+
     request: int
-    what: Literal["capabilities", "run", "sampler", "runs", "checkpoints", "usage", "sessions", "weights", "tenant"]
+    what: Literal[
+        "capabilities",
+        "run",
+        "sampler",
+        "runs",
+        "checkpoints",
+        "usage",
+        "sessions",
+        "weights",
+        "files",
+        "tenant",
+        "key",
+    ]
     subject: str | None = None
 
 

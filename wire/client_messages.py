@@ -13,6 +13,7 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
+from .admin_messages import Administer
 from .catalogue_messages import CatalogueRequest, Count, Slot
 from .commands import CommandKind
 from .errors import ErrorInfo
@@ -163,6 +164,7 @@ FromClient: TypeAlias = (
     | Probe
     | Drain
     | ImportAdapter
+    | Administer
     | CreateRun
     | CreateSampler
     | Submit

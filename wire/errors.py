@@ -46,6 +46,12 @@ class AuthenticationError(LorryError):
     category = "user"
 
 
+class PermissionDeniedError(LorryError, PermissionError):
+    """This request changed nothing. `lorry keys create --scope` makes a key that may more."""
+
+    category = "user"
+
+
 class InvalidRequestError(LorryError, ValueError):
     """This request changed nothing; correct the value and send it again."""
 

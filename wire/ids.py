@@ -5,6 +5,8 @@ from typing import NewType
 TenantId = NewType("TenantId", str)
 KeyHash = NewType("KeyHash", str)
 """What is kept of an API key: enough to know it again."""
+KeyId = NewType("KeyId", str)
+"""What a key is called where it must not be shown: it opens nothing."""
 SessionId = NewType("SessionId", str)
 RunId = NewType("RunId", str)
 SamplerId = NewType("SamplerId", str)

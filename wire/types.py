@@ -304,6 +304,13 @@ class ClientSession(msgspec.Struct, frozen=True):
     sampler_ids: list[str]
 
 
+Scope: TypeAlias = Literal["train", "sample", "read", "admin"]
+"""What a key may do: train runs and change their checkpoints; sample; list, download and see usage; administer the
+deployment. What any use of a run or a sampler takes, all may."""
+SCOPES: tuple[Scope, ...] = ("train", "sample", "read", "admin")
+USER_SCOPES: tuple[Scope, ...] = ("train", "sample", "read")
+"""What a key may where nothing else was said."""
+
 UsageKind: TypeAlias = Literal["prefill", "cached_prefill", "sample", "train"]
 """A prompt's tokens are `prefill` where they were computed, and `cached_prefill` where they were found computed."""
 

@@ -6,6 +6,7 @@ from tinker.cli.auth_api import SelfApiKeyResponse
 from tinker.lib.credentials import ApiKeyDetails, ApiKeyOrgDetails, ApiKeyUserDetails
 from tinker.types import AuthTokenResponse
 
+from ...wire.admin_messages import KeyInfo
 from ...wire.catalogue_messages import MintToken, RevokeKey
 from ..broker import BrokerOf, api_key
 
@@ -19,10 +20,12 @@ async def auth_token(broker: BrokerOf) -> AuthTokenResponse:
 
 @router.get("/auth/apikey/me")
 async def describe_key(broker: BrokerOf) -> SelfApiKeyResponse:
-    """Lorry's keys have no names or numbers, and its tenants no addresses."""
-    tenant = await broker.look("tenant", str)
-    details = ApiKeyDetails(org_details=ApiKeyOrgDetails(name=tenant), user_details=ApiKeyUserDetails(email=tenant))
-    return SelfApiKeyResponse(key_id=0, name=tenant, note="", details=details)
+    """Lorry's keys have no numbers, and its tenants no addresses."""
+    key = await broker.look("key", KeyInfo)
+    details = ApiKeyDetails(
+        org_details=ApiKeyOrgDetails(name=key.tenant), user_details=ApiKeyUserDetails(email=key.tenant)
+    )
+    return SelfApiKeyResponse(key_id=0, name=key.tenant, note=key.name or key.key, details=details)
 
 
 @router.delete("/auth/apikey/me", status_code=204)

@@ -40,7 +40,7 @@ def sign(key: bytes, place: str, file: str, expires: int) -> str:
 async def external_weights_urls(
     broker: BrokerOf, request: Request, run_id: str, checkpoint_id: str
 ) -> ExternalWeightsUrlsResponse:
-    info = await broker.look("weights", WeightsInfo, f"tinker://{run_id}/{checkpoint_id}")
+    info = await broker.look("files", WeightsInfo, f"tinker://{run_id}/{checkpoint_id}")
     files = await to_thread.run_sync(_files, _folder(_config(request), info.folder))
     expires = _expiry(request)
     urls = {name: _link(request, info.folder, name, expires) for name in files}
@@ -50,7 +50,7 @@ async def external_weights_urls(
 @router.get("/training_runs/{run_id}/checkpoints/{checkpoint_id:path}/archive")
 async def archive_url(broker: BrokerOf, request: Request, run_id: str, checkpoint_id: str) -> Response:
     """How SDKs before 0.38 download."""
-    info = await broker.look("weights", WeightsInfo, f"tinker://{run_id}/{checkpoint_id}")
+    info = await broker.look("files", WeightsInfo, f"tinker://{run_id}/{checkpoint_id}")
     _folder(_config(request), info.folder)
     expires = _expiry(request)
     url = _link(request, info.folder, _ARCHIVE, expires)

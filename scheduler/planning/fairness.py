@@ -5,23 +5,21 @@ that has been served least, relative to its weight; a tenant that comes back fro
 those who are active, so that it can neither claim the past nor be punished for it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from ...wire.ids import TenantId
 
 
 class Shares:
-    def __init__(self) -> None:
+    """A tenant of weight 2 gets twice the tokens of a tenant of weight 1 while both have work queued. `weights` may be
+    shared with other models' and change at any time; whoever is not in it has 1."""
+
+    def __init__(self, weights: Mapping[TenantId, float] = MappingProxyType({})) -> None:
         self._served: dict[TenantId, float] = {}
-        self._weights: dict[TenantId, float] = {}
+        self._weights = weights
         self._active: dict[TenantId, int] = {}
         self._floor = 0.0
-
-    def set_weight(self, tenant: TenantId, weight: float) -> None:
-        """A tenant of weight 2 gets twice the tokens of a tenant of weight 1 while both have work queued."""
-        if not weight > 0:
-            raise ValueError(f"weight of {tenant} is {weight}, expected a number above 0")
-        self._weights[tenant] = weight
 
     def work_arrived(self, tenant: TenantId) -> None:
         """One more command of `tenant` waits or runs."""

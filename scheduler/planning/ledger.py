@@ -10,7 +10,7 @@ from typing import Literal
 
 from ...wire.actor_messages import Capacity
 from ...wire.commands import SAMPLING_KINDS
-from ...wire.ids import ActorId, BatchId, FutureId, LaneId
+from ...wire.ids import ActorId, BatchId, FutureId, LaneId, TenantId
 from .fairness import Shares
 from .lanes import Command, Lane
 from .pools import Actor, Held, Pool
@@ -32,7 +32,8 @@ class Lost:
 
 class Ledger:
     def __init__(self) -> None:
-        self._pools = defaultdict[str, Pool](Pool)
+        self._weights: dict[TenantId, float] = {}
+        self._pools = defaultdict[str, Pool](lambda: Pool(Shares(self._weights)))
         self._lanes: dict[LaneId, Lane] = {}
         self._actors: dict[ActorId, Actor] = {}
         self._in_flight: dict[FutureId, Held] = {}
@@ -42,6 +43,12 @@ class Ledger:
 
     def add_lane(self, lane: Lane) -> None:
         self._lanes[lane.id] = lane
+
+    def set_weight(self, tenant: TenantId, weight: float) -> None:
+        """From now on, of whatever model; see `Shares`."""
+        if not weight > 0:
+            raise ValueError(f"weight of {tenant} is {weight}, expected a number above 0")
+        self._weights[tenant] = weight
 
     def add_actor(self, actor: ActorId, base_model: str, capacity: Capacity) -> None:
         self._actors[actor] = self._pools[base_model].actors[actor] = Actor(actor, base_model, capacity)

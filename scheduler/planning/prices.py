@@ -6,7 +6,7 @@ of a micro-dollar.
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -16,11 +16,14 @@ from ...wire.types import UsageKind
 
 EVERY_OTHER = "*"
 """What the file calls the models that it does not name."""
-_MOST_USD = 1e6
+_MOST_USD = 1e4
+"""A cent a token: with any more, what one command can cost would not fit where it is written down."""
+_CACHED = 0.2
+"""Of what a computed prompt costs: what one that was found computed does, where nothing else was said."""
 
 
 class ModelPrices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """USD per million tokens, as in the file. Without one of their own, cached prompts cost what computed ones do."""
+    """USD per million tokens, as in the file. Without a price of their own, cached prompts cost a fifth of others."""
 
     prefill: float = 0.0
     cached_prefill: float | None = None
@@ -39,9 +42,18 @@ class Prices:
 
     def of(self, model: str, kind: UsageKind) -> int:
         """Micro-dollars per million tokens."""
-        prices = self.by_model.get(model) or self.by_model.get(EVERY_OTHER, _FREE)
+        prices = self._found(model) or _FREE
         usd = getattr(prices, kind)
-        return round((prices.prefill if usd is None else usd) * 1e6)
+        return round((prices.prefill * _CACHED if usd is None else usd) * 1e6)
+
+    def unknown(self, models: Iterable[str]) -> list[str]:
+        """Those of which nothing is said, where something is said of others: they cost nothing."""
+        return [model for model in models if self.by_model and self._found(model) is None]
+
+    def _found(self, model: str) -> ModelPrices | None:
+        """Under its whole name; under the part that a hub's id ends with; or under that of all others."""
+        named = (self.by_model.get(name) for name in (model, model.rpartition("/")[2], EVERY_OTHER))
+        return next((prices for prices in named if prices is not None), None)
 
 
 def cost(tokens: int, price: int) -> int:
@@ -63,6 +75,6 @@ def parse_prices(text: str) -> Prices:
             usd = getattr(prices, kind)
             if usd is not None and not (math.isfinite(usd) and 0 <= usd <= _MOST_USD):
                 raise InvalidRequestError.of(
-                    f"prices[{model!r}].{kind}", usd, "USD per million tokens, from 0 to 10**6"
+                    f"prices[{model!r}].{kind}", usd, "USD per million tokens, from 0 to 10,000"
                 )
     return Prices(by_model)

@@ -26,6 +26,7 @@ AT_START = "it ends a process or a connection, not a request"
 OUTCOME = "an actor's outcome like any other, shown in tests/actors: the broker ends its seq as the others'"
 IS_OVER = "its command has a seq that is over, or ends with it: shown in tests/scheduler and tests/service"
 
+ADMINISTRATION = "an administrator's order, which no run sees: tests/scheduler/test_keys, tests/gateway/test_admin"
 EXPORT = "an operator's command that no run sees: tests/actors/test_export"
 IMPORT = "an operator's command that no run sees: tests/actors/test_foreign"
 IMAGES = "an actor's outcome, each followed by a right call: tests/service/test_images"
@@ -56,6 +57,15 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "scheduler/accepting.py::_resent": (1, IS_OVER),
     "scheduler/accepting.py::_plan_or_fail": (2, IS_OVER),
     "scheduler/accepting.py::_outcome": (1, IS_OVER),
+    "scheduler/administration.py::checked": (2, ADMINISTRATION),
+    "scheduler/administration.py::_check_key": (4, ADMINISTRATION),
+    "scheduler/administration.py::no_key": (1, ADMINISTRATION),
+    "scheduler/administration.py::no_tenant": (1, ADMINISTRATION),
+    "scheduler/keyring.py::carry_out": (1, ADMINISTRATION),
+    "scheduler/keyring.py::over": (1, AT_START),
+    "scheduler/keyring.py::revoke": (1, NO_COMMAND),
+    "scheduler/keyring.py::revoked": (1, AT_START),
+    "scheduler/permissions.py::_check": (1, f"{NO_PLACE} for this key: tests/scheduler/test_keys"),
     "scheduler/admission.py::check_place": (3, f"{NO_PLACE}; or {COMES_AGAIN}"),
     "scheduler/admission.py::admit": (1, NO_COMMAND),  # rows of a sample
     "scheduler/admission.py::_check_save": (1, "a slot of a run without a session: tests/gateway/test_names"),
@@ -63,13 +73,11 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "scheduler/client_door.py::_obey": (2, NO_COMMAND),
     "scheduler/catalogue.py::import_adapter": (2, NO_COMMAND),
     "scheduler/creating.py::imported": (2, NO_COMMAND),
-    "scheduler/catalogue.py::_revoke": (1, NO_COMMAND),
     "scheduler/catalogue.py::_expiry": (1, NO_COMMAND),
     "scheduler/client_door.py::_handle": (1, COMES_AGAIN),
     "scheduler/client_door.py::_hello": (2, AT_START),
     "scheduler/client_results.py::_send": (1, NO_COMMAND),
     "scheduler/creating.py::sampler": (1, NO_COMMAND),
-    "scheduler/client_door.py::_close_opened_with": (1, AT_START),
     "scheduler/client_sessions.py::get": (1, NO_COMMAND),
     "scheduler/client_sessions.py::touch": (1, NO_COMMAND),
     "scheduler/commands.py::queue_state": (1, NO_COMMAND),

@@ -18,7 +18,7 @@ def backlogged(costs: dict[TenantId, list[int]], weights: dict[TenantId, float] 
     planner = Planner()
     planner.add_actor(ActorId("actor"), "base", Capacity(slots=8, token_budget=BUDGET, sample_rows=4, max_rank=64))
     for tenant, weight in (weights or {}).items():
-        planner.shares("base").set_weight(tenant, weight)
+        planner.set_weight(tenant, weight)
     for tenant, all_costs in costs.items():
         lane = LaneId(f"run-{tenant}")
         planner.add_lane(Lane(lane, tenant, "base"))
@@ -39,16 +39,32 @@ def serve(planner: Planner, rounds: int) -> dict[TenantId, int]:
     return served
 
 
-@given(
-    st.lists(st.integers(1, LARGEST), min_size=60, max_size=60),
-    st.lists(st.integers(1, LARGEST), min_size=60, max_size=60),
-    st.integers(1, 25),
-)
-def test_backlogged_tenants_are_served_alike_within_one_micro_batch(a: list[int], b: list[int], rounds: int) -> None:
-    planner = backlogged({A: a * 2, B: b * 2})
+COSTS = st.lists(st.integers(1, LARGEST), min_size=60, max_size=60)
+WEIGHTS = st.just(1.0) | st.floats(0.1, 10)
+
+
+@given(COSTS, COSTS, WEIGHTS, WEIGHTS, st.integers(1, 25))
+def test_backlogged_tenants_are_served_by_their_weights_within_one_micro_batch(
+    a: list[int], b: list[int], weight_a: float, weight_b: float, rounds: int
+) -> None:
+    planner = backlogged({A: a * 2, B: b * 2}, {A: weight_a, B: weight_b})
     served = serve(planner, rounds)
     if served[A] < sum(a) and served[B] < sum(b):
-        assert abs(served[A] - served[B]) <= BUDGET + LARGEST
+        bound = (BUDGET + LARGEST) / min(weight_a, weight_b)
+        assert abs(served[A] / weight_a - served[B] / weight_b) <= bound + 1e-9
+
+
+@given(COSTS, COSTS, WEIGHTS, st.integers(1, 10), st.integers(1, 15))
+def test_a_weight_that_is_changed_holds_from_then_on_and_for_nothing_before(
+    a: list[int], b: list[int], weight: float, before: int, rounds: int
+) -> None:
+    planner = backlogged({A: a * 2, B: b * 2})
+    earlier = serve(planner, before)
+    planner.set_weight(A, weight)
+    served = serve(planner, rounds)
+    if earlier[A] + served[A] < sum(a) and earlier[B] + served[B] < sum(b):
+        bound = 2 * (BUDGET + LARGEST) / min(weight, 1.0)  # both stretches may begin or end in favour of either
+        assert abs(served[A] / weight - served[B]) <= bound + 1e-9
 
 
 def test_a_weight_of_three_gets_three_times_the_tokens() -> None:
@@ -92,4 +108,4 @@ def test_a_newcomer_never_starts_below_the_least_active(history: list[tuple[Tena
 
 def test_a_weight_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="weight of a is 0"):
-        Shares().set_weight(A, 0)
+        Planner().set_weight(A, 0)

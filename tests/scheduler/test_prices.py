@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lorry.config import read_prices
 from lorry.scheduler.planning.prices import ModelPrices, Prices, cost, parse_prices
 from lorry.wire.errors import InvalidRequestError
 
-micro_dollars = st.integers(0, 10**12)
+micro_dollars = st.integers(0, 10**10)
 counts = st.integers(0, 10**12)
 
 
@@ -38,9 +39,31 @@ def test_a_model_that_is_not_named_has_the_others_price_and_without_any_all_is_f
     assert prices.by_model["a"] == ModelPrices(sample=2.0)
 
 
-def test_a_cached_prompt_costs_what_a_computed_one_does_unless_it_has_a_price() -> None:
+def test_a_cached_prompt_costs_a_fifth_of_a_computed_one_unless_it_has_a_price() -> None:
     prices = parse_prices('["a"]\nprefill = 2\n["b"]\nprefill = 2\ncached_prefill = 0')
-    assert [prices.of(model, "cached_prefill") for model in ("a", "b")] == [2_000_000, 0]
+    assert [prices.of(model, "cached_prefill") for model in ("a", "b")] == [400_000, 0]
+
+
+def test_a_model_is_found_by_its_whole_name_or_by_what_a_hubs_id_ends_with() -> None:
+    prices = parse_prices('["lab/a"]\ntrain = 1\n["a"]\ntrain = 2')
+    assert [prices.of(model, "train") for model in ("lab/a", "other/a", "a", "b")] == [10**6, 2 * 10**6, 2 * 10**6, 0]
+    assert prices.unknown(["lab/a", "x/a", "b"]) == ["b"]
+    assert Prices().unknown(["a"]) == [], "where nothing has a price, nobody is surprised"
+
+
+def test_the_list_that_ships_is_the_published_one() -> None:
+    prices = read_prices("tinker")
+    assert prices.of("Qwen/Qwen3-8B", "prefill") == 130_000
+    assert prices.of("Qwen/Qwen3-8B", "cached_prefill") == 26_000
+    assert prices.of("openai/gpt-oss-120b", "train") == 520_000
+    assert prices.of("moonshotai/Kimi-K2-Thinking", "sample") == 2_440_000
+    assert len(prices.by_model) == 15
+
+
+@given(st.integers(1, 1024), st.integers(1, 1 << 19))
+def test_what_a_command_can_cost_can_be_written_down(rows: int, tokens: int) -> None:
+    dearest = parse_prices("[m]\nsample = 10000").of("m", "sample")
+    assert cost(rows * tokens, dearest) < 2**63
 
 
 @pytest.mark.parametrize(

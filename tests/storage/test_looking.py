@@ -10,9 +10,10 @@ import pytest
 from sqlite_utils import Database
 
 from lorry.backup import back_up, restore
+from lorry.billing import Asked, print_usage
 from lorry.doctor import examine
 from lorry.printing import plain_console
-from lorry.reports import print_status, print_usage
+from lorry.reports import print_status
 from lorry.storage import holding
 from lorry.storage.connection import FILE
 from lorry.storage.looking import looking
@@ -24,7 +25,7 @@ from .test_blobs import PAYLOAD, accept
 from .test_store import ALICE, RUN
 from .test_store import store as store  # a fixture
 
-LAST = "m010_imported_adapters"
+LAST = "m011_named_keys"
 BESIDE = (f"{FILE}-wal", f"{FILE}-shm")
 
 
@@ -86,7 +87,7 @@ def newer(folder: Path) -> None:
 LOOKS: dict[str, Callable[[Path], object]] = {
     "doctor": examine,
     "backup": lambda data: back_up(data, data.with_name("copy")),
-    "usage": lambda data: print_usage(plain_console(), data, None),
+    "usage": lambda data: print_usage(plain_console(), data, Asked()),
     "status": lambda data: print_status(plain_console(), data),
 }
 

@@ -11,6 +11,7 @@ from lorry.scheduler.registry import Registry
 from lorry.scheduler.restore_points import fallen_back, moved_on
 from lorry.storage.checkpoints import delete_folder
 from lorry.storage.connection import FILE
+from lorry.storage.keys import key_hash
 from lorry.storage.reports import actors, usage
 from lorry.storage.rows import (
     CheckpointRow,
@@ -23,7 +24,7 @@ from lorry.storage.rows import (
     UsedSeq,
 )
 from lorry.storage.schema import migrations
-from lorry.storage.store import Store, key_hash
+from lorry.storage.store import Store
 from lorry.storage.writer import Writer
 from lorry.wire.client_messages import CommandArguments
 from lorry.wire.codec import encode
@@ -71,8 +72,10 @@ def test_an_older_database_keeps_its_actors(tmp_path: Path) -> None:
 
 def test_a_key_is_stored_as_its_hash_alone(store: Store, tmp_path: Path) -> None:
     key = store.create_key(ALICE, 1.0)
-    assert store.tenant_of(key_hash(key)) == ALICE
-    assert store.tenant_of(key_hash(key + "x")) is None
+    found = store.key_with(key_hash(key))
+    assert found is not None
+    assert found.tenant == ALICE
+    assert store.key_with(key_hash(key + "x")) is None
     for file in tmp_path.iterdir():
         assert key.encode() not in file.read_bytes()
 

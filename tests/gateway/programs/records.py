@@ -6,7 +6,7 @@ from typing import Any
 import tinker
 from tinker import types
 
-from .shared import MODEL, example, new_run, steps, tokens_of
+from .shared import MODEL, example, new_run, ready, steps, tokens_of
 
 
 def checkpoints() -> dict[str, Any]:
@@ -151,3 +151,22 @@ def foreign(path: str, run: str, session: str) -> dict[str, Any]:
         except tinker.APIStatusError as error:
             seen[name] = error.status_code
     return seen
+
+
+def may_not_train() -> dict[str, Any]:
+    """With a key that may sample, and not train."""
+    service = tinker.ServiceClient()
+    try:
+        new_run(service)
+    except tinker.APIStatusError as error:
+        refused = error
+    else:
+        raise AssertionError("it may train")
+    sampling = ready(service.create_sampling_client(base_model=MODEL))
+    params = types.SamplingParams(max_tokens=4, stop=[])
+    response = sampling.sample(types.ModelInput.from_ints([1, 2]), 1, params).result()
+    return {
+        "kind": type(refused).__name__,
+        "says": str(refused),
+        "sampled": len(response.sequences[0].tokens),
+    }

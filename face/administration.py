@@ -1,0 +1,90 @@
+"""Who may come in: changed through the broker that serves a data folder, or in the folder where none does."""
+
+import sqlite3
+import time
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from anyio import to_thread
+
+from lorry.client.operator import administer as ask_broker
+from lorry.keys import operator_key
+from lorry.scheduler.administration import Carried, carry_out, checked
+from lorry.service import Service
+from lorry.storage.connection import unusable
+from lorry.storage.lock import served_at
+from lorry.storage.looking import looking
+from lorry.storage.store import Store
+from lorry.wire.admin_messages import (
+    AdminOrder,
+    CreateTenant,
+    EndKey,
+    ListKeys,
+    ListTenants,
+    RemoveTenant,
+    SetTenant,
+    new_key_id,
+)
+from lorry.wire.errors import LorryError
+from lorry.wire.ids import TenantId
+from lorry.wire.types import SCOPES
+
+T = TypeVar("T")
+
+ADMIN = TenantId("admin")
+"""Whose the first key is."""
+_ENDS_OR_WEIGHS = EndKey | RemoveTenant | CreateTenant | SetTenant
+
+
+async def administer(service: Service, order: AdminOrder, kind: type[T]) -> T:
+    """The answer, of this kind. What a broker need not hear of is done in the folder. The rest may be done twice: one
+    that comes to serve the folder in this very moment is told, too.
+
+    Raises InvalidRequestError, NotFoundError, StorageUnavailableError, and ConnectionLostError where a broker serves
+    the folder and does not answer at the service's address.
+    """
+    answer: object = None
+    if not (concerns_broker := isinstance(order, _ENDS_OR_WEIGHS)) or served_at(service.data) is None:
+        answer = await to_thread.run_sync(_in_the_folder, service.data, order)
+    if concerns_broker and served_at(service.data) is not None:
+        await ask_broker(service.address, service.server_key, operator_key(service.data), order)
+    return msgspec.convert(answer, kind)
+
+
+def _in_the_folder(data: Path, order: AdminOrder) -> object:
+    if isinstance(order, ListKeys | ListTenants):
+        with looking(data) as store:
+            return _answer(carry_out(store, order, time.time()))
+    now = time.time()
+    with _changing(data) as store:
+        return _answer(carry_out(store, checked(order, now), now))
+
+
+@contextmanager
+def _changing(data: Path) -> Generator[Store]:
+    """In one transaction. Raises StorageUnavailableError where the disk refuses, JournalDamagedError."""
+    with closing(Store(data)) as store:
+        try:
+            with store.transaction():
+                yield store
+        except sqlite3.DatabaseError as error:
+            raise unusable(data, error) from error
+
+
+def _answer(carried: Carried | LorryError) -> object:
+    if isinstance(carried, LorryError):
+        raise carried
+    return carried.answer
+
+
+def first_admin_key(data: Path) -> str | None:
+    """A key that may do everything, if no administrator ever had one."""
+    with _changing(data) as store:
+        if any("admin" in key.scopes for key in store.api_keys()):
+            return None
+        now = time.time()
+        store.tenant_made(ADMIN, now)
+        return store.key_made(new_key_id(), ADMIN, now, "the first", SCOPES)

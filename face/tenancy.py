@@ -1,0 +1,196 @@
+"""`lorry tenants` and `lorry keys`: who may come in, and how large a share each has."""
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import partial
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import typer
+from rich.table import Table
+
+from lorry import options
+from lorry.calling import run_async
+from lorry.printing import plain_console
+from lorry.service import Service, find_service
+from lorry.wire.admin_messages import (
+    AdminOrder,
+    CreateKey,
+    CreateTenant,
+    EndKey,
+    KeyCreated,
+    KeyInfo,
+    ListKeys,
+    ListTenants,
+    RemoveTenant,
+    SetTenant,
+    TenantInfo,
+    new_key_id,
+)
+from lorry.wire.ids import KeyId, TenantId
+
+T = TypeVar("T")
+
+tenants = typer.Typer(help="Who is billed, and how large a share each has.", no_args_is_help=True)
+keys = typer.Typer(help="API keys: every client needs one.", no_args_is_help=True)
+
+ScopeName = StrEnum("ScopeName", ["train", "sample", "read", "admin"])
+Tenant = Annotated[str, typer.Argument(help="As `lorry tenants ls` calls it")]
+Weight = Annotated[float, typer.Option(help="One of weight 2 gets twice the tokens of one of 1 while both wait")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
+
+
+@tenants.command("ls")
+def list_tenants(
+    as_json: AsJson = False,
+    data: options.Data = None,
+) -> None:
+    """Print who there is."""
+
+    async def run() -> None:
+        found = await _carry(find_service(None, None, data), ListTenants(), list[TenantInfo])
+        if as_json:
+            _print_json(found)
+        else:
+            _print_table(("tenant", "weight", "keys", "since", "removed"), map(_tenant_cells, found))
+
+    run_async(run)
+
+
+@tenants.command("create")
+def create_tenant(
+    tenant: Annotated[str, typer.Argument(help="A name")],
+    weight: Weight = 1.0,
+    connect: options.Connect = None,
+    server_key: options.ServerKey = None,
+    data: options.Data = None,
+) -> None:
+    """Make TENANT, who has no key yet. One that was removed is there again, with all that it had but its keys."""
+    _change(
+        CreateTenant(TenantId(tenant), weight),
+        partial(find_service, connect, server_key, data),
+        f"{tenant} has a weight of {weight:g}.",
+    )
+
+
+@tenants.command("set")
+def set_tenant(
+    tenant: Tenant,
+    weight: Weight,
+    connect: options.Connect = None,
+    server_key: options.ServerKey = None,
+    data: options.Data = None,
+) -> None:
+    """Change TENANT's share, from now on."""
+    _change(
+        SetTenant(TenantId(tenant), weight),
+        partial(find_service, connect, server_key, data),
+        f"{tenant} has a weight of {weight:g}.",
+    )
+
+
+@tenants.command("rm")
+def remove_tenant(
+    tenant: Tenant,
+    connect: options.Connect = None,
+    server_key: options.ServerKey = None,
+    data: options.Data = None,
+) -> None:
+    """Revoke all keys of TENANT, and close what they have opened. What it made stays, and what it used in the bills."""
+    _change(
+        RemoveTenant(TenantId(tenant)),
+        partial(find_service, connect, server_key, data),
+        f"{tenant} has no keys any more.",
+    )
+
+
+@keys.command("ls")
+def list_keys(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's")] = None,
+    as_json: AsJson = False,
+    data: options.Data = None,
+) -> None:
+    """Print what keys there are and were: their names, never themselves."""
+    order = ListKeys(TenantId(tenant) if tenant else None)
+
+    async def run() -> None:
+        found = await _carry(find_service(None, None, data), order, list[KeyInfo])
+        if as_json:
+            _print_json(found)
+        else:
+            _print_table(("key", "tenant", "name", "scopes", "until", "last used"), map(_key_cells, found))
+
+    run_async(run)
+
+
+@keys.command("create")
+def create_key(
+    tenant: Annotated[str, typer.Option(help="Who uses the key; made if new")],
+    name: Annotated[str, typer.Option(help="What `lorry keys ls` and bills call it, beside its id")] = "",
+    scope: Annotated[
+        list[ScopeName] | None, typer.Option(help="What it may: repeat it for more [default: train, sample, read]")
+    ] = None,
+    expires: Annotated[
+        datetime | None, typer.Option(help="When it opens nothing any more, in UTC [default: never]")
+    ] = None,
+    data: options.Data = None,
+) -> None:
+    """Print a new API key of TENANT. It is shown this once: only its hash is stored."""
+    chosen: dict[str, Any] = {"scopes": [each.value for each in scope]} if scope else {}
+    until = expires.replace(tzinfo=UTC).timestamp() if expires else None
+    order = CreateKey(new_key_id(), TenantId(tenant), name, expires_at=until, **chosen)
+
+    async def run() -> None:
+        print((await _carry(find_service(None, None, data), order, KeyCreated)).api_key)
+
+    run_async(run)
+
+
+@keys.command("revoke")
+def revoke_key(
+    key: Annotated[str, typer.Argument(help="As `lorry keys ls` calls it")],
+    connect: options.Connect = None,
+    server_key: options.ServerKey = None,
+    data: options.Data = None,
+) -> None:
+    """End KEY, and close at once what it has opened."""
+    _change(EndKey(KeyId(key)), partial(find_service, connect, server_key, data), f"{key} opens nothing any more.")
+
+
+def _change(order: AdminOrder, find: Callable[[], Service], done: str) -> None:
+    async def run() -> None:
+        await _carry(find(), order, type(None))
+        plain_console().print(done, soft_wrap=True)
+
+    run_async(run)
+
+
+async def _carry(service: Service, order: AdminOrder, kind: type[T]) -> T:
+    from lorry.administration import administer
+
+    return await administer(service, order, kind)
+
+
+def _tenant_cells(info: TenantInfo) -> tuple[str, ...]:
+    return info.tenant, f"{info.weight:g}", str(info.keys), _day(info.created_at), _day(info.removed_at)
+
+
+def _key_cells(info: KeyInfo) -> tuple[str, ...]:
+    until = f"revoked {_day(info.revoked_at)}" if info.revoked_at else _day(info.expires_at)
+    return info.key, info.tenant, info.name, ", ".join(info.scopes), until, _day(info.used_at)
+
+
+def _print_table(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    plain_console().print(table)
+
+
+def _print_json(found: object) -> None:
+    print(msgspec.json.encode(found).decode())
+
+
+def _day(moment: float | None) -> str:
+    return "" if moment is None else datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d")

@@ -1,0 +1,146 @@
+"""Tenants and keys over HTTP, for keys with the scope `admin`; described in OpenAPI at /admin/openapi.json."""
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from fastapi import APIRouter, FastAPI, Query, Security
+from fastapi.responses import Response
+from fastapi.security import APIKeyHeader
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..wire.admin_messages import (
+    Administer,
+    AdminOrder,
+    CreateKey,
+    CreateTenant,
+    EndKey,
+    KeyCreated,
+    KeyInfo,
+    ListKeys,
+    ListTenants,
+    RemoveTenant,
+    SetTenant,
+    TenantInfo,
+    new_key_id,
+)
+from ..wire.ids import KeyId, TenantId
+from ..wire.types import USER_SCOPES, Scope
+from . import errors
+from .broker import Broker, BrokerOf
+
+T = TypeVar("T")
+
+# It describes: who is let in, the broker decides.
+router = APIRouter(dependencies=[Security(APIKeyHeader(name="X-API-Key", auto_error=False))])
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class NewKey(_Body):
+    """Times are Unix seconds."""
+
+    tenant: str = Field(description="Whose it is to be; made if new")
+    name: str = ""
+    scopes: list[Scope] = list(USER_SCOPES)
+    expires_at: float | None = None
+
+
+class Key(_Body):
+    key: str = Field(description="What it is called: it opens nothing")
+    tenant: str
+    name: str
+    scopes: list[Scope]
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
+    used_at: float | None
+
+
+class CreatedKey(_Body):
+    api_key: str = Field(description="Shown this once")
+    info: Key
+
+
+class NewTenant(_Body):
+    tenant: str
+    weight: float = 1.0
+
+
+class TenantChange(_Body):
+    weight: float = Field(description="One of weight 2 gets twice the tokens of one of 1 while both wait")
+
+
+class Tenant(_Body):
+    tenant: str
+    weight: float
+    keys: int = Field(description="Those that open something")
+    created_at: float
+    removed_at: float | None
+
+
+@router.get("/keys")
+async def list_keys(broker: BrokerOf, tenant: Annotated[str | None, Query()] = None) -> list[Key]:
+    found = await _ask(broker, ListKeys(None if tenant is None else TenantId(tenant)), list[KeyInfo])
+    return [Key(**_plain(info)) for info in found]
+
+
+@router.post("/keys", status_code=201)
+async def create_key(broker: BrokerOf, new: NewKey) -> CreatedKey:
+    order = CreateKey(new_key_id(), TenantId(new.tenant), new.name, new.scopes, new.expires_at)
+    created = await _ask(broker, order, KeyCreated)
+    return CreatedKey(api_key=created.api_key, info=Key(**_plain(created.info)))
+
+
+@router.delete("/keys/{key}", status_code=204)
+async def revoke_key(broker: BrokerOf, key: str) -> Response:
+    """What it has opened is closed at once."""
+    await _tell(broker, EndKey(KeyId(key)))
+    return Response(status_code=204)
+
+
+@router.get("/tenants")
+async def list_tenants(broker: BrokerOf) -> list[Tenant]:
+    return [Tenant(**_plain(info)) for info in await _ask(broker, ListTenants(), list[TenantInfo])]
+
+
+@router.post("/tenants", status_code=204)
+async def create_tenant(broker: BrokerOf, new: NewTenant) -> Response:
+    """One that was removed is there again, with all that it had but its keys."""
+    await _tell(broker, CreateTenant(TenantId(new.tenant), new.weight))
+    return Response(status_code=204)
+
+
+@router.patch("/tenants/{tenant}", status_code=204)
+async def set_tenant(broker: BrokerOf, tenant: str, change: TenantChange) -> Response:
+    await _tell(broker, SetTenant(TenantId(tenant), change.weight))
+    return Response(status_code=204)
+
+
+@router.delete("/tenants/{tenant}", status_code=204)
+async def remove_tenant(broker: BrokerOf, tenant: str) -> Response:
+    """All its keys are revoked. What it made stays, and what it used in the bills."""
+    await _tell(broker, RemoveTenant(TenantId(tenant)))
+    return Response(status_code=204)
+
+
+def app(gateway: object) -> FastAPI:
+    """An application of its own, so that its description is of nothing else."""
+    built = FastAPI(title="Lorry administration", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    built.state.gateway = gateway
+    errors.install(built)
+    built.include_router(router)
+    return built
+
+
+async def _ask(broker: Broker, order: AdminOrder, kind: type[T]) -> T:
+    return await broker.ask(lambda number: Administer(number, order), kind)
+
+
+async def _tell(broker: Broker, order: AdminOrder) -> None:
+    await broker.tell(lambda number: Administer(number, order))
+
+
+def _plain(info: KeyInfo | TenantInfo) -> dict[str, Any]:
+    return msgspec.to_builtins(info)

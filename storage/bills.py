@@ -1,0 +1,119 @@
+"""What was used, and what it cost: grouped as is asked for, in whole numbers, and checked against the journal.
+
+Costs are in millionths of a micro-dollar, as `scheduler.planning.prices` counts them.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal, TypeAlias
+
+from .store import Store
+
+By: TypeAlias = Literal["tenant", "key", "run", "model", "kind", "day"]
+
+_COLUMNS: Mapping[By, str] = {
+    "tenant": "tenant",
+    "key": "coalesce(key, '')",
+    "run": "coalesce(run, '')",
+    "model": "base_model",
+    "kind": "kind",
+    "day": "date(at, 'unixepoch')",
+}
+PER_USD = 10**12
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """`of` are what was grouped by; days are UTC."""
+
+    of: tuple[str, ...]
+    tokens: int
+    cost: int
+
+    @property
+    def usd(self) -> Decimal:
+        return Decimal(self.cost).scaleb(-12)
+
+
+def bill(
+    store: Store,
+    by: Sequence[By],
+    where: Mapping[By, str] | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> list[Line]:
+    """From `start` on, before `end`, in Unix seconds; in the order in which each was first used. Sums are as exact as
+    what they are of, however large: SQLite's own would not go beyond 2**63."""
+    names = [f"{_COLUMNS[each]} AS by_{each}" for each in by]
+    conditions = ["(:start IS NULL OR at >= :start)", "(:end IS NULL OR at < :end)"]
+    conditions += [f"{_COLUMNS[each]} = :{each}" for each in where or ()]
+    rows = store.rows(
+        f"SELECT {''.join(f'{name}, ' for name in names)}sum(tokens) AS tokens,"
+        f" sum(cost / {PER_USD}) AS usd, sum(cost % {PER_USD}) AS rest FROM usage"
+        f" WHERE {' AND '.join(conditions)} GROUP BY {', '.join(f'by_{each}' for each in by) or 'NULL'}"
+        " HAVING count(*) > 0 ORDER BY min(at)",
+        start=start,
+        end=end,
+        **(where or {}),
+    )
+    return [
+        Line(tuple(row[f"by_{each}"] for each in by), row["tokens"], row["usd"] * PER_USD + row["rest"]) for row in rows
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """`findings` are what the journal and the bill disagree about."""
+
+    commands: int
+    recorded: int
+    recomputed: int
+    findings: tuple[str, ...]
+
+
+def verify(store: Store) -> Verified:
+    """The bill computed again, command by command: each that succeeded, and no other, is billed to its tenant, once for
+    each kind of tokens, at the price of its time."""
+    findings: list[str] = []
+    recomputed, commands = 0, set[str]()
+    kinds = Counter[tuple[str, str]]()
+    rows = store.rows(
+        "SELECT usage.future, usage.kind, usage.tenant, usage.base_model, usage.key, usage.tokens, usage.price,"
+        " usage.cost, commands.state, commands.tenant AS owner, commands.base_model AS model, commands.key AS with_key"
+        " FROM usage LEFT JOIN commands ON commands.future = usage.future ORDER BY usage.at"
+    )
+    for row in rows:
+        recomputed += row["tokens"] * row["price"]
+        commands.add(row["future"])
+        kinds[row["future"], row["kind"]] += 1
+        findings += [f"{row['future']}, {row['kind']}: {problem}" for problem in _problems(row)]
+    findings += [f"{future}, {kind}: billed {n} times" for (future, kind), n in kinds.items() if n > 1]
+    unbilled = store.rows(
+        "SELECT future FROM commands WHERE state = 'done' AND kind IN ('forward', 'forward_backward', 'sample',"
+        " 'compute_logprobs') AND NOT EXISTS (SELECT 1 FROM usage WHERE usage.future = commands.future)"
+    )
+    findings += [f"{row['future']}: done, and not billed" for row in unbilled]
+    recorded = sum(line.cost for line in bill(store, ()))
+    if recorded != recomputed:
+        findings.append(f"the bill says {recorded}, its commands {recomputed} millionths of a micro-dollar")
+    return Verified(len(commands), recorded, recomputed, tuple(findings))
+
+
+def _problems(row: Mapping[str, object]) -> list[str]:
+    tokens, price, cost = row["tokens"], row["price"], row["cost"]
+    assert isinstance(tokens, int)
+    assert isinstance(price, int)
+    problems: list[str] = []
+    if row["state"] is None:
+        problems.append("no such command is in the journal")
+    elif row["state"] != "done":
+        problems.append(f"billed, and {row['state']}")
+    elif (row["owner"], row["model"], row["with_key"]) != (row["tenant"], row["base_model"], row["key"]):
+        problems.append("billed to another tenant, model or key than it was asked for with")
+    if tokens <= 0:
+        problems.append(f"billed for {tokens} tokens")
+    if cost != tokens * price:
+        problems.append(f"{tokens} tokens at {price} were billed as {cost}")
+    return problems
