@@ -5,6 +5,7 @@ answered, and asks again for what has not resolved.
 """
 
 import logging
+import math
 import platform
 import secrets
 import sys
@@ -79,8 +80,8 @@ class Connection:
     """Use `open_connection`. Requests may be made from any task of the event loop.
 
     A command that finds too many before it, and whatever finds a server whose disk is full, waits here, and goes out
-    again when something is over, or with a heartbeat. A connection that `relays` what others ask for tells them
-    instead; and `was_read` is to be called of results that they have got.
+    again when something is over, or with a heartbeat; what comes too fast, when the server said. A connection that
+    `relays` what others ask for tells them instead; and `was_read` is to be called of results that they have got.
     """
 
     def __init__(self, channel: Channel, address: str, api_key: str, timeout_s: float, *, relays: bool = False) -> None:
@@ -90,6 +91,8 @@ class Connection:
         self._requests: dict[int, _Request] = {}
         self._futures: dict[FutureId, Future[Any]] = {}
         self._held: dict[LaneId | None, list[int]] = {}
+        self._due: dict[int, float] = {}
+        self._has_due = anyio.Event()
         self._cancelled: set[FutureId] = set()
         self._were_read: list[FutureId] = []
         self._found_disk_full = False
@@ -161,7 +164,8 @@ class Connection:
         """One that is held here ends here, and its place in its run's order with it."""
         if future in self._futures:
             self._cancelled.add(future)
-        if not any(self._give_up(number) for numbers in self._held.values() for number in numbers):
+        held = [*(number for numbers in self._held.values() for number in numbers), *self._due]
+        if not any(self._give_up(number) for number in held):
             await self.tell(Cancel(self.next_request(), future))
 
     def _give_up(self, number: int) -> bool:
@@ -269,7 +273,11 @@ class Connection:
                 if not self._held:
                     log.warning("waiting: %s", error)
                 self._found_disk_full = True
-            self._held.setdefault(self._requests[number].lane, []).append(number)
+            if error.after_s is not None:
+                self._due[number] = anyio.current_time() + error.after_s
+                self._has_due.set()
+            else:
+                self._held.setdefault(self._requests[number].lane, []).append(number)
             self._give_up(number)
         elif request := self._requests.pop(number, None):
             if command := request.command:
@@ -293,10 +301,22 @@ class Connection:
 
     def _resume(self) -> None:
         self._held.clear()
+        self._due.clear()
         for request in self._requests.values():
             self._link.send(request.frames)
         for start in range(0, len(futures := list(self._futures)), _NAMES_AT_ONCE):
             self._link.send([encode(Watch(futures[start : start + _NAMES_AT_ONCE]))])
+
+    async def come_again(self) -> None:
+        """What the broker told to come again after some time."""
+        while True:
+            with anyio.CancelScope(deadline=min(self._due.values(), default=math.inf)):
+                await self._has_due.wait()
+            self._has_due = anyio.Event()
+            for number in sorted(number for number, at in self._due.items() if at <= anyio.current_time()):
+                del self._due[number]
+                if number in self._requests:
+                    self._link.send(self._requests[number].frames)
 
     async def heartbeat(self) -> None:
         """Tell the broker that we live; give up a connection on which it has been silent for too long."""
@@ -350,6 +370,7 @@ async def open_connection(
         async with background_tasks() as tasks:
             tasks.start_soon(connection.receive)
             tasks.start_soon(connection.heartbeat)
+            tasks.start_soon(connection.come_again)
             await connection.open()
             try:
                 yield connection

@@ -23,8 +23,10 @@ from lorry.wire.admin_messages import (
     CreateTenant,
     EndKey,
     ListKeys,
+    ListLimits,
     ListTenants,
     RemoveTenant,
+    SetLimits,
     SetTenant,
     new_key_id,
 )
@@ -36,7 +38,7 @@ T = TypeVar("T")
 
 ADMIN = TenantId("admin")
 """Whose the first key is."""
-_ENDS_OR_WEIGHS = EndKey | RemoveTenant | CreateTenant | SetTenant
+_CONCERNS_BROKER = EndKey | RemoveTenant | CreateTenant | SetTenant | SetLimits
 
 
 async def administer(service: Service, order: AdminOrder, kind: type[T]) -> T:
@@ -47,7 +49,7 @@ async def administer(service: Service, order: AdminOrder, kind: type[T]) -> T:
     the folder and does not answer at the service's address.
     """
     answer: object = None
-    if not (concerns_broker := isinstance(order, _ENDS_OR_WEIGHS)) or served_at(service.data) is None:
+    if not (concerns_broker := isinstance(order, _CONCERNS_BROKER)) or served_at(service.data) is None:
         answer = await to_thread.run_sync(_in_the_folder, service.data, order)
     if concerns_broker and served_at(service.data) is not None:
         await ask_broker(service.address, service.server_key, operator_key(service.data), order)
@@ -55,7 +57,7 @@ async def administer(service: Service, order: AdminOrder, kind: type[T]) -> T:
 
 
 def _in_the_folder(data: Path, order: AdminOrder) -> object:
-    if isinstance(order, ListKeys | ListTenants):
+    if isinstance(order, ListKeys | ListTenants | ListLimits):
         with looking(data) as store:
             return _answer(carry_out(store, order, time.time()))
     now = time.time()

@@ -11,7 +11,7 @@ import anyio
 import typer
 from anyio import to_thread
 
-from lorry import benching, billing, logs, options, tenancy
+from lorry import benching, billing, limiting, logs, options, tenancy
 from lorry.actors.config import ActorConfig, ActorSettings
 from lorry.addresses import host_and_port, is_loopback
 from lorry.calling import call, run_async
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(tenancy.tenants, name="tenants")
 app.add_typer(tenancy.keys, name="keys")
+app.add_typer(limiting.limits, name="limits")
 app.command("usage")(billing.usage)
 app.add_typer(benching.app, name="bench")
 
@@ -95,10 +96,10 @@ def serve(
                 say(f"Serving {names} at {deployment.address}, data in {config.data}. Ctrl-C stops it.")
                 if deployment.url:
                     say(f"Scripts for Tinker run with TINKER_BASE_URL={deployment.url}")
-                if first := await to_thread.run_sync(first_admin_key, config.data):
-                    say(f"Administrator's key, shown this once: {first}")
                 if deployment.server_key:
                     say(f"Clients pass server_key={deployment.server_key!r}: the connection is encrypted.")
+                if first := await to_thread.run_sync(first_admin_key, config.data):
+                    say(f"Administrator's key, shown this once: {first}")
                 with anyio.open_signal_receiver(signal.SIGTERM) as signals:
                     async for _ in signals:
                         break

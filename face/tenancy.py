@@ -48,14 +48,13 @@ def list_tenants(
 ) -> None:
     """Print who there is."""
 
-    async def run() -> None:
-        found = await _carry(find_service(None, None, data), ListTenants(), list[TenantInfo])
+    def show(found: list[TenantInfo]) -> None:
         if as_json:
-            _print_json(found)
+            print_json(found)
         else:
-            _print_table(("tenant", "weight", "keys", "since", "removed"), map(_tenant_cells, found))
+            print_table(("tenant", "weight", "keys", "since", "removed"), map(_tenant_cells, found))
 
-    run_async(run)
+    carry_out(partial(find_service, None, None, data), ListTenants(), list[TenantInfo], show)
 
 
 @tenants.command("create")
@@ -67,7 +66,7 @@ def create_tenant(
     data: options.Data = None,
 ) -> None:
     """Make TENANT, who has no key yet. One that was removed is there again, with all that it had but its keys."""
-    _change(
+    change(
         CreateTenant(TenantId(tenant), weight),
         partial(find_service, connect, server_key, data),
         f"{tenant} has a weight of {weight:g}.",
@@ -83,7 +82,7 @@ def set_tenant(
     data: options.Data = None,
 ) -> None:
     """Change TENANT's share, from now on."""
-    _change(
+    change(
         SetTenant(TenantId(tenant), weight),
         partial(find_service, connect, server_key, data),
         f"{tenant} has a weight of {weight:g}.",
@@ -98,7 +97,7 @@ def remove_tenant(
     data: options.Data = None,
 ) -> None:
     """Revoke all keys of TENANT, and close what they have opened. What it made stays, and what it used in the bills."""
-    _change(
+    change(
         RemoveTenant(TenantId(tenant)),
         partial(find_service, connect, server_key, data),
         f"{tenant} has no keys any more.",
@@ -114,14 +113,13 @@ def list_keys(
     """Print what keys there are and were: their names, never themselves."""
     order = ListKeys(TenantId(tenant) if tenant else None)
 
-    async def run() -> None:
-        found = await _carry(find_service(None, None, data), order, list[KeyInfo])
+    def show(found: list[KeyInfo]) -> None:
         if as_json:
-            _print_json(found)
+            print_json(found)
         else:
-            _print_table(("key", "tenant", "name", "scopes", "until", "last used"), map(_key_cells, found))
+            print_table(("key", "tenant", "name", "scopes", "until", "last used"), map(_key_cells, found))
 
-    run_async(run)
+    carry_out(partial(find_service, None, None, data), order, list[KeyInfo], show)
 
 
 @keys.command("create")
@@ -141,10 +139,7 @@ def create_key(
     until = expires.replace(tzinfo=UTC).timestamp() if expires else None
     order = CreateKey(new_key_id(), TenantId(tenant), name, expires_at=until, **chosen)
 
-    async def run() -> None:
-        print((await _carry(find_service(None, None, data), order, KeyCreated)).api_key)
-
-    run_async(run)
+    carry_out(partial(find_service, None, None, data), order, KeyCreated, lambda created: print(created.api_key))
 
 
 @keys.command("revoke")
@@ -155,21 +150,21 @@ def revoke_key(
     data: options.Data = None,
 ) -> None:
     """End KEY, and close at once what it has opened."""
-    _change(EndKey(KeyId(key)), partial(find_service, connect, server_key, data), f"{key} opens nothing any more.")
+    change(EndKey(KeyId(key)), partial(find_service, connect, server_key, data), f"{key} opens nothing any more.")
 
 
-def _change(order: AdminOrder, find: Callable[[], Service], done: str) -> None:
-    async def run() -> None:
-        await _carry(find(), order, type(None))
-        plain_console().print(done, soft_wrap=True)
-
-    run_async(run)
+def change(order: AdminOrder, find: Callable[[], Service], done: str) -> None:
+    """Carried out, it is `done`."""
+    carry_out(find, order, type(None), lambda _: plain_console().print(done, soft_wrap=True))
 
 
-async def _carry(service: Service, order: AdminOrder, kind: type[T]) -> T:
+def carry_out(find: Callable[[], Service], order: AdminOrder, kind: type[T], show: Callable[[T], None]) -> None:
     from lorry.administration import administer
 
-    return await administer(service, order, kind)
+    async def run() -> None:
+        show(await administer(find(), order, kind))
+
+    run_async(run)
 
 
 def _tenant_cells(info: TenantInfo) -> tuple[str, ...]:
@@ -181,14 +176,14 @@ def _key_cells(info: KeyInfo) -> tuple[str, ...]:
     return info.key, info.tenant, info.name, ", ".join(info.scopes), until, _day(info.used_at)
 
 
-def _print_table(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
+def print_table(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
     table = Table(*columns)
     for row in rows:
         table.add_row(*row)
     plain_console().print(table)
 
 
-def _print_json(found: object) -> None:
+def print_json(found: object) -> None:
     print(msgspec.json.encode(found).decode())
 
 

@@ -16,15 +16,18 @@ from ..wire.admin_messages import (
     EndKey,
     KeyCreated,
     KeyInfo,
+    LimitsInfo,
     ListKeys,
+    ListLimits,
     ListTenants,
     RemoveTenant,
+    SetLimits,
     SetTenant,
     TenantInfo,
     new_key_id,
 )
 from ..wire.ids import KeyId, TenantId
-from ..wire.types import USER_SCOPES, Scope
+from ..wire.types import USER_SCOPES, Limits, Scope
 from . import errors
 from .broker import Broker, BrokerOf
 
@@ -80,6 +83,25 @@ class Tenant(_Body):
     removed_at: float | None
 
 
+class SomeLimits(_Body):
+    """What is null is any number. A tenant's own take the place of everyone's one by one; a key's count beside its
+    tenant's."""
+
+    runs: int | None = Field(None, ge=0, lt=2**53, description="Active ones: that had a request within the hour")
+    rank: int | None = Field(None, ge=0, lt=2**53)
+    queued_tokens: int | None = Field(None, ge=0, lt=2**53, description="Of requests that wait or run")
+    requests_per_s: float | None = Field(None, gt=0, le=1e6)
+    concurrent_samples: int | None = Field(None, ge=0, lt=2**53, description="Sequences at the same time")
+    stored_bytes: int | None = Field(None, ge=0, lt=2**53, description="Of checkpoints with names")
+    monthly_usd: float | None = Field(None, ge=0, le=1e9, description="In a calendar month of UTC")
+    models: list[str] | None = None
+
+
+class HolderLimits(_Body):
+    holder: str = Field(description="everyone, tenant:NAME or key:ID")
+    limits: SomeLimits
+
+
 @router.get("/keys")
 async def list_keys(broker: BrokerOf, tenant: Annotated[str | None, Query()] = None) -> list[Key]:
     found = await _ask(broker, ListKeys(None if tenant is None else TenantId(tenant)), list[KeyInfo])
@@ -122,6 +144,20 @@ async def set_tenant(broker: BrokerOf, tenant: str, change: TenantChange) -> Res
 async def remove_tenant(broker: BrokerOf, tenant: str) -> Response:
     """All its keys are revoked. What it made stays, and what it used in the bills."""
     await _tell(broker, RemoveTenant(TenantId(tenant)))
+    return Response(status_code=204)
+
+
+@router.get("/limits")
+async def list_limits(broker: BrokerOf) -> list[HolderLimits]:
+    found = await _ask(broker, ListLimits(), list[LimitsInfo])
+    return [HolderLimits(holder=info.holder, limits=SomeLimits(**msgspec.to_builtins(info.limits))) for info in found]
+
+
+@router.put("/limits/{holder}", status_code=204)
+async def set_limits(broker: BrokerOf, holder: str, limits: SomeLimits) -> Response:
+    """In place of those that it had."""
+    wanted = msgspec.convert(limits.model_dump(exclude_none=True), Limits)
+    await _tell(broker, SetLimits(holder, wanted))
     return Response(status_code=204)
 
 

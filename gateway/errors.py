@@ -1,5 +1,7 @@
 """Lorry's errors as HTTP answers, and as the failures of futures. The SDK makes its exceptions of the status codes."""
 
+import math
+
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -9,6 +11,7 @@ from tinker.types import RequestErrorCategory, RequestFailedResponse
 from ..wire.errors import (
     AuthenticationError,
     ConnectionLostError,
+    LimitReachedError,
     LorryError,
     MessageTooLargeError,
     NotFoundError,
@@ -44,6 +47,7 @@ class MalformedBodyError(LorryError):
 _STATUS: dict[type[LorryError], int] = {
     AuthenticationError: 401,
     PermissionDeniedError: 403,
+    LimitReachedError: 403,
     NotFoundError: 404,
     SessionFinishedError: 410,
     MessageTooLargeError: 413,
@@ -79,7 +83,10 @@ def failed(error: LorryError) -> JSONResponse:
 def _answer(error: LorryError) -> JSONResponse:
     status = status_of(error)
     body = {"detail": str(error), "field": error.field, "category": error.category}
-    return JSONResponse(body, status, _HEADERS.get(status))
+    headers = _HEADERS.get(status, {})
+    if error.after_s is not None:
+        headers = headers | {"Retry-After": str(math.ceil(error.after_s))}
+    return JSONResponse(body, status, headers or None)
 
 
 def install(app: FastAPI) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from ..storage.bills import bill
 from ..storage.rows import CommandRow, ResultRow, RunRow, UsedSeq
 from ..storage.store import Store
 from ..storage.writer import Writer
@@ -17,10 +18,11 @@ from ..wire.client_messages import CommandArguments
 from ..wire.codec import encode
 from ..wire.commands import CommandKind
 from ..wire.errors import ActorLostError, CommandCancelledError, ErrorInfo, LorryError, NotFoundError, SeqConflictError
-from ..wire.ids import LaneId
+from ..wire.ids import KeyId, LaneId, TenantId
 from .finishing import Finishing
 from .open_commands import OpenCommands, planned
 from .planning.lanes import Lane
+from .planning.limits import holders_of, month_began
 from .planning.planner import Planner
 from .recovering import Recovering
 from .registry import Registry
@@ -68,9 +70,13 @@ class Accepting:
 
     def load(self, store: Store) -> None:
         """After a start: every run has a lane, nobody holds its state, and what was queued is queued again."""
+        for line in bill(store, ("tenant", "key"), start=month_began(self._now())):
+            tenant, key = line.of
+            self._open.meters.spent(holders_of(TenantId(tenant), KeyId(key) or None), line.cost, self._now())
         finished = store.finished_counts()
         for run in store.runs():
             lane = self.add_run(run)
+            self._open.meters.used(holders_of(run.tenant, run.key), lane.id, run.last_request_at)
             self._planner.lose_state(lane.id)
             self._open.dormant.add(lane.id)
             if lane.id in finished:
@@ -83,7 +89,7 @@ class Accepting:
                 lane.skip(store.finished_seqs(lane.id))
         for queued in store.queued_commands():
             row = self._with_folder(queued, store)
-            self._open.rows[row.future] = row
+            self._open.add(row)
             self._registry.saving(row)
             self._registry.begun(row.lane)
             self._waiters.opened(row.future)
@@ -115,7 +121,7 @@ class Accepting:
         """Sent again, it is acknowledged again, and that is all. Another one under its seq is a conflict."""
         shaped = None
         if not self._waiters.is_open(row.future):
-            self._open.rows[row.future] = row
+            self._open.add(row)
             if row.folder is not None and row.seq >= self._planner.next_seq(row.lane):
                 self._registry.saving(row)
                 if shaped := self._registry.shaped_by(row, self._planner.next_seq(row.lane)):

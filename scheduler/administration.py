@@ -13,15 +13,19 @@ from ..wire.admin_messages import (
     EndKey,
     KeyCreated,
     KeyInfo,
+    LimitsInfo,
     ListKeys,
+    ListLimits,
     ListTenants,
     RemoveTenant,
+    SetLimits,
     SetTenant,
     TenantInfo,
 )
 from ..wire.errors import InvalidRequestError, LorryError, NotFoundError
 from ..wire.ids import TenantId
-from ..wire.types import SCOPES, Scope
+from ..wire.types import SCOPES, Limits, Scope
+from .planning.limits import EVERYONE, Holder
 
 _KEY_ID = re.compile(r"key-[0-9a-f]{12}")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
@@ -31,11 +35,12 @@ _WEIGHT_AT_MOST = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """`ended` are keys that open nothing any more; `weights` what has become of tenants' shares."""
+    """`ended` are keys that open nothing any more; `weights` and `limits` what has become of somebody's."""
 
     answer: object = None
     ended: tuple[KeyRow, ...] = ()
     weights: tuple[tuple[TenantId, float], ...] = ()
+    limits: tuple[tuple[Holder, Limits], ...] = ()
 
 
 def checked(order: AdminOrder, now: float) -> AdminOrder:
@@ -90,6 +95,29 @@ def carry_out(store: Store, order: AdminOrder, now: float) -> Carried | LorryErr
             return _end(store, lambda row: row.tenant == order.tenant, now) or Carried()
         case ListTenants():
             return Carried(_tenants(store, now))
+        case SetLimits():
+            if (missing := _missing(store, order.holder)) is not None:
+                return missing
+            store.limits_set(order.holder, order.limits)
+            return Carried(limits=((Holder(order.holder), order.limits),))
+        case ListLimits():
+            return Carried([LimitsInfo(holder, limits) for holder, limits in store.limits().items()])
+
+
+def _missing(store: Store, holder: str) -> LorryError | None:
+    """Who is not there to have limits."""
+    kind, _, name = holder.partition(":")
+    match kind:
+        case "tenant":
+            return None if store.has_tenant(TenantId(name)) else no_tenant(name)
+        case "key":
+            return None if any(row.id == name for row in store.api_keys()) else no_key(name)
+        case _:
+            return None if holder == EVERYONE else no_holder(holder)
+
+
+def no_holder(holder: str) -> InvalidRequestError:
+    return InvalidRequestError.of("holder", holder, "everyone, tenant:NAME or key:ID")
 
 
 def no_tenant(tenant: str) -> NotFoundError:

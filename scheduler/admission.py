@@ -1,19 +1,22 @@
 """What may be accepted, and what its names mean: a command is understood once, when it comes. Pure."""
 
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from ..storage.rows import CommandRow, RunRow, SamplerRow
 from ..wire.commands import MAX_SEQ, SAMPLING_KINDS
 from ..wire.errors import InvalidRequestError, MessageTooLargeError, TooManyWaitingError
-from ..wire.ids import LaneId
+from ..wire.ids import LaneId, TenantId
 from .config import BrokerConfig
+from .planning.limits import Holder, Meters, holders_of
 from .registry import Registry, sampler_in_slot
 from .saves import SAVES, saved_folder, saved_path, weights_gone
 
 
 class Admission:
-    def __init__(self, config: BrokerConfig, registry: Registry) -> None:
-        self._config, self._registry = config, registry
+    def __init__(self, config: BrokerConfig, registry: Registry, meters: Meters, now: Callable[[], float]) -> None:
+        self._config, self._registry, self._meters, self._now = config, registry, meters, now
 
     def check_place(self, lane: RunRow | SamplerRow, seq: int, next_seq: int | None) -> None:
         """Whether a command can have this place in the order at all: one that cannot leaves no gap behind.
@@ -33,10 +36,20 @@ class Admission:
                 field="seq",
             )
 
+    def check_room(self, row: CommandRow, next_seq: int | None) -> None:
+        """For one that is sent for the first time. What its run waits for comes in however much waits behind it.
+
+        Raises TooManyWaitingError for one that is to come again.
+        """
+        holders = holders_of(row.tenant, row.key)
+        if row.seq != next_seq:
+            self._meters.check_queue(holders, row.tokens)
+        self._meters.check_pace(holders, self._now())
+
     def admit(self, lane: RunRow | SamplerRow, row: CommandRow, payload_bytes: int, next_seq: int | None) -> CommandRow:
         """The command with its names looked up; `next_seq` as `check_place` has it.
 
-        Raises InvalidRequestError, MessageTooLargeError, NotFoundError.
+        Raises InvalidRequestError, MessageTooLargeError, NotFoundError, LimitReachedError.
         """
         if payload_bytes > self._config.max_payload_bytes:
             raise MessageTooLargeError(f"payload has {payload_bytes:,} bytes, limit {self._config.max_payload_bytes:,}")
@@ -44,6 +57,9 @@ class Admission:
             raise InvalidRequestError.of("kind", row.kind, f"a command of a {type(lane).__name__[:-3].lower()}")
         if row.kind in SAMPLING_KINDS and not 0 <= row.rows <= 1024:
             raise InvalidRequestError.of("rows", row.rows, "a whole number from 0 to 1024")
+        holders = holders_of(row.tenant, row.key)
+        self._meters.check_spend(holders, self._now())
+        self._meters.check_size(holders, row.tokens, row.rows if row.kind in SAMPLING_KINDS else 0)
         ttl = row.arguments.ttl_seconds
         if ttl is not None and ttl < 1:
             raise InvalidRequestError.of("ttl_seconds", ttl, "a whole number from 1, or None for ever")
@@ -56,11 +72,21 @@ class Admission:
             known.check(lane.lora)
         if row.kind in SAVES:
             self._check_save(lane, row)
+            if self._meters.limits_storage(holders):
+                self._meters.check_stored(holders, self._stored(row.tenant))
             return replace(row, folder=saved_folder(row, self._config.checkpoints))
         if row.kind == "load_state":
             begins = self._registry.begins_with(row, next_seq)
             return replace(row, folder=self._registry.loadable(lane, row.arguments.path, row.seq, begins=begins))
         return row
+
+    def _stored(self, tenant: TenantId) -> Mapping[Holder, int]:
+        """Bytes of checkpoints with names, of a tenant and of the keys that their runs were made with."""
+        stored = Counter[Holder]()
+        for checkpoint in self._registry.checkpoints_of(tenant):
+            run = self._registry.run(tenant, checkpoint.run)
+            stored.update(dict.fromkeys(holders_of(tenant, run.key), checkpoint.size_bytes))
+        return stored
 
     def _check_save(self, run: RunRow, row: CommandRow) -> None:
         path, slot = saved_path(row), row.arguments.sampler_slot

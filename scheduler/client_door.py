@@ -2,12 +2,15 @@
 
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from functools import partial
 
 import structlog
 from anyio.abc import TaskGroup
 
 from ..storage.reader import Reader
 from ..storage.rows import CommandRow, KeyRow, RunRow, SamplerRow
+from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire.admin_messages import Administer
 from ..wire.catalogue_messages import CatalogueChange, CatalogueRequest, RevokeKey
@@ -39,7 +42,6 @@ from ..wire.codec import MAX_HEADER_BYTES, decode, encode
 from ..wire.commands import CommandKind
 from ..wire.errors import (
     AuthenticationError,
-    InvalidRequestError,
     LorryError,
     ProtocolError,
     StorageUnavailableError,
@@ -56,6 +58,8 @@ from .client_results import ClientResults
 from .commands import Commands
 from .config import BrokerConfig
 from .keyring import Keyring, revoked
+from .orders import Orders
+from .planning.limits import holders_of
 from .registry import Registry
 from .salvage import number_of, refusal_of
 from .sessions import Session, Sessions
@@ -67,6 +71,8 @@ _BYTES_PER_TOKEN = 32
 
 
 _NO_ARGUMENTS = CommandArguments()
+_PACED = CreateRun | CreateSampler | CatalogueChange
+"""Requests that count, beside commands, which count once however often they are sent."""
 _WRITE = Submit | Refuse | CreateRun | CreateSampler | CatalogueChange
 
 
@@ -88,13 +94,16 @@ class ClientDoor:
     ) -> None:
         self._config, self._registry, self._commands = config, registry, commands
         self._writer, self._reader, self._now, self._monotonic = writer, reader, now, monotonic
-        self._tasks, self._cancel_in_flight, self._drain = tasks, cancel_in_flight, drain
-        self._sessions, self._admission = Sessions(), Admission(config, registry)
+        self._tasks, self._cancel_in_flight = tasks, cancel_in_flight
+        self._sessions, self._admission = Sessions(), Admission(config, registry, commands.meters, now)
         self.post = ClientPost(channel, self._sessions)
         self._results = ClientResults(registry, commands, reader, self.post, self._sessions, tasks)
-        self.keyring = Keyring(writer, reader, now, commands.set_weight)
+        self.keyring = Keyring(writer, reader, now, commands.set_weight, commands.set_limits)
         self.catalogue = Catalogue(registry, commands, writer, reader, config.checkpoints, now, drop, self.keyring)
         self._creating = self.catalogue.creating
+        self._orders = Orders(
+            config.operator_key, self.post, self.keyring, self.catalogue, writer, drain, self._close_opened_with
+        )
 
     # In --------------------------------------------------------------------------------------------------------------
 
@@ -125,7 +134,7 @@ class ClientDoor:
             elif isinstance(message, Drain | ImportAdapter) or (
                 isinstance(message, Administer) and message.operator_key
             ):
-                self._tasks.start_soon(self._obey, connection, message)
+                self._tasks.start_soon(self._orders.obey, connection, message)
             elif isinstance(message, Hello):
                 self._tasks.start_soon(self._hello, connection, message)
             elif session := self._sessions.at(connection):
@@ -174,6 +183,8 @@ class ClientDoor:
             self._turn_out(session, over)
             return
         permissions.check(session.key.scopes, message)
+        if isinstance(message, _PACED):
+            self._commands.meters.check_pace(holders_of(session.tenant, session.key.id), self._now())
         if self._writer.trouble is not None and isinstance(message, _WRITE):
             raise StorageUnavailableError(self._writer.trouble)
         match message:
@@ -200,7 +211,7 @@ class ClientDoor:
             case Hello() | Probe() | Drain() | ImportAdapter():
                 raise AssertionError("handled by receive")
             case Administer():
-                self._tasks.start_soon(self._administer, session, message)
+                self._tasks.start_soon(self._orders.administer, session, message)
             case _:
                 self._tasks.start_soon(self._catalogued, session, message)
 
@@ -212,6 +223,9 @@ class ClientDoor:
         prefix = _scoped(submit.prefix, lane)
         row = self._placed(lane, session, submit.seq, submit.kind, tokens, rows, submit.arguments, prefix)
         request = self._request(session, submit.request)
+        if not self._commands.waiters.is_open(row.future):
+            self._admission.check_room(row, self._next_seq(lane))
+            self._commands.meters.used(holders_of(row.tenant, row.key), row.lane, self._now())
         try:
             admitted = self._admission.admit(lane, row, len(payload), self._next_seq(lane))
         except LorryError as error:
@@ -288,6 +302,10 @@ class ClientDoor:
     def _create_run(self, session: Session, create: CreateRun) -> None:
         run, is_new = self._creating.run(session.tenant, create)
         if is_new:
+            holders = holders_of(session.tenant, session.key.id)
+            self._commands.meters.check_run(holders, run.lora.rank, run.base_model, self._now())
+            self._commands.meters.used(holders, LaneId(run.id), self._now())
+            run = replace(run, key=session.key.id)
             self._commands.accepting.add_run(run)
             self._writer.write(lambda store: store.run_created(run))
         self._answer_when_durable(session, create.request, RunCreated(run.id))
@@ -295,6 +313,7 @@ class ClientDoor:
     def _create_sampler(self, session: Session, create: CreateSampler) -> None:
         sampler, is_new = self._creating.sampler(session.tenant, create)
         if is_new:
+            self._commands.meters.check_model(holders_of(session.tenant, session.key.id), sampler.base_model)
             self._registry.add_sampler(sampler)
             self._writer.write(lambda store: store.sampler_created(sampler))
         self._answer_when_durable(session, create.request, SamplerCreated(sampler.id, sampler.base_model))
@@ -310,40 +329,15 @@ class ClientDoor:
             if isinstance(request, RevokeKey) and (key := self.keyring.hash_of(request.api_key)):
                 self._close_opened_with([key])
 
-    async def _administer(self, session: Session, message: Administer) -> None:
-        try:
-            carried = await self.keyring.carry_out(message.order)
-        except LorryError as error:
-            self.post.send(session.connection, Failed(message.request, error.info))
-        else:
-            self.post.answer(session.connection, message.request, carried.answer)
-            self._close_opened_with(key.hash for key in carried.ended)
-
-    async def _obey(self, connection: bytes, order: Drain | ImportAdapter | Administer) -> None:
-        """The operator, who has a key of his own and no session."""
-        answer: object = None
-        try:
-            if not secrets.compare_digest(order.operator_key.encode(), self._config.operator_key.encode()):
-                raise InvalidRequestError.of("operator_key", "another", "what operator.key in the data folder holds")
-            if isinstance(order, Drain):
-                await self._drain(order.actor)
-            elif isinstance(order, Administer):
-                carried = await self.keyring.carry_out(order.order)
-                self._close_opened_with(key.hash for key in carried.ended)
-                answer = carried.answer
-            elif self._writer.trouble is not None:
-                raise StorageUnavailableError(self._writer.trouble)
-            else:
-                answer = await self.catalogue.import_adapter(order)
-        except LorryError as error:
-            self.post.bare(connection, Failed(order.request, error.info))
-        else:
-            self.post.answer(connection, order.request, answer)
-
     # Out, and leaving ------------------------------------------------------------------------------------------------
 
     def expire(self) -> None:
         """A client that was silent for three heartbeats is gone, if it was listened to; its futures stay."""
+        for holder, near in self._commands.meters.near():
+            log.warning("near a limit", holder=holder, limit=near)
+            self._writer.write(
+                partial(Store.record_event, kind="near a limit", subject=holder, detail=near, now=self._now())
+            )
         if not self._writer.takes_requests:
             self._sessions.heard_all(self._monotonic())
         for session in self._sessions.all():

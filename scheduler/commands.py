@@ -11,12 +11,14 @@ from ..wire.catalogue_messages import FutureState
 from ..wire.client_messages import Readiness
 from ..wire.errors import CommandCancelledError, LorryError, NotFoundError
 from ..wire.ids import ActorId, BatchId, FutureId, LaneId, TenantId
+from ..wire.types import Limits
 from .accepting import Accepting
 from .config import BrokerConfig
 from .finishing import Deliver, Finishing
 from .open_commands import OpenCommands, Payloads
 from .planning.lanes import Command
 from .planning.ledger import Lost
+from .planning.limits import Holder
 from .planning.planner import Planner
 from .recovering import Recovering
 from .registry import Registry, no_checkpoint, run_of_path
@@ -39,10 +41,12 @@ class Commands:
         sweeper: Sweeper,
     ) -> None:
         self.waiters = Waiters()
-        self._open = OpenCommands(Payloads(config.waiting_bytes))
+        self.meters = planner.meters
+        self._open = OpenCommands(Payloads(config.waiting_bytes), self.meters)
         self._registry, self._planner, self._writer = registry, planner, writer
+        self._work_arrived = work_arrived
         self.finishing = Finishing(
-            self._open, registry, self.waiters, writer, config.prices, now, deliver, sweeper.offer
+            self._open, registry, self.waiters, writer, config.prices, now, deliver, sweeper.offer, self.meters
         )
         self.recovering = Recovering(
             self._open, registry, planner, writer, self.finishing, config.checkpoints, now, work_arrived
@@ -66,6 +70,11 @@ class Commands:
     def set_weight(self, tenant: TenantId, weight: float) -> None:
         self._planner.set_weight(tenant, weight)
 
+    def set_limits(self, holder: Holder, limits: Limits) -> None:
+        """From now on; what waited for a narrower one may go on."""
+        self.meters.set(holder, limits)
+        self._work_arrived()
+
     def next_seq(self, lane: LaneId) -> int:
         return self._planner.next_seq(lane)
 
@@ -83,6 +92,8 @@ class Commands:
         if self._planner.holder(future) or self._planner.is_spread(future):
             return FutureState("active", "it is being executed")
         if self._registry.run_of(row.lane) is None:
+            if (limit := self._planner.held_back_by(future, row.base_model)) is not None:
+                return FutureState("paused_rate_limit", limit)
             return FutureState("active", "it waits for its turn")
         awaited = self._planner.next_seq(row.lane)
         came = FutureId(f"{row.lane}:{awaited}") in self._open.rows

@@ -13,6 +13,7 @@ from ..wire.errors import ActorLostError, ErrorInfo, LorryError
 from ..wire.ids import ActorId, FutureId, LaneId
 from ..wire.types import UsageKind
 from .open_commands import OpenCommands
+from .planning.limits import Meters, holders_of
 from .planning.prices import Prices, cost
 from .registry import Registry, run_of_path
 from .restore_points import moved_on
@@ -36,9 +37,10 @@ class Finishing:
         now: Callable[[], float],
         deliver: Deliver,
         offer: Callable[[str], None],
+        meters: Meters,
     ) -> None:
         self._open, self._registry, self._waiters, self._writer = open_, registry, waiters, writer
-        self._prices, self._now, self._deliver, self._offer = prices, now, deliver, offer
+        self._prices, self._now, self._deliver, self._offer, self._meters = prices, now, deliver, offer, meters
         self._told: set[FutureId] = set()
 
     def finish(self, outcome: Outcome, payload: bytes, actor: ActorId) -> None:
@@ -55,6 +57,7 @@ class Finishing:
         if row.kind in SAVES or row.kind == "load_state":
             payload = encode(weights_response(row, sampler))
         usage = self._usage(row, outcome)
+        self._meters.spent(holders_of(row.tenant, row.key), sum(entry.cost for entry in usage), self._now())
         self._record(row, ResultRow(row.future, None, payload), "done", actor, usage, checkpoint, sampler)
 
     def fail(self, future: FutureId, error: LorryError) -> None:

@@ -11,24 +11,33 @@ from ..storage.writer import Writer
 from ..wire.admin_messages import AdminOrder
 from ..wire.errors import AuthenticationError, LorryError, NotFoundError, StorageUnavailableError
 from ..wire.ids import KeyHash, TenantId
+from ..wire.types import Limits
 from . import administration, tokens
 from .administration import Carried, is_open
+from .planning.limits import Holder
 from .sessions import Session
 
 
 class Keyring:
-    """`weigh` is told what has become of a tenant's share."""
+    """`weigh` is told what has become of a tenant's share, `limit` of what somebody may have."""
 
     def __init__(
-        self, writer: Writer, reader: Reader, now: Callable[[], float], weigh: Callable[[TenantId, float], None]
+        self,
+        writer: Writer,
+        reader: Reader,
+        now: Callable[[], float],
+        weigh: Callable[[TenantId, float], None],
+        limit: Callable[[Holder, Limits], None],
     ) -> None:
-        self._writer, self._reader, self._now, self._weigh = writer, reader, now, weigh
+        self._writer, self._reader, self._now, self._weigh, self._limit = writer, reader, now, weigh, limit
         self._token_secret = b""
 
     def load(self, store: Store) -> None:
         self._token_secret = store.token_secret()
         for tenant in store.tenants():
             self._weigh(tenant.id, tenant.weight)
+        for holder, limits in store.limits().items():
+            self._limit(Holder(holder), limits)
 
     def hash_of(self, api_key: str) -> KeyHash | None:
         """None for a token that is forged or has expired. The key itself may be no key of this server."""
@@ -72,6 +81,8 @@ class Keyring:
             raise carried
         for tenant, weight in carried.weights:
             self._weigh(tenant, weight)
+        for holder, limits in carried.limits:
+            self._limit(holder, limits)
         return carried
 
 

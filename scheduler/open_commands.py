@@ -6,6 +6,7 @@ from ..storage.rows import CommandRow
 from ..wire.commands import SAMPLING_KINDS
 from ..wire.ids import FutureId, LaneId
 from .planning.lanes import Command
+from .planning.limits import Meters, holders_of
 
 
 class Payloads:
@@ -31,19 +32,25 @@ class Payloads:
 
 @dataclass(slots=True)
 class OpenCommands:
-    """`payloads` are those at hand. `replays` are rebuilding a
+    """`payloads` are those at hand; `meters` know who has how much. `replays` are rebuilding a
     run. `cancelled` commands were so before they were journalled. `broken` runs are lost, and why. `dormant` ones have
     a state that nobody holds: they are rebuilt when their next command comes, not before."""
 
     payloads: Payloads
+    meters: Meters
     rows: dict[FutureId, CommandRow] = field(default_factory=dict[FutureId, CommandRow])
     replays: dict[FutureId, CommandRow] = field(default_factory=dict[FutureId, CommandRow])
     cancelled: set[FutureId] = field(default_factory=set[FutureId])
     broken: dict[LaneId, str] = field(default_factory=dict[LaneId, str])
     dormant: set[LaneId] = field(default_factory=set[LaneId])
 
+    def add(self, row: CommandRow) -> None:
+        self.rows[row.future] = row
+        self.meters.opened(holders_of(row.tenant, row.key), row.tokens)
+
     def forget(self, future: FutureId) -> None:
-        del self.rows[future]
+        row = self.rows.pop(future)
+        self.meters.closed(holders_of(row.tenant, row.key), row.tokens)
         self.payloads.let_go(future)
         self.cancelled.discard(future)
 
@@ -61,4 +68,5 @@ def planned(row: CommandRow, *, replay: bool = False) -> Command:
         rows=max(1, row.rows) if row.kind in SAMPLING_KINDS else 0,
         replay=replay,
         prefix=row.prefix,
+        holders=holders_of(row.tenant, row.key) if row.kind in SAMPLING_KINDS else (),
     )

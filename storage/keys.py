@@ -1,4 +1,4 @@
-"""Tenants, and the API keys that open a connection for one. Only a key's hash is kept.
+"""Tenants, the API keys that open a connection for one, and how much either may have. Only a key's hash is kept.
 
 Nothing here decides anything: methods are named for what they record or answer.
 """
@@ -8,9 +8,11 @@ import secrets
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from ..wire.admin_messages import new_key_id
 from ..wire.ids import KeyHash, KeyId, TenantId
-from ..wire.types import USER_SCOPES, Scope
+from ..wire.types import USER_SCOPES, Limits, Scope
 from .connection import Connection
 from .rows import KeyRow, TenantRow
 
@@ -36,6 +38,16 @@ class Keys(Connection):
 
     def tenant_removed(self, tenant: TenantId, now: float) -> None:
         self._db.execute("UPDATE tenants SET removed_at = ? WHERE id = ?", [now, tenant])
+
+    # Limits ----------------------------------------------------------------------------------------------------------
+
+    def limits(self) -> dict[str, Limits]:
+        rows = self.rows("SELECT holder, limits FROM limits ORDER BY holder")
+        return {row["holder"]: msgspec.json.decode(row["limits"], type=Limits) for row in rows}
+
+    def limits_set(self, holder: str, limits: Limits) -> None:
+        values = {"holder": holder, "limits": msgspec.json.encode(limits).decode()}
+        self._db.table("limits").insert(values, replace=True)
 
     # Keys ------------------------------------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ class RunRow:
     """`lora.seed` is always set. `restore_seq` is the last command that the state in `restore_folder` covers, and the
     former point the one before; without a folder it is what the seed makes, and covers nothing. The actor that holds
     the run writes its next snapshot to `snapshot_folder`. `replay_s` is what repeating the commands behind the restore
-    point would cost, in seconds of the device."""
+    point would cost, in seconds of the device. `key` is the one that it was made with."""
 
     id: RunId
     tenant: TenantId
@@ -61,6 +61,7 @@ class RunRow:
     former_seq: int = -1
     snapshot_folder: str | None = None
     replay_s: float = 0.0
+    key: KeyId | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -268,3 +268,10 @@ def m011_named_keys(db: Database) -> None:
     db.table("commands").add_column("key", str)
     db.table("usage").add_column("key", str)
     db.table("usage").create_index(["at"])
+
+
+@migrations()
+def m012_limits(db: Database) -> None:
+    # Who may have how much: JSON.
+    db.table("limits").create({"holder": str, "limits": str}, pk="holder")
+    db.table("runs").add_column("key", str)

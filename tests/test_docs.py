@@ -5,13 +5,17 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from lorry.cli import app
+from lorry.storage.store import Store
+from lorry.wire.ids import TenantId
 from tests.conftest import Server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,8 +52,9 @@ def test_a_python_example_runs(code: str, server: Server, new_key: Callable[[], 
 
 
 @pytest.mark.parametrize("command", commands())
-def test_a_command_of_the_pages_runs(command: str, server: Server) -> None:
-    """Of make's targets it is enough that they exist: CI runs `make test`, and another test runs the demo."""
+def test_a_command_of_the_pages_runs(command: str, server: Server, tmp_path: Path) -> None:
+    """Of make's targets it is enough that they exist: CI runs `make test`, and another test runs the demo. What changes
+    who may do what is done to a folder of its own, where alice is."""
     words = shlex.split(command)
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -57,7 +62,12 @@ def test_a_command_of_the_pages_runs(command: str, server: Server) -> None:
     assert words[0] == "lorry"
     arguments = [sys.executable, "-m", *words]
     if words[1] != "serve":
-        environment = os.environ | {"LORRY_DATA": str(server.data)}
+        data = server.data
+        if words[1] in ("tenants", "keys", "limits"):
+            data = tmp_path
+            with closing(Store(data)) as store:
+                store.create_key(TenantId("alice"), time.time())
+        environment = os.environ | {"LORRY_DATA": str(data)}
         assert subprocess.run(arguments, cwd=ROOT, env=environment, check=True, capture_output=True).stdout
         return
     environment = os.environ | {"LORRY_DATA": str(server.data / "of-the-readme")}

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import msgspec
 
 from .ids import KeyId, TenantId
-from .types import USER_SCOPES, Scope
+from .types import USER_SCOPES, Limits, Scope
 
 
 def new_key_id() -> KeyId:
@@ -62,12 +62,26 @@ class ListTenants(msgspec.Struct, frozen=True, tag="list_tenants"):
     pass
 
 
-AdminOrder: TypeAlias = CreateKey | ListKeys | EndKey | CreateTenant | SetTenant | RemoveTenant | ListTenants
+class SetLimits(msgspec.Struct, frozen=True, tag="set_limits"):
+    """In place of those that `holder` had: `everyone`, `tenant:NAME` or `key:ID`. A tenant's own take the place of
+    everyone's one by one; a key's count beside its tenant's."""
+
+    holder: str
+    limits: Limits
+
+
+class ListLimits(msgspec.Struct, frozen=True, tag="list_limits"):
+    pass
+
+
+AdminOrder: TypeAlias = (
+    CreateKey | ListKeys | EndKey | CreateTenant | SetTenant | RemoveTenant | ListTenants | SetLimits | ListLimits
+)
 
 
 class Administer(msgspec.Struct, frozen=True, tag="administer"):
-    """The answer's payload is a KeyCreated, a list of KeyInfo or of TenantInfo, or nothing. `operator_key` is empty
-    over a session."""
+    """The answer's payload is a KeyCreated, a list of KeyInfo, TenantInfo or LimitsInfo, or nothing. `operator_key` is
+    empty over a session."""
 
     request: int
     order: AdminOrder
@@ -102,3 +116,8 @@ class TenantInfo(msgspec.Struct, frozen=True):
     keys: int
     created_at: float
     removed_at: float | None
+
+
+class LimitsInfo(msgspec.Struct, frozen=True):
+    holder: str
+    limits: Limits

@@ -13,12 +13,13 @@ _MOST_CHARACTERS = 2000
 """Of what was found: it may be as long as what a client sent, and an error must fit into a header."""
 
 
-class ErrorInfo(msgspec.Struct, frozen=True):
-    """An error as it travels."""
+class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error as it travels. `after_s`: what was asked for may be asked for again after so many seconds."""
 
     code: str
     message: str
     field: str | None = None
+    after_s: float | None = None
 
 
 class LorryError(Exception):
@@ -26,18 +27,19 @@ class LorryError(Exception):
 
     category: ClassVar[Category] = "server"
 
-    def __init__(self, problem: str, *, field: str | None = None) -> None:
-        """`problem` says what was found, with the value; `field` names where, as the caller wrote it."""
+    def __init__(self, problem: str, *, field: str | None = None, after_s: float | None = None) -> None:
+        """`problem` says what was found, with the value; `field` names where, as the caller wrote it; `after_s` is for
+        what may be asked for again."""
         advice = " ".join((type(self).__doc__ or "").split())
         if not problem.endswith(advice):
             shown = problem if len(problem) <= _MOST_CHARACTERS else f"{problem[:_MOST_CHARACTERS]}…"
             problem = f"{shown}. {advice}"
         super().__init__(problem)
-        self.field = field
+        self.field, self.after_s = field, after_s
 
     @property
     def info(self) -> ErrorInfo:
-        return ErrorInfo(type(self).__name__, str(self), self.field)
+        return ErrorInfo(type(self).__name__, str(self), self.field, self.after_s)
 
 
 class AuthenticationError(LorryError):
@@ -48,6 +50,12 @@ class AuthenticationError(LorryError):
 
 class PermissionDeniedError(LorryError, PermissionError):
     """This request changed nothing. `lorry keys create --scope` makes a key that may more."""
+
+    category = "user"
+
+
+class LimitReachedError(LorryError):
+    """This request changed nothing. Whoever runs this server sets limits with `lorry limits set`."""
 
     category = "user"
 
@@ -194,6 +202,6 @@ _register(LorryError)
 
 def revive(info: ErrorInfo) -> LorryError:
     """The exception that `info` was made from; a code of a newer peer becomes a plain LorryError."""
-    error = _CLASSES.get(info.code, LorryError)(info.message, field=info.field)
+    error = _CLASSES.get(info.code, LorryError)(info.message, field=info.field, after_s=info.after_s)
     error.args = (info.message,)
     return error

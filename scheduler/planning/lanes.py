@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from ...wire.commands import PHASES, CommandKind, phase_may_follow
 from ...wire.ids import ActorId, FutureId, LaneId, TenantId
+from .limits import Holder
 from .spreading import Share, Spread
 
 COMPUTE = PHASES["forward"]
@@ -20,7 +21,8 @@ CHANGES_WEIGHTS: frozenset[CommandKind] = frozenset(("optim_step", "load_state")
 class Command:
     """`cost` is in tokens, at least 1. A replayed command rebuilds lost state; its result is known and not wanted. One
     with a `share` is what an actor does of a command that several execute; `may_spread` is false of one of which that
-    was tried. `prefix` are the marks of a prompt, from its beginning on."""
+    was tried. `prefix` are the marks of a prompt, from its beginning on. `holders` are those whose limits on what is
+    sampled at the same time it counts for."""
 
     future: FutureId
     lane: LaneId
@@ -34,6 +36,7 @@ class Command:
     share: Share | None = None
     may_spread: bool = True
     prefix: tuple[str, ...] = ()
+    holders: tuple[Holder, ...] = ()
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from ...wire.commands import SAMPLING_KINDS
 from ...wire.ids import ActorId, BatchId, FutureId, LaneId, TenantId
 from .fairness import Shares
 from .lanes import Command, Lane
+from .limits import Meters
 from .pools import Actor, Held, Pool
 
 MAX_ATTEMPTS = 3
@@ -32,6 +33,7 @@ class Lost:
 
 class Ledger:
     def __init__(self) -> None:
+        self.meters = Meters()
         self._weights: dict[TenantId, float] = {}
         self._pools = defaultdict[str, Pool](lambda: Pool(Shares(self._weights)))
         self._lanes: dict[LaneId, Lane] = {}

@@ -3,15 +3,17 @@
 The broker tells it what happened (`ledger`) and asks `next_micro_batch`.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
 from ...wire.commands import PHASES, SAMPLING_KINDS
-from ...wire.ids import ActorId, BatchId, LaneId
+from ...wire.ids import ActorId, BatchId, FutureId, LaneId
 from .lanes import COMPUTE, Command, Lane
 from .ledger import MAX_ATTEMPTS, Ledger, blamed_for
+from .limits import Holder
 from .pools import Actor, Held, Pool
 from .spreading import parts_for
 
@@ -190,13 +192,15 @@ class Planner(Ledger):
         pool = self._pools[actor.base_model]
         commands: list[Command] = []
         waiting = {tenant for tenant, queue in pool.samples.items() if queue}
+        under_way = self._sampled_at_once() if self.meters.limits_rows() else Counter[Holder]()
         while waiting and actor.sample_rows < actor.capacity.sample_rows:
             tenant = pool.shares.least_served(sorted(waiting))
-            command = pool.samples[tenant][0]
-            if pool.sampler_for(command) is not actor:
+            command = next((c for c in pool.samples[tenant] if self._within_limits(c, under_way)), None)
+            if command is None or pool.sampler_for(command) is not actor:
                 waiting.remove(tenant)
                 continue
-            pool.samples[tenant].popleft()
+            pool.samples[tenant].remove(command)
+            under_way.update(dict.fromkeys(command.holders, command.rows))
             pool.prefixes.computed(command.prefix, actor.id)
             if not pool.samples[tenant]:
                 waiting.remove(tenant)
@@ -204,6 +208,35 @@ class Planner(Ledger):
             actor.sample_rows += command.rows
             pool.shares.charge(tenant, command.cost)
         return self._plan(actor, "sample", commands)
+
+    def _sampled_at_once(self) -> Counter[Holder]:
+        """Sequences under way, of whatever model."""
+        rows = Counter[Holder]()
+        for command, *_ in self._in_flight.values():
+            rows.update(dict.fromkeys(command.holders, command.rows))
+        return rows
+
+    def _within_limits(self, command: Command, under_way: Counter[Holder]) -> bool:
+        return self._full_for(command, under_way) is None
+
+    def _full_for(self, command: Command, under_way: Counter[Holder]) -> Holder | None:
+        """Who has as much under way already as it may, so that the command waits."""
+        for holder in command.holders:
+            most = self.meters.rows_at_most(holder)
+            if most is not None and under_way[holder] and under_way[holder] + command.rows > most:
+                return holder
+        return None
+
+    def held_back_by(self, future: FutureId, base_model: str) -> str | None:
+        """Which limit a sample waits for."""
+        for queue in self._pools[base_model].samples.values():
+            for command in queue:
+                if command.future == future:
+                    under_way = self._sampled_at_once()
+                    if (holder := self._full_for(command, under_way)) is not None:
+                        most = self.meters.rows_at_most(holder)
+                        return f"concurrent_samples is {under_way[holder]}, the limit of {holder} is {most}"
+        return None
 
     def _plan(self, actor: Actor, mode: Literal["train", "sample"], commands: list[Command]) -> Plan | None:
         if not commands:

@@ -97,8 +97,9 @@ def test_nobody_but_an_administrator_gets_in(http_server: Server, make_key: Call
     everything_else = make_key("mallory", "train", "sample", "read")
     address = f"{http_server.url}/admin"
     for method, path in routes():
-        place = path.format(key="key-000000000000", tenant="mallory").lstrip("/")
-        body = {"tenant": "mallory", "weight": 1} if method == "POST" and "tenants" in path else {"weight": 1}
+        place = path.format(key="key-000000000000", tenant="mallory", holder="tenant:mallory").lstrip("/")
+        body: dict[str, object] = {} if "limits" in path else {"weight": 1}
+        body |= {"tenant": "mallory"} if method == "POST" and "tenants" in path else {}
         body = {"tenant": "mallory"} if (method, path) == ("POST", "/keys") else body
         for key, status in ((everything_else, 403), ("tml-wrong", 401), ("", 401)):
             answer = httpx.request(method, f"{address}/{place}", json=body, headers={"X-API-Key": key}, timeout=None)

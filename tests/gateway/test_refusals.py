@@ -26,6 +26,9 @@ AT_START = "it ends a process or a connection, not a request"
 OUTCOME = "an actor's outcome like any other, shown in tests/actors: the broker ends its seq as the others'"
 IS_OVER = "its command has a seq that is over, or ends with it: shown in tests/scheduler and tests/service"
 
+LIMIT = (
+    "each shown with both clients and followed by a right call: tests/scheduler/test_limits, tests/gateway/test_limits"
+)
 ADMINISTRATION = "an administrator's order, which no run sees: tests/scheduler/test_keys, tests/gateway/test_admin"
 EXPORT = "an operator's command that no run sees: tests/actors/test_export"
 IMPORT = "an operator's command that no run sees: tests/actors/test_foreign"
@@ -61,6 +64,10 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "scheduler/administration.py::_check_key": (4, ADMINISTRATION),
     "scheduler/administration.py::no_key": (1, ADMINISTRATION),
     "scheduler/administration.py::no_tenant": (1, ADMINISTRATION),
+    "scheduler/administration.py::no_holder": (1, ADMINISTRATION),
+    "scheduler/planning/limits.py::check_pace": (1, f"{COMES_AGAIN}: tests/scheduler/test_limits"),
+    "scheduler/planning/limits.py::check_queue": (1, f"{COMES_AGAIN}: tests/scheduler/test_limits"),
+    "scheduler/planning/limits.py::_over": (1, LIMIT),
     "scheduler/keyring.py::carry_out": (1, ADMINISTRATION),
     "scheduler/keyring.py::over": (1, AT_START),
     "scheduler/keyring.py::revoke": (1, NO_COMMAND),
@@ -70,7 +77,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "scheduler/admission.py::admit": (1, NO_COMMAND),  # rows of a sample
     "scheduler/admission.py::_check_save": (1, "a slot of a run without a session: tests/gateway/test_names"),
     "scheduler/actor_door.py::drain": (2, NO_COMMAND),
-    "scheduler/client_door.py::_obey": (2, NO_COMMAND),
+    "scheduler/orders.py::obey": (2, NO_COMMAND),
     "scheduler/catalogue.py::import_adapter": (2, NO_COMMAND),
     "scheduler/creating.py::imported": (2, NO_COMMAND),
     "scheduler/catalogue.py::_expiry": (1, NO_COMMAND),

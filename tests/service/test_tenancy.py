@@ -53,6 +53,11 @@ async def test_a_command_beside_a_service_reaches_it_wherever_it_listens(server:
         with pytest.raises(lorry.AuthenticationError, match="was revoked"):
             while True:  # the connection may hear of it after the command has ended
                 await training.get_info_async()
+    said = told(server.data, "limits", "set", "--tenant", "ward", "--rank", "8", "--model", "a", "--model", "b")
+    assert said == "tenant:ward: rank 8, models a b.\n"
+    assert {"holder": "tenant:ward", "limits": {"rank": 8, "models": ["a", "b"]}} in json.loads(
+        told(server.data, "limits", "ls", "--json")
+    )
     found = {each["tenant"]: each for each in json.loads(told(server.data, "tenants", "ls", "--json"))}
     assert (found["ward"]["weight"], found["ward"]["keys"]) == (2.5, 0)
     assert "there is no key 'key-0'" in refused(server.data, "keys", "revoke", "key-0")
@@ -68,6 +73,11 @@ def test_the_same_commands_work_on_a_folder_that_nobody_serves(tmp_path: Path) -
     lines = told(tmp_path, "keys", "ls").splitlines() + told(tmp_path, "tenants", "ls").splitlines()
     assert all(len(line) <= 80 for line in lines)
     assert any(info["key"] in line and "revoked" in line for line in lines)
+    assert (
+        told(tmp_path, "limits", "set", "--runs", "3", "--monthly-usd", "50") == "everyone: runs 3, monthly_usd 50.0.\n"
+    )
+    assert "everyone" in told(tmp_path, "limits", "ls")
+    assert "there is no tenant 'ann'" in refused(tmp_path, "limits", "set", "--tenant", "ann")
     assert "there is no tenant 'ann'" in refused(tmp_path, "tenants", "set", "ann", "--weight", "1")
     assert "weight is 0.0, expected a number above 0" in refused(tmp_path, "tenants", "create", "eve", "--weight", "0")
     assert "tenant is 'a b'" in refused(tmp_path, "keys", "create", "--tenant", "a b")

@@ -170,3 +170,46 @@ def may_not_train() -> dict[str, Any]:
         "says": str(refused),
         "sampled": len(response.sequences[0].tokens),
     }
+
+
+def within_limits() -> dict[str, Any]:
+    """Whose rank, pace, queue and samples are limited: it takes longer, and all of it is done."""
+    service = tinker.ServiceClient()
+    try:
+        new_run(service, rank=16)
+    except tinker.APIStatusError as error:
+        refused = str(error)
+    else:
+        raise AssertionError("the rank is not limited")
+    training = new_run(service, rank=4)
+    data = [example(tokens_of(training))]
+    losses = steps(training, data, 8)
+    backlog = [training.forward_backward(data, "cross_entropy") for _ in range(8)]
+    for future in backlog:
+        future.result()
+    sampling = ready(service.create_sampling_client(base_model=MODEL))
+    params = types.SamplingParams(max_tokens=4, stop=[])
+    prompt = types.ModelInput.from_ints([1, 2])
+    samples = [sampling.sample(prompt, 2, params) for _ in range(4)]
+    return {
+        "refused": refused,
+        "steps": len(losses),
+        "sequences": sum(len(sample.result().sequences) for sample in samples),
+        "too_many": refusal(lambda: sampling.sample(prompt, 3, params).result()),
+    }
+
+
+def beyond_limits() -> dict[str, Any]:
+    """Who may store nothing: a save fails, and the run goes on."""
+    training = new_run(tinker.ServiceClient())
+    data = [example(tokens_of(training))]
+    steps(training, data, 1)
+    return {"saved": refusal(lambda: training.save_state("a").result()), "steps": len(steps(training, data, 2))}
+
+
+def refusal(ask: Callable[[], object]) -> str:
+    try:
+        ask()
+    except tinker.TinkerError as error:
+        return str(error)
+    raise AssertionError("it was not refused")

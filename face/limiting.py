@@ -1,0 +1,76 @@
+"""`lorry limits`: how much a tenant, a key, or everyone may have."""
+
+from functools import partial
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from lorry import options
+from lorry.service import find_service
+from lorry.tenancy import AsJson, carry_out, change, print_json, print_table
+from lorry.wire.admin_messages import LimitsInfo, ListLimits, SetLimits
+from lorry.wire.types import Limits
+
+limits = typer.Typer(help="How much a tenant, a key, or everyone may have.", no_args_is_help=True)
+
+
+@limits.command("ls")
+def list_limits(as_json: AsJson = False, data: options.Data = None) -> None:
+    """Print who has which limits."""
+
+    def show(found: list[LimitsInfo]) -> None:
+        if as_json:
+            print_json(found)
+            return
+        rows = [(info.holder, _told(info.limits)) for info in found]
+        print_table(("holder", "limits"), rows)
+
+    carry_out(partial(find_service, None, None, data), ListLimits(), list[LimitsInfo], show)
+
+
+@limits.command("set")
+def set_limits(
+    tenant: Annotated[str | None, typer.Option(help="Of this tenant, in place of everyone's")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Of this key, beside its tenant's, as `lorry keys ls` calls it")
+    ] = None,
+    runs: Annotated[int | None, typer.Option(min=0, help="Active runs: that had a request within the hour")] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="Of an adapter")] = None,
+    queued_tokens: Annotated[int | None, typer.Option(min=0, help="Of requests that wait or run")] = None,
+    requests_per_s: Annotated[float | None, typer.Option(min=0, help="Commands and changes, after a burst")] = None,
+    concurrent_samples: Annotated[int | None, typer.Option(min=0, help="Sequences at the same time")] = None,
+    stored_bytes: Annotated[int | None, typer.Option(min=0, help="Of checkpoints with names")] = None,
+    monthly_usd: Annotated[float | None, typer.Option(min=0, help="In a calendar month of UTC")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A base model that may be used; repeat it for more")] = None,
+    connect: options.Connect = None,
+    server_key: options.ServerKey = None,
+    data: options.Data = None,
+) -> None:
+    """Limit everyone, or one tenant or key: what is not said is not limited any more."""
+    if tenant and key:
+        raise typer.BadParameter("a tenant and a key have limits of their own: set one after the other")
+    said: dict[str, Any] = {
+        "runs": runs,
+        "rank": rank,
+        "queued_tokens": queued_tokens,
+        "requests_per_s": requests_per_s,
+        "concurrent_samples": concurrent_samples,
+        "stored_bytes": stored_bytes,
+        "monthly_usd": monthly_usd,
+        "models": model,
+    }
+    holder = f"tenant:{tenant}" if tenant else f"key:{key}" if key else "everyone"
+    wanted = Limits(**said)
+    find = partial(find_service, connect, server_key, data)
+    change(SetLimits(holder, wanted), find, f"{holder}: {_told(wanted) or 'no limits'}.")
+
+
+def _told(wanted: Limits) -> str:
+    return ", ".join(f"{name} {_shown(value)}" for name, value in msgspec.to_builtins(wanted).items())
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:,}"

@@ -1,0 +1,61 @@
+"""What those order who run the deployment: an operator with the key that lies in the data folder, who has no session,
+and an administrator over a session whose key has that scope."""
+
+import secrets
+from collections.abc import Awaitable, Callable, Iterable
+
+from ..storage.writer import Writer
+from ..wire.admin_messages import Administer
+from ..wire.client_messages import Drain, Failed, ImportAdapter
+from ..wire.errors import InvalidRequestError, LorryError, StorageUnavailableError
+from ..wire.ids import ActorId, KeyHash
+from .catalogue import Catalogue
+from .client_post import ClientPost
+from .keyring import Keyring
+from .sessions import Session
+
+
+class Orders:
+    """`turn_out` closes what keys have opened that open nothing any more."""
+
+    def __init__(
+        self,
+        operator_key: str,
+        post: ClientPost,
+        keyring: Keyring,
+        catalogue: Catalogue,
+        writer: Writer,
+        drain: Callable[[ActorId], Awaitable[None]],
+        turn_out: Callable[[Iterable[KeyHash]], None],
+    ) -> None:
+        self._operator_key, self._post, self._keyring, self._catalogue = operator_key, post, keyring, catalogue
+        self._writer, self._drain, self._turn_out = writer, drain, turn_out
+
+    async def administer(self, session: Session, message: Administer) -> None:
+        try:
+            carried = await self._keyring.carry_out(message.order)
+        except LorryError as error:
+            self._post.send(session.connection, Failed(message.request, error.info))
+        else:
+            self._post.answer(session.connection, message.request, carried.answer)
+            self._turn_out(key.hash for key in carried.ended)
+
+    async def obey(self, connection: bytes, order: Drain | ImportAdapter | Administer) -> None:
+        answer: object = None
+        try:
+            if not secrets.compare_digest(order.operator_key.encode(), self._operator_key.encode()):
+                raise InvalidRequestError.of("operator_key", "another", "what operator.key in the data folder holds")
+            if isinstance(order, Drain):
+                await self._drain(order.actor)
+            elif isinstance(order, Administer):
+                carried = await self._keyring.carry_out(order.order)
+                self._turn_out(key.hash for key in carried.ended)
+                answer = carried.answer
+            elif self._writer.trouble is not None:
+                raise StorageUnavailableError(self._writer.trouble)
+            else:
+                answer = await self._catalogue.import_adapter(order)
+        except LorryError as error:
+            self._post.bare(connection, Failed(order.request, error.info))
+        else:
+            self._post.answer(connection, order.request, answer)

@@ -1,0 +1,225 @@
+"""How much of what each tenant and each key may have, and how much each has. Pure: the time is passed in.
+
+A tenant's limits are its own where it has some, and everyone's otherwise; a key's are its own and count beside those.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import NewType
+
+import msgspec
+
+from ...wire.errors import LimitReachedError, TooManyWaitingError
+from ...wire.ids import KeyId, LaneId, TenantId
+from ...wire.types import Limits
+
+Holder = NewType("Holder", str)
+"""`tenant:NAME` or `key:ID`, or everyone."""
+EVERYONE = Holder("everyone")
+ACTIVE_S = 3600.0
+"""A run is active for so long after its last request."""
+_BURST_S = 2.0
+"""Of requests at their rate, that may come at once after a pause; one may always."""
+_NEAR = 0.8
+_PER_USD = 10**12
+_NONE = Limits()
+
+
+def tenant_holder(tenant: TenantId) -> Holder:
+    return Holder(f"tenant:{tenant}")
+
+
+def key_holder(key: KeyId) -> Holder:
+    return Holder(f"key:{key}")
+
+
+def holders_of(tenant: TenantId, key: KeyId | None) -> tuple[Holder, ...]:
+    return (tenant_holder(tenant),) if key is None else (tenant_holder(tenant), key_holder(key))
+
+
+@dataclass(slots=True)
+class _Meter:
+    """What one holder has. `spent` is in millionths of a micro-dollar, of `month`. Requests are counted as a level that
+    drains at their rate; `drained_at` is in Unix seconds."""
+
+    open_tokens: int = 0
+    level: float = 0.0
+    drained_at: float = 0.0
+    month: str = ""
+    spent: int = 0
+    active: dict[LaneId, float] = field(default_factory=dict[LaneId, float])
+    told_near: set[str] = field(default_factory=set[str])
+
+
+class Meters:
+    def __init__(self) -> None:
+        self._limits: dict[Holder, Limits] = {}
+        self._meters = defaultdict[Holder, _Meter](_Meter)
+        self._near: list[tuple[Holder, str]] = []
+
+    def set(self, holder: Holder, limits: Limits) -> None:
+        """From now on: what is had already stays."""
+        self._limits[holder] = limits
+        self._meters[holder].told_near.clear()
+
+    def limits(self, holder: Holder) -> Limits:
+        own = self._limits.get(holder, _NONE)
+        if not holder.startswith("tenant:") or (default := self._limits.get(EVERYONE)) is None:
+            return own
+        said = {name: value for name in Limits.__struct_fields__ if (value := getattr(own, name)) is not None}
+        return msgspec.structs.replace(default, **said)
+
+    # What happened ---------------------------------------------------------------------------------------------------
+
+    def opened(self, holders: Iterable[Holder], tokens: int) -> None:
+        """A command waits or runs."""
+        for holder in holders:
+            self._meters[holder].open_tokens += tokens
+
+    def closed(self, holders: Iterable[Holder], tokens: int) -> None:
+        for holder in holders:
+            self._meters[holder].open_tokens -= tokens
+
+    def spent(self, holders: Iterable[Holder], cost: int, now: float) -> None:
+        """In millionths of a micro-dollar."""
+        for holder in holders:
+            self._this_month(holder, now).spent += cost
+            if (most := self.limits(holder).monthly_usd) is not None:
+                self._note(holder, "monthly_usd", self._meters[holder].spent / _PER_USD, most)
+
+    def used(self, holders: Iterable[Holder], run: LaneId, now: float) -> None:
+        """A request of this run, or that it was made."""
+        for holder in holders:
+            self._meters[holder].active[run] = now
+
+    def near(self) -> list[tuple[Holder, str]]:
+        """Who has come to 80 % of which limit since this was asked, each once until it is below that."""
+        found, self._near = self._near, []
+        return found
+
+    # What may be -----------------------------------------------------------------------------------------------------
+
+    def check_pace(self, holders: Iterable[Holder], now: float) -> None:
+        """One more request. Raises TooManyWaitingError, with the seconds after which it may come again."""
+        for holder in (holders := tuple(holders)):
+            if (rate := self.limits(holder).requests_per_s) is None:
+                continue
+            meter = self._meters[holder]
+            meter.level = max(0.0, meter.level - (now - meter.drained_at) * rate)
+            meter.drained_at = now
+            if meter.level + 1 > (most := max(1.0, rate * _BURST_S)) + 1e-9:
+                problem = f"requests_per_s is above {rate:g}, the limit of {holder}"
+                raise TooManyWaitingError(problem, field="requests_per_s", after_s=(meter.level + 1 - most) / rate)
+        for holder in holders:
+            self._meters[holder].level += 1
+
+    def check_queue(self, holders: Iterable[Holder], tokens: int) -> None:
+        """A command of so many tokens. Raises TooManyWaitingError where others have to end first."""
+        for holder in holders:
+            most, waiting = self.limits(holder).queued_tokens, self._meters[holder].open_tokens
+            if most is not None and waiting and waiting + tokens > most:
+                problem = f"queued_tokens is {waiting:,} and would be {waiting + tokens:,}, the limit of {holder} is"
+                raise TooManyWaitingError(f"{problem} {most:,}", field="queued_tokens")
+
+    def check_size(self, holders: Iterable[Holder], tokens: int, rows: int) -> None:
+        """Of one command. Raises LimitReachedError for one that would exceed a limit alone."""
+        for holder in holders:
+            limits = self.limits(holder)
+            if limits.queued_tokens is not None and tokens > limits.queued_tokens:
+                most = f"{limits.queued_tokens:,}"
+                raise _over(holder, "queued_tokens", f"{tokens:,} of one request", most, "Send less in one")
+            if limits.concurrent_samples is not None and rows > limits.concurrent_samples:
+                most = str(limits.concurrent_samples)
+                raise _over(holder, "concurrent_samples", f"{rows} of one request", most, "Ask for fewer in one")
+
+    def check_spend(self, holders: Iterable[Holder], now: float) -> None:
+        """Raises LimitReachedError once the month's money is spent."""
+        for holder in holders:
+            most, spent = self.limits(holder).monthly_usd, self._this_month(holder, now).spent / _PER_USD
+            if most is not None and spent >= most:
+                ends = f"It ends with the month, in UTC; {_next_month(now)} is the first day of the next"
+                raise _over(holder, "monthly_usd", f"{spent:,.2f}", f"{most:,.2f}", ends)
+
+    def check_run(self, holders: Iterable[Holder], rank: int, base_model: str, now: float) -> None:
+        """A run that is to be made. Raises LimitReachedError."""
+        for holder in (holders := tuple(holders)):
+            limits = self.limits(holder)
+            if limits.rank is not None and rank > limits.rank:
+                raise _over(holder, "rank", str(rank), str(limits.rank), "Make an adapter of a smaller rank")
+            if limits.runs is not None:
+                self._check_active(holder, limits.runs, now)
+        self.check_model(holders, base_model)
+
+    def check_model(self, holders: Iterable[Holder], base_model: str) -> None:
+        """Raises LimitReachedError."""
+        for holder in holders:
+            allowed = self.limits(holder).models
+            if allowed is not None and base_model not in allowed:
+                others = ", ".join(allowed) or "none"
+                raise _over(holder, "models", repr(base_model), others, "Choose one of these")
+
+    def check_stored(self, holders: Iterable[Holder], stored: Mapping[Holder, int]) -> None:
+        """One more checkpoint, beside those that take so many bytes. Raises LimitReachedError."""
+        for holder in holders:
+            most, has = self.limits(holder).stored_bytes, stored.get(holder, 0)
+            if most is None:
+                continue
+            if has >= most:
+                raise _over(holder, "stored_bytes", f"{has:,}", f"{most:,}", "Delete checkpoints, or have them expire")
+            self._note(holder, "stored_bytes", has, most)
+
+    def limits_rows(self) -> bool:
+        return any(limits.concurrent_samples is not None for limits in self._limits.values())
+
+    def rows_at_most(self, holder: Holder) -> int | None:
+        return self.limits(holder).concurrent_samples
+
+    def limits_storage(self, holders: Iterable[Holder]) -> bool:
+        return any(self.limits(holder).stored_bytes is not None for holder in holders)
+
+    def _check_active(self, holder: Holder, most: int, now: float) -> None:
+        meter = self._meters[holder]
+        meter.active = {run: at for run, at in meter.active.items() if at > now - ACTIVE_S}
+        if (has := len(meter.active)) >= most:
+            first = min(meter.active.values(), default=now) + ACTIVE_S
+            wait = f"A run counts for {ACTIVE_S / 60:.0f} minutes after its last request: the next place is free at "
+            raise _over(holder, "runs", str(has), str(most), wait + _moment(first))
+        self._note(holder, "runs", has + 1, most)
+
+    def _this_month(self, holder: Holder, now: float) -> _Meter:
+        meter, month = self._meters[holder], month_of(now)
+        if meter.month != month:
+            meter.month, meter.spent = month, 0
+        return meter
+
+    def _note(self, holder: Holder, name: str, has: float, most: float) -> None:
+        told = self._meters[holder].told_near
+        if has < _NEAR * most:
+            told.discard(name)
+        elif name not in told:
+            told.add(name)
+            self._near.append((holder, f"{name} is {has:,g} of {most:,g}"))
+
+
+def month_of(now: float) -> str:
+    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m")
+
+
+def month_began(now: float) -> float:
+    return datetime.fromtimestamp(now, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
+
+
+def _next_month(now: float) -> str:
+    day = datetime.fromtimestamp(now, UTC)
+    return f"{day.year + day.month // 12}-{day.month % 12 + 1:02d}-01"
+
+
+def _moment(at: float) -> str:
+    return datetime.fromtimestamp(math.ceil(at), UTC).isoformat(timespec="seconds")
+
+
+def _over(holder: Holder, name: str, has: str, most: str, way_out: str) -> LimitReachedError:
+    return LimitReachedError(f"{name} is {has}, the limit of {holder} is {most}. {way_out}", field=name)
