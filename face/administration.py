@@ -14,6 +14,7 @@ from lorry.client.operator import administer as ask_broker
 from lorry.keys import operator_key
 from lorry.scheduler.administration import Carried, carry_out, checked
 from lorry.service import Service
+from lorry.storage.audit import OPERATOR
 from lorry.storage.connection import unusable
 from lorry.storage.lock import served_at
 from lorry.storage.looking import looking
@@ -32,7 +33,7 @@ from lorry.wire.admin_messages import (
 )
 from lorry.wire.errors import LorryError
 from lorry.wire.ids import TenantId
-from lorry.wire.types import SCOPES
+from lorry.wire.types import SCOPES, AuditEvent
 
 T = TypeVar("T")
 
@@ -48,21 +49,27 @@ async def administer(service: Service, order: AdminOrder, kind: type[T]) -> T:
     Raises InvalidRequestError, NotFoundError, StorageUnavailableError, and ConnectionLostError where a broker serves
     the folder and does not answer at the service's address.
     """
+    if not isinstance(order, _CONCERNS_BROKER):
+        return msgspec.convert(await to_thread.run_sync(_in_the_folder, service.data, order), kind)
     answer: object = None
-    if not (concerns_broker := isinstance(order, _CONCERNS_BROKER)) or served_at(service.data) is None:
+    if not (is_served := _is_served(service)):
         answer = await to_thread.run_sync(_in_the_folder, service.data, order)
-    if concerns_broker and served_at(service.data) is not None:
+    if is_served or _is_served(service):
         await ask_broker(service.address, service.server_key, operator_key(service.data), order)
     return msgspec.convert(answer, kind)
+
+
+def _is_served(service: Service) -> bool:
+    return service.was_named or served_at(service.data) is not None
 
 
 def _in_the_folder(data: Path, order: AdminOrder) -> object:
     if isinstance(order, ListKeys | ListTenants | ListLimits):
         with looking(data) as store:
-            return _answer(carry_out(store, order, time.time()))
+            return _answer(carry_out(store, order, time.time(), OPERATOR))
     now = time.time()
     with _changing(data) as store:
-        return _answer(carry_out(store, checked(order, now), now))
+        return _answer(carry_out(store, checked(order, now), now, OPERATOR))
 
 
 @contextmanager
@@ -89,4 +96,6 @@ def first_admin_key(data: Path) -> str | None:
             return None
         now = time.time()
         store.tenant_made(ADMIN, now)
-        return store.key_made(new_key_id(), ADMIN, now, "the first", SCOPES)
+        key = new_key_id()
+        store.audited(AuditEvent(now, ADMIN, OPERATOR, "key_created", key, {"scopes": ", ".join(SCOPES)}))
+        return store.key_made(key, ADMIN, now, "the first", SCOPES)

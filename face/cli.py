@@ -11,7 +11,7 @@ import anyio
 import typer
 from anyio import to_thread
 
-from lorry import benching, billing, limiting, logs, options, tenancy
+from lorry import auditing, benching, billing, limiting, logs, options, tenancy
 from lorry.actors.config import ActorConfig, ActorSettings
 from lorry.addresses import host_and_port, is_loopback
 from lorry.calling import call, run_async
@@ -34,6 +34,7 @@ app.add_typer(tenancy.tenants, name="tenants")
 app.add_typer(tenancy.keys, name="keys")
 app.add_typer(limiting.limits, name="limits")
 app.command("usage")(billing.usage)
+app.command("audit")(auditing.audit)
 app.add_typer(benching.app, name="bench")
 
 

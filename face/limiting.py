@@ -63,7 +63,7 @@ def set_limits(
     holder = f"tenant:{tenant}" if tenant else f"key:{key}" if key else "everyone"
     wanted = Limits(**said)
     find = partial(find_service, connect, server_key, data)
-    change(SetLimits(holder, wanted), find, f"{holder}: {_told(wanted) or 'no limits'}.")
+    change(SetLimits(holder, wanted), find, f"{holder}: {_told(wanted) or 'no limits of its own'}.")
 
 
 def _told(wanted: Limits) -> str:

@@ -60,7 +60,7 @@ def list_tenants(
 @tenants.command("create")
 def create_tenant(
     tenant: Annotated[str, typer.Argument(help="A name")],
-    weight: Weight = 1.0,
+    weight: Annotated[float | None, typer.Option(help="Its share beside others [default: what it had, or 1]")] = None,
     connect: options.Connect = None,
     server_key: options.ServerKey = None,
     data: options.Data = None,
@@ -69,7 +69,7 @@ def create_tenant(
     change(
         CreateTenant(TenantId(tenant), weight),
         partial(find_service, connect, server_key, data),
-        f"{tenant} has a weight of {weight:g}.",
+        f"{tenant} is there{'' if weight is None else f', with a weight of {weight:g}'}.",
     )
 
 

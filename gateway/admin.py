@@ -3,7 +3,7 @@
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from fastapi import APIRouter, FastAPI, Query, Security
+from fastapi import APIRouter, Depends, FastAPI, Query, Security
 from fastapi.responses import Response
 from fastapi.security import APIKeyHeader
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,6 +29,7 @@ from ..wire.admin_messages import (
 from ..wire.ids import KeyId, TenantId
 from ..wire.types import USER_SCOPES, Limits, Scope
 from . import errors
+from .bodies import body_of
 from .broker import Broker, BrokerOf
 
 T = TypeVar("T")
@@ -68,7 +69,7 @@ class CreatedKey(_Body):
 
 class NewTenant(_Body):
     tenant: str
-    weight: float = 1.0
+    weight: float | None = Field(None, description="What it had, or 1, where nothing is said")
 
 
 class TenantChange(_Body):
@@ -97,6 +98,12 @@ class SomeLimits(_Body):
     models: list[str] | None = None
 
 
+def _takes(body: type[BaseModel]) -> dict[str, Any]:
+    """Bodies are read within the gateway's budget, and after it is known whose they are: FastAPI describes only those
+    that it reads itself."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": body.model_json_schema()}}}}
+
+
 class HolderLimits(_Body):
     holder: str = Field(description="everyone, tenant:NAME or key:ID")
     limits: SomeLimits
@@ -108,8 +115,8 @@ async def list_keys(broker: BrokerOf, tenant: Annotated[str | None, Query()] = N
     return [Key(**_plain(info)) for info in found]
 
 
-@router.post("/keys", status_code=201)
-async def create_key(broker: BrokerOf, new: NewKey) -> CreatedKey:
+@router.post("/keys", status_code=201, openapi_extra=_takes(NewKey))
+async def create_key(broker: BrokerOf, new: Annotated[NewKey, Depends(body_of(NewKey))]) -> CreatedKey:
     order = CreateKey(new_key_id(), TenantId(new.tenant), new.name, new.scopes, new.expires_at)
     created = await _ask(broker, order, KeyCreated)
     return CreatedKey(api_key=created.api_key, info=Key(**_plain(created.info)))
@@ -127,15 +134,17 @@ async def list_tenants(broker: BrokerOf) -> list[Tenant]:
     return [Tenant(**_plain(info)) for info in await _ask(broker, ListTenants(), list[TenantInfo])]
 
 
-@router.post("/tenants", status_code=204)
-async def create_tenant(broker: BrokerOf, new: NewTenant) -> Response:
+@router.post("/tenants", status_code=204, openapi_extra=_takes(NewTenant))
+async def create_tenant(broker: BrokerOf, new: Annotated[NewTenant, Depends(body_of(NewTenant))]) -> Response:
     """One that was removed is there again, with all that it had but its keys."""
     await _tell(broker, CreateTenant(TenantId(new.tenant), new.weight))
     return Response(status_code=204)
 
 
-@router.patch("/tenants/{tenant}", status_code=204)
-async def set_tenant(broker: BrokerOf, tenant: str, change: TenantChange) -> Response:
+@router.patch("/tenants/{tenant}", status_code=204, openapi_extra=_takes(TenantChange))
+async def set_tenant(
+    broker: BrokerOf, tenant: str, change: Annotated[TenantChange, Depends(body_of(TenantChange))]
+) -> Response:
     await _tell(broker, SetTenant(TenantId(tenant), change.weight))
     return Response(status_code=204)
 
@@ -153,8 +162,10 @@ async def list_limits(broker: BrokerOf) -> list[HolderLimits]:
     return [HolderLimits(holder=info.holder, limits=SomeLimits(**msgspec.to_builtins(info.limits))) for info in found]
 
 
-@router.put("/limits/{holder}", status_code=204)
-async def set_limits(broker: BrokerOf, holder: str, limits: SomeLimits) -> Response:
+@router.put("/limits/{holder}", status_code=204, openapi_extra=_takes(SomeLimits))
+async def set_limits(
+    broker: BrokerOf, holder: str, limits: Annotated[SomeLimits, Depends(body_of(SomeLimits))]
+) -> Response:
     """In place of those that it had."""
     wanted = msgspec.convert(limits.model_dump(exclude_none=True), Limits)
     await _tell(broker, SetLimits(holder, wanted))

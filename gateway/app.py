@@ -17,6 +17,7 @@ from .bodies import BodyBudget
 from .config import GatewayConfig
 from .connections import Connections
 from .tinker import (
+    audit,
     auth,
     billing,
     checkpoints,
@@ -33,7 +34,7 @@ from .tinker import (
 )
 
 _WORK = (training, futures, sampling, weights, models, service, auth)
-_RECORDS = (sessions, runs, downloads, checkpoints, billing, unsupported)
+_RECORDS = (sessions, runs, downloads, checkpoints, billing, audit, unsupported)
 _ROUTERS = (health, *_WORK, *_RECORDS)
 
 

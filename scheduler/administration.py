@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from ..storage.rows import KeyRow
 from ..storage.store import Store
 from ..wire.admin_messages import (
@@ -24,13 +26,14 @@ from ..wire.admin_messages import (
 )
 from ..wire.errors import InvalidRequestError, LorryError, NotFoundError
 from ..wire.ids import TenantId
-from ..wire.types import SCOPES, Limits, Scope
+from ..wire.types import SCOPES, AuditEvent, Limits, Scope
 from .planning.limits import EVERYONE, Holder
 
 _KEY_ID = re.compile(r"key-[0-9a-f]{12}")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
 _NAME_AT_MOST = 128
-_WEIGHT_AT_MOST = 1e6
+_WEIGHTS = (1e-3, 1e6)
+_YEAR_9999 = 253_402_300_799
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,15 @@ def checked(order: AdminOrder, now: float) -> AdminOrder:
     """Raises InvalidRequestError for what no deployment could carry out."""
     if isinstance(order, CreateKey):
         _check_key(order, now)
-    if isinstance(order, CreateKey | CreateTenant) and not _TENANT.fullmatch(order.tenant):
-        expected = "1 to 128 letters, digits, '.', '_', '@' or '-', starting with a letter or a digit"
-        raise InvalidRequestError.of("tenant", order.tenant, expected)
-    if isinstance(order, CreateTenant | SetTenant) and not 0 < order.weight <= _WEIGHT_AT_MOST:
-        raise InvalidRequestError.of("weight", order.weight, f"a number above 0, at most {_WEIGHT_AT_MOST:,.0f}")
+    if isinstance(order, CreateTenant | SetTenant) and order.weight is not None:
+        low, high = _WEIGHTS
+        if not low <= order.weight <= high:
+            raise InvalidRequestError.of("weight", order.weight, f"a number from {low:g} to {high:,.0f}")
+    if isinstance(order, SetLimits):
+        try:
+            msgspec.convert(msgspec.to_builtins(order.limits), Limits)
+        except msgspec.ValidationError as error:
+            raise InvalidRequestError(f"limits: {error}", field="limits") from None
     return order
 
 
@@ -62,14 +69,48 @@ def _check_key(order: CreateKey, now: float) -> None:
         raise InvalidRequestError.of("name", order.name, f"up to {_NAME_AT_MOST} printable characters")
     if not order.scopes:
         raise InvalidRequestError.of("scopes", order.scopes, f"one or more of {', '.join(SCOPES)}")
-    if order.expires_at is not None and not order.expires_at > now:
+    if order.expires_at is not None and not now < order.expires_at <= _YEAR_9999:
         raise InvalidRequestError.of("expires_at", order.expires_at, "Unix seconds in the future, or None for never")
 
 
-def carry_out(store: Store, order: AdminOrder, now: float) -> Carried | LorryError:
-    """Inside a transaction, which an error that is returned has changed nothing in. `order` is `checked`."""
+def carry_out(store: Store, order: AdminOrder, now: float, by: str) -> Carried | LorryError:
+    """Inside a transaction, which an error that is returned has changed nothing in. `order` is `checked`; `by` is the
+    id of the key that it came with, or the operator."""
+    carried = _carry_out(store, order, now)
+    if isinstance(carried, Carried) and (what := _told(order)) is not None:
+        event, tenant, subject, detail = what
+        store.audited(AuditEvent(now, tenant, by, event, subject, detail))
+    return carried
+
+
+def _told(order: AdminOrder) -> tuple[str, str, str, dict[str, str]] | None:
+    """For the audit log: what is done, of which tenant, to what, and how; None for what changes nothing."""
     match order:
         case CreateKey():
+            detail = {"name": order.name, "scopes": ", ".join(order.scopes)}
+            return "key_created", order.tenant, order.key, detail
+        case EndKey():
+            return "key_revoked", "", order.key, {}
+        case CreateTenant():
+            weight = {} if order.weight is None else {"weight": f"{order.weight:g}"}
+            return "tenant_created", order.tenant, order.tenant, weight
+        case SetTenant():
+            return "tenant_weight_set", order.tenant, order.tenant, {"weight": f"{order.weight:g}"}
+        case RemoveTenant():
+            return "tenant_removed", order.tenant, order.tenant, {}
+        case SetLimits():
+            tenant = order.holder.removeprefix("tenant:") if order.holder.startswith("tenant:") else ""
+            said = msgspec.to_builtins(order.limits)
+            return "limits_set", tenant, order.holder, {name: str(value) for name, value in said.items()}
+        case ListKeys() | ListTenants() | ListLimits():
+            return None
+
+
+def _carry_out(store: Store, order: AdminOrder, now: float) -> Carried | LorryError:
+    match order:
+        case CreateKey():
+            if (problem := _no_place_for(store, order)) is not None:
+                return problem
             store.tenant_made(order.tenant, now)
             scopes: list[Scope] = [scope for scope in SCOPES if scope in order.scopes]
             api_key = store.key_made(order.key, order.tenant, now, order.name, scopes, order.expires_at)
@@ -80,7 +121,11 @@ def carry_out(store: Store, order: AdminOrder, now: float) -> Carried | LorryErr
         case EndKey():
             return _end(store, lambda row: row.id == order.key, now) or no_key(order.key)
         case CreateTenant():
+            if (problem := _unnameable(store, order.tenant)) is not None:
+                return problem
             store.tenant_made(order.tenant, now)
+            if order.weight is None:
+                return Carried()
             store.tenant_weighed(order.tenant, order.weight)
             return Carried(weights=((order.tenant, order.weight),))
         case SetTenant():
@@ -102,6 +147,28 @@ def carry_out(store: Store, order: AdminOrder, now: float) -> Carried | LorryErr
             return Carried(limits=((Holder(order.holder), order.limits),))
         case ListLimits():
             return Carried([LimitsInfo(holder, limits) for holder, limits in store.limits().items()])
+
+
+def _no_place_for(store: Store, order: CreateKey) -> LorryError | None:
+    """Where the tenant was removed, or the id is that of a key which somebody may have."""
+    for tenant in store.tenants():
+        if tenant.id == order.tenant and tenant.removed_at is not None:
+            problem = f"tenant {order.tenant!r} was removed: `lorry tenants create` brings it back"
+            return NotFoundError(problem, field="tenant")
+    for row in store.api_keys():
+        if row.id == order.key and (
+            row.tenant != order.tenant or row.used_at is not None or row.revoked_at is not None
+        ):
+            return InvalidRequestError.of("key", order.key, "an id that no other key has")
+    return _unnameable(store, order.tenant)
+
+
+def _unnameable(store: Store, tenant: TenantId) -> LorryError | None:
+    """Of a tenant that is new: older releases took any name."""
+    if _TENANT.fullmatch(tenant) or any(row.id == tenant for row in store.tenants()):
+        return None
+    expected = "1 to 128 letters, digits, '.', '_', '@' or '-', starting with a letter or a digit"
+    return InvalidRequestError.of("tenant", tenant, expected)
 
 
 def _missing(store: Store, holder: str) -> LorryError | None:

@@ -11,12 +11,22 @@ from ..wire.ids import LaneId, TenantId
 from .config import BrokerConfig
 from .planning.limits import Holder, Meters, holders_of
 from .registry import Registry, sampler_in_slot
-from .saves import SAVES, saved_folder, saved_path, weights_gone
+from .saves import SAVES, is_ephemeral, saved_folder, saved_path, weights_gone
 
 
 class Admission:
-    def __init__(self, config: BrokerConfig, registry: Registry, meters: Meters, now: Callable[[], float]) -> None:
-        self._config, self._registry, self._meters, self._now = config, registry, meters, now
+    """`goes_on` says of which runs and samplers something is under way, or will be."""
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        registry: Registry,
+        meters: Meters,
+        goes_on: Callable[[LaneId], bool],
+        now: Callable[[], float],
+    ) -> None:
+        self._config, self._registry, self._meters = config, registry, meters
+        self._goes_on, self._now = goes_on, now
 
     def check_place(self, lane: RunRow | SamplerRow, seq: int, next_seq: int | None) -> None:
         """Whether a command can have this place in the order at all: one that cannot leaves no gap behind.
@@ -36,14 +46,17 @@ class Admission:
                 field="seq",
             )
 
-    def check_room(self, row: CommandRow, next_seq: int | None) -> None:
-        """For one that is sent for the first time. What its run waits for comes in however much waits behind it.
+    def check_room(self, row: CommandRow, next_seq: int | None, *, waits_for_it: bool) -> None:
+        """For one that is not open. What comes while its run `waits_for_it`, or for what is before it, comes in however
+        much is queued: a client may send the parts of a large call before the first of them.
 
         Raises TooManyWaitingError for one that is to come again.
         """
         holders = holders_of(row.tenant, row.key)
-        if row.seq != next_seq:
-            self._meters.check_queue(holders, row.tokens)
+        if next_seq is not None and row.seq < next_seq:
+            return  # it is over, and is answered again
+        if not waits_for_it:
+            self._meters.check_queue(holders, row.tokens, self._goes_on)
         self._meters.check_pace(holders, self._now())
 
     def admit(self, lane: RunRow | SamplerRow, row: CommandRow, payload_bytes: int, next_seq: int | None) -> CommandRow:
@@ -66,13 +79,15 @@ class Admission:
         if isinstance(lane, SamplerRow):
             if lane.outlived:
                 raise weights_gone(lane)
+            self._meters.check_model(holders, lane.base_model)
             return row
         # It may have been made while nothing was known of its model; and one that failed may be loaded yet.
         if known := self._registry.models.told_of(lane.base_model):
             known.check(lane.lora)
+        self._meters.check_shape(holders, lane.lora.rank, lane.base_model)
         if row.kind in SAVES:
             self._check_save(lane, row)
-            if self._meters.limits_storage(holders):
+            if not is_ephemeral(row) and self._meters.limits_storage(holders):
                 self._meters.check_stored(holders, self._stored(row.tenant))
             return replace(row, folder=saved_folder(row, self._config.checkpoints))
         if row.kind == "load_state":

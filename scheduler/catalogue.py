@@ -11,12 +11,14 @@ from pathlib import Path
 import anyio
 from anyio import to_thread
 
+from ..storage.audit import OPERATOR
 from ..storage.reader import Reader
 from ..storage.reports import usage, usage_between
 from ..storage.rows import CheckpointRow, ClientSessionRow, RunRow
 from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire.catalogue_messages import (
+    AuditBetween,
     CatalogueRequest,
     CheckpointCopied,
     ClientSessionCreated,
@@ -45,6 +47,7 @@ from ..wire.client_messages import AdapterImported, ImportAdapter
 from ..wire.errors import InvalidRequestError, NotFoundError
 from ..wire.ids import LaneId, TenantId
 from ..wire.types import (
+    AuditEvent,
     Checkpoint,
     ClientSession,
     GetInfoResponse,
@@ -58,6 +61,7 @@ from .client_sessions import ClientSessions
 from .commands import Commands
 from .creating import Creating
 from .keyring import Keyring
+from .planning.limits import holders_of
 from .registry import Registry, no_checkpoint
 from .sessions import Session
 
@@ -100,13 +104,15 @@ class Catalogue:
             case JoinSampler():
                 return await self._join_sampler(tenant, request)
             case DeleteCheckpoint():
-                return await self.remove_checkpoint(self._registry.checkpoint(tenant, request.path))
+                checkpoint = self._registry.checkpoint(tenant, request.path)
+                return await self._remove_checkpoint(checkpoint, self._did(session, "checkpoint_deleted", request.path))
             case PublishCheckpoint():
-                return await self._change(replace(self._own(tenant, request.path), public=request.public))
+                did = self._did(session, f"checkpoint_{'' if request.public else 'un'}published", request.path)
+                return await self._change(replace(self._own(tenant, request.path), public=request.public), did)
             case ExpireCheckpoint():
-                return await self._expire(tenant, request)
+                return await self._expire(session, request)
             case CopyCheckpoint():
-                return await self._copy(tenant, request)
+                return await self._copy(session, request)
             case MintToken():
                 return self._keyring.token_for(session)
             case RevokeKey():
@@ -118,6 +124,10 @@ class Catalogue:
             case UsageBetween():
                 start, end = request.start, request.end
                 return await self._reader.read(lambda store: usage_between(store, tenant, start, end))
+            case AuditBetween():
+                whose = None if "admin" in session.key.scopes else tenant
+                between = request.start, request.end
+                return await self._reader.read(lambda store: store.audit(whose, *between))
             case LaneState():
                 return await self._lane_state(tenant, request)
             case QueueState():
@@ -158,6 +168,9 @@ class Catalogue:
                 checkpoint = self._registry.readable(tenant, query.subject)
                 source = self._registry.run(checkpoint.tenant, checkpoint.run)
                 folder = "/".join(Path(checkpoint.folder).parts[-3:])
+                if query.what == "files":
+                    did = self._did(session, "checkpoint_read", checkpoint.path, purpose="download")
+                    await self._writer.write_and_wait(lambda store: store.audited(did))
                 return WeightsInfo(checkpoint.path, source.base_model, source.lora, folder)
             case "tenant":
                 return tenant
@@ -235,30 +248,49 @@ class Catalogue:
     def _own(self, tenant: TenantId, path: str) -> CheckpointRow:
         return self._registry.checkpoint(tenant, path)
 
-    async def _change(self, checkpoint: CheckpointRow) -> None:
+    async def _change(self, checkpoint: CheckpointRow, did: AuditEvent) -> None:
         """Raises NotFoundError where it went in this very moment."""
         self._registry.add_checkpoint(checkpoint)
-        if not await self._writer.write_and_wait(lambda store: store.checkpoint_changed(checkpoint)):
+
+        def record(store: Store) -> bool:
+            if is_there := store.checkpoint_changed(checkpoint):
+                store.audited(did)
+            return is_there
+
+        if not await self._writer.write_and_wait(record):
             raise no_checkpoint(checkpoint.path)
 
-    async def _expire(self, tenant: TenantId, request: ExpireCheckpoint) -> None:
-        checkpoint = self._own(tenant, request.path)
-        await self._change(replace(checkpoint, expires_at=self._expiry(request.ttl_seconds), ephemeral=False))
+    async def _expire(self, session: Session, request: ExpireCheckpoint) -> None:
+        checkpoint = self._own(session.tenant, request.path)
+        changed = replace(checkpoint, expires_at=self._expiry(request.ttl_seconds), ephemeral=False)
+        ttl = "never" if request.ttl_seconds is None else f"in {request.ttl_seconds} s"
+        await self._change(changed, self._did(session, "checkpoint_expiry_set", request.path, expires=ttl))
 
     def _expiry(self, ttl_seconds: int | None) -> float | None:
         if ttl_seconds is not None and ttl_seconds < 1:
             raise InvalidRequestError.of("ttl_seconds", ttl_seconds, "a whole number from 1, or None for ever")
         return None if ttl_seconds is None else self._now() + ttl_seconds
 
-    async def remove_checkpoint(self, checkpoint: CheckpointRow) -> None:
+    async def _remove_checkpoint(self, checkpoint: CheckpointRow, did: AuditEvent) -> None:
         """Its name is gone at once; its folder too, or when nothing needs it any more."""
         self._registry.remove_checkpoint(checkpoint)
-        await self._writer.write_and_wait(lambda store: store.checkpoint_deleted(checkpoint))
+
+        def record(store: Store) -> None:
+            store.checkpoint_deleted(checkpoint)
+            store.audited(did)
+
+        await self._writer.write_and_wait(record)
         await self._drop(checkpoint.folder)
 
-    async def _copy(self, tenant: TenantId, copy: CopyCheckpoint) -> CheckpointCopied:
+    def _did(self, session: Session, event: str, subject: str, **detail: str) -> AuditEvent:
+        return AuditEvent(self._now(), session.tenant, session.key.id, event, subject, detail)
+
+    async def _copy(self, session: Session, copy: CopyCheckpoint) -> CheckpointCopied:
         """Nothing is waited for between the look-up and the writing: the folder has another name before it can go."""
-        run, mine, run_is_new = self.creating.copy(tenant, copy, self._expiry(copy.ttl_seconds))
+        run, mine, run_is_new = self.creating.copy(session.tenant, copy, self._expiry(copy.ttl_seconds))
+        self._commands.meters.check_shape(holders_of(session.tenant, session.key.id), run.lora.rank, run.base_model)
+        run = replace(run, key=session.key.id) if run_is_new else run
+        did = self._did(session, "checkpoint_copied", mine.path, source=copy.path)
         copy_is_new = not self._registry.is_taken(mine.path)
         if run_is_new:
             self._commands.accepting.add_run(run)
@@ -270,6 +302,7 @@ class Catalogue:
                 store.run_created(run)
             if copy_is_new:
                 store.checkpoint_saved(mine)
+                store.audited(did)
 
         await self._writer.write_and_wait(record)
         return CheckpointCopied(mine.path)
@@ -292,7 +325,9 @@ class Catalogue:
                 store.run_created(run)
                 for checkpoint in checkpoints:
                     store.checkpoint_saved(checkpoint)
-                store.record_event("adapter imported", run.id, told.name, run.created_at)
+                names = {"path": checkpoints[0].path, "sampler_path": checkpoints[1].path}
+                did = AuditEvent(run.created_at, run.tenant, OPERATOR, "adapter_imported", run.id, names)
+                store.audited(did)
 
             await self._writer.write_and_wait(record)
         else:

@@ -49,6 +49,7 @@ from ..wire.errors import (
 from ..wire.ids import ActorId, FutureId, KeyHash, LaneId, SessionId, future_id
 from ..wire.sequenced import stamp_of
 from ..wire.sockets import Channel
+from ..wire.types import AuditEvent
 from . import permissions
 from .accepting import Request
 from .admission import Admission
@@ -72,7 +73,7 @@ _BYTES_PER_TOKEN = 32
 
 _NO_ARGUMENTS = CommandArguments()
 _PACED = CreateRun | CreateSampler | CatalogueChange
-"""Requests that count, beside commands, which count once however often they are sent."""
+"""Requests that have a pace, beside commands; but for the revoking of a key, which cannot wait."""
 _WRITE = Submit | Refuse | CreateRun | CreateSampler | CatalogueChange
 
 
@@ -95,7 +96,10 @@ class ClientDoor:
         self._config, self._registry, self._commands = config, registry, commands
         self._writer, self._reader, self._now, self._monotonic = writer, reader, now, monotonic
         self._tasks, self._cancel_in_flight = tasks, cancel_in_flight
-        self._sessions, self._admission = Sessions(), Admission(config, registry, commands.meters, now)
+        self._sessions, self._admission = (
+            Sessions(),
+            Admission(config, registry, commands.meters, commands.goes_on, now),
+        )
         self.post = ClientPost(channel, self._sessions)
         self._results = ClientResults(registry, commands, reader, self.post, self._sessions, tasks)
         self.keyring = Keyring(writer, reader, now, commands.set_weight, commands.set_limits)
@@ -183,7 +187,7 @@ class ClientDoor:
             self._turn_out(session, over)
             return
         permissions.check(session.key.scopes, message)
-        if isinstance(message, _PACED):
+        if isinstance(message, _PACED) and not isinstance(message, RevokeKey):
             self._commands.meters.check_pace(holders_of(session.tenant, session.key.id), self._now())
         if self._writer.trouble is not None and isinstance(message, _WRITE):
             raise StorageUnavailableError(self._writer.trouble)
@@ -219,12 +223,15 @@ class ClientDoor:
 
     def _submit(self, session: Session, submit: Submit, payload: bytes) -> None:
         lane = self._registry.lane(session.tenant, submit.lane)
+        permissions.check_lane(session.key.scopes, submit.kind, of_sampler=isinstance(lane, SamplerRow))
         tokens, rows = max(1, submit.tokens, len(payload) // _BYTES_PER_TOKEN), max(1, submit.rows)
         prefix = _scoped(submit.prefix, lane)
         row = self._placed(lane, session, submit.seq, submit.kind, tokens, rows, submit.arguments, prefix)
         request = self._request(session, submit.request)
         if not self._commands.waiters.is_open(row.future):
-            self._admission.check_room(row, self._next_seq(lane))
+            waits_for_it = self._commands.waits_for_its_next(row.lane)
+            self._admission.check_room(row, self._next_seq(lane), waits_for_it=waits_for_it)
+        if isinstance(lane, RunRow):
             self._commands.meters.used(holders_of(row.tenant, row.key), row.lane, self._now())
         try:
             admitted = self._admission.admit(lane, row, len(payload), self._next_seq(lane))
@@ -235,6 +242,7 @@ class ClientDoor:
 
     def _refuse(self, session: Session, refuse: Refuse) -> None:
         lane = self._registry.lane(session.tenant, refuse.lane)
+        permissions.check_lane(session.key.scopes, refuse.kind, of_sampler=isinstance(lane, SamplerRow))
         row = self._placed(lane, session, refuse.seq, refuse.kind)
         self._commands.accepting.refuse(row, None, refuse.error, self._request(session, refuse.request))
 
@@ -282,8 +290,13 @@ class ClientDoor:
         """What can be read of a message that is wrong is enough to answer it, and to end its place in a run's order."""
         session = self._sessions.heard(connection, self._monotonic())
         try:
+            if session and (over := self.keyring.over(session.key)):
+                self._turn_out(session, over)
+                return
             if refuse := refusal_of(header, error):
                 # Not refused to who is not known: it says hello, and sends it again, and its place in the order ends.
+                if session and self._writer.trouble is not None:
+                    raise StorageUnavailableError(self._writer.trouble)
                 self._refuse(session, refuse) if session else self.post.send(connection, Unknown())
                 return
         except LorryError as worse:
@@ -292,7 +305,7 @@ class ClientDoor:
 
     def _cancel(self, session: Session, cancel: Cancel) -> None:
         lane = self._registry.lane(session.tenant, LaneId(cancel.future.rpartition(":")[0]))
-        permissions.check_cancel(session.key.scopes, of_sampler=isinstance(lane, SamplerRow))
+        permissions.check_lane(session.key.scopes, "cancel", of_sampler=isinstance(lane, SamplerRow))
         if actor := self._commands.cancel(cancel.future):
             self._cancel_in_flight(actor, cancel.future)
         self.post.answer(session.connection, cancel.request)
@@ -308,6 +321,8 @@ class ClientDoor:
             run = replace(run, key=session.key.id)
             self._commands.accepting.add_run(run)
             self._writer.write(lambda store: store.run_created(run))
+            did = AuditEvent(run.created_at, run.tenant, session.key.id, "run_created", run.id)
+            self._writer.write(lambda store: store.audited(did))
         self._answer_when_durable(session, create.request, RunCreated(run.id))
 
     def _create_sampler(self, session: Session, create: CreateSampler) -> None:

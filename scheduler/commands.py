@@ -75,6 +75,22 @@ class Commands:
         self.meters.set(holder, limits)
         self._work_arrived()
 
+    def goes_on(self, lane: LaneId) -> bool:
+        """Whether something of a run or a sampler is under way, or is next and there. Else what waits there may wait
+        for ever, for a request that its client never sends, or for a model that nobody serves any more."""
+        if (run := self._registry.run_of(lane)) is None:
+            sampler = self._registry.sampler_of(lane)
+            return sampler is not None and bool(self._planner.actors_of(sampler.base_model))
+        return bool(self._planner.actors_of(run.base_model)) and any(
+            FutureId(f"{lane}:{seq}") in self._open.rows for seq in (self.next_seq(lane), self.next_seq(lane) - 1)
+        )
+
+    def waits_for_its_next(self, lane: LaneId) -> bool:
+        """Whether a run's next request has not come."""
+        if self._registry.run_of(lane) is None:
+            return False
+        return FutureId(f"{lane}:{self.next_seq(lane)}") not in self._open.rows
+
     def next_seq(self, lane: LaneId) -> int:
         return self._planner.next_seq(lane)
 

@@ -11,7 +11,7 @@ from ..wire.codec import decode, encode
 from ..wire.commands import REPLAYED_KINDS
 from ..wire.errors import ActorLostError, ErrorInfo, LorryError
 from ..wire.ids import ActorId, FutureId, LaneId
-from ..wire.types import UsageKind
+from ..wire.types import AuditEvent, UsageKind
 from .open_commands import OpenCommands
 from .planning.limits import Meters, holders_of
 from .planning.prices import Prices, cost
@@ -102,6 +102,8 @@ class Finishing:
                 store.payload_dropped(row.future)
             if checkpoint is not None:
                 store.checkpoint_saved(checkpoint)
+                if not checkpoint.ephemeral:
+                    store.audited(AuditEvent(now, row.tenant, row.key or "", "checkpoint_created", checkpoint.path))
                 if sampler is not None:
                     store.sampler_created(sampler)
             if restored is not None:

@@ -11,7 +11,7 @@ from ..storage.writer import Writer
 from ..wire.admin_messages import AdminOrder
 from ..wire.errors import AuthenticationError, LorryError, NotFoundError, StorageUnavailableError
 from ..wire.ids import KeyHash, TenantId
-from ..wire.types import Limits
+from ..wire.types import AuditEvent, Limits
 from . import administration, tokens
 from .administration import Carried, is_open
 from .planning.limits import Holder
@@ -68,15 +68,20 @@ class Keyring:
         key, now = await self.find(api_key), self._now()
         if key is None or key.tenant != tenant or not is_open(key, now):
             raise NotFoundError("there is no such key", field="api_key")
-        await self._writer.write_and_wait(lambda store: store.key_revoked(key.id, now))
 
-    async def carry_out(self, order: AdminOrder) -> Carried:
+        def record(store: Store) -> None:
+            store.key_revoked(key.id, now)
+            store.audited(AuditEvent(now, tenant, key.id, "key_revoked", key.id))
+
+        await self._writer.write_and_wait(record)
+
+    async def carry_out(self, order: AdminOrder, by: str) -> Carried:
         """Raises InvalidRequestError, NotFoundError, StorageUnavailableError."""
         if self._writer.trouble is not None:
             raise StorageUnavailableError(self._writer.trouble)
         now = self._now()
         order = administration.checked(order, now)
-        carried = await self._writer.write_and_wait(lambda store: administration.carry_out(store, order, now))
+        carried = await self._writer.write_and_wait(lambda store: administration.carry_out(store, order, now, by))
         if isinstance(carried, LorryError):
             raise carried
         for tenant, weight in carried.weights:

@@ -46,11 +46,11 @@ class OpenCommands:
 
     def add(self, row: CommandRow) -> None:
         self.rows[row.future] = row
-        self.meters.opened(holders_of(row.tenant, row.key), row.tokens)
+        self.meters.opened(holders_of(row.tenant, row.key), row.lane, row.tokens)
 
     def forget(self, future: FutureId) -> None:
         row = self.rows.pop(future)
-        self.meters.closed(holders_of(row.tenant, row.key), row.tokens)
+        self.meters.closed(holders_of(row.tenant, row.key), row.lane, row.tokens)
         self.payloads.let_go(future)
         self.cancelled.discard(future)
 

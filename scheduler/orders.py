@@ -4,6 +4,7 @@ and an administrator over a session whose key has that scope."""
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
 
+from ..storage.audit import OPERATOR
 from ..storage.writer import Writer
 from ..wire.admin_messages import Administer
 from ..wire.client_messages import Drain, Failed, ImportAdapter
@@ -33,7 +34,7 @@ class Orders:
 
     async def administer(self, session: Session, message: Administer) -> None:
         try:
-            carried = await self._keyring.carry_out(message.order)
+            carried = await self._keyring.carry_out(message.order, session.key.id)
         except LorryError as error:
             self._post.send(session.connection, Failed(message.request, error.info))
         else:
@@ -48,7 +49,7 @@ class Orders:
             if isinstance(order, Drain):
                 await self._drain(order.actor)
             elif isinstance(order, Administer):
-                carried = await self._keyring.carry_out(order.order)
+                carried = await self._keyring.carry_out(order.order, OPERATOR)
                 self._turn_out(key.hash for key in carried.ended)
                 answer = carried.answer
             elif self._writer.trouble is not None:

@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from ..wire.admin_messages import Administer
 from ..wire.catalogue_messages import (
+    AuditBetween,
     Completions,
     CopyCheckpoint,
     CountClientEvents,
@@ -34,7 +35,6 @@ from ..wire.client_messages import (
     Submit,
     Watch,
 )
-from ..wire.commands import SAMPLING_KINDS
 from ..wire.errors import PermissionDeniedError
 from ..wire.types import SCOPES, Scope
 
@@ -46,11 +46,12 @@ NEEDED: Mapping[type, tuple[Scope, ...]] = MappingProxyType(
     {
         **dict.fromkeys((CreateRun, DeleteCheckpoint, PublishCheckpoint, ExpireCheckpoint, CopyCheckpoint), ("train",)),
         **dict.fromkeys((CreateSampler, JoinSampler), ("sample",)),
-        **dict.fromkeys((Submit, Refuse, Cancel), _WORK),  # more by its kind
+        **dict.fromkeys((Submit, Refuse, Cancel, TouchClientSession, FinishClientSession), _WORK),
         UsageBetween: ("read",),
+        AuditBetween: ("read", "admin"),
         Query: ("read",),  # but for some
         Administer: ("admin",),
-        **dict.fromkeys((CreateClientSession, TouchClientSession, FinishClientSession, CountClientEvents), SCOPES),
+        **dict.fromkeys((CreateClientSession, CountClientEvents), SCOPES),
         **dict.fromkeys((MintToken, RevokeKey, LaneState, QueueState, Completions), SCOPES),
         **dict.fromkeys((Watch, Read, Ping, Goodbye), SCOPES),
     }
@@ -58,10 +59,8 @@ NEEDED: Mapping[type, tuple[Scope, ...]] = MappingProxyType(
 
 
 def check(scopes: frozenset[Scope], message: FromClient) -> None:
-    """Raises PermissionDeniedError: then not even a command has a place in its run's order."""
+    """Raises PermissionDeniedError. What has to do with a run or a sampler takes more: `check_lane`."""
     match message:
-        case Submit() | Refuse():
-            _check(scopes, ("sample",) if message.kind in SAMPLING_KINDS else ("train",), message.kind)
         case Query() if message.what in _OPEN_QUESTIONS:
             pass
         case Query():
@@ -70,9 +69,10 @@ def check(scopes: frozenset[Scope], message: FromClient) -> None:
             _check(scopes, NEEDED[type(message)], type(message).__struct_config__.tag)
 
 
-def check_cancel(scopes: frozenset[Scope], *, of_sampler: bool) -> None:
-    """Raises PermissionDeniedError."""
-    _check(scopes, ("sample",) if of_sampler else ("train",), "cancel")
+def check_lane(scopes: frozenset[Scope], what: str, *, of_sampler: bool) -> None:
+    """By what it is about, whatever it says that it is. Raises PermissionDeniedError: then a command has no place in
+    the order, which others would wait behind."""
+    _check(scopes, ("sample",) if of_sampler else ("train",), what)
 
 
 def _check(scopes: frozenset[Scope], needed: tuple[Scope, ...], what: object) -> None:

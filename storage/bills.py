@@ -22,6 +22,7 @@ _COLUMNS: Mapping[By, str] = {
     "day": "date(at, 'unixepoch')",
 }
 PER_USD = 10**12
+_MICRO = 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +48,23 @@ def bill(
     """From `start` on, before `end`, in Unix seconds; in the order in which each was first used. Sums are as exact as
     what they are of, however large: SQLite's own would not go beyond 2**63."""
     names = [f"{_COLUMNS[each]} AS by_{each}" for each in by]
-    conditions = ["(:start IS NULL OR at >= :start)", "(:end IS NULL OR at < :end)"]
-    conditions += [f"{_COLUMNS[each]} = :{each}" for each in where or ()]
+    said: dict[str, object] = {str(name): value for name, value in (where or {}).items()}
+    said |= {"start": start, "end": end}
+    conditions = [f"{_COLUMNS[each]} = :{each}" for each in where or ()]
+    conditions += [] if start is None else ["at >= :start"]
+    conditions += [] if end is None else ["at < :end"]
     rows = store.rows(
-        f"SELECT {''.join(f'{name}, ' for name in names)}sum(tokens) AS tokens,"
-        f" sum(cost / {PER_USD}) AS usd, sum(cost % {PER_USD}) AS rest FROM usage"
-        f" WHERE {' AND '.join(conditions)} GROUP BY {', '.join(f'by_{each}' for each in by) or 'NULL'}"
-        " HAVING count(*) > 0 ORDER BY min(at)",
-        start=start,
-        end=end,
-        **(where or {}),
+        f"SELECT {''.join(f'{name}, ' for name in names)}sum(tokens) AS tokens, sum(cost / {PER_USD}) AS usd,"
+        f" sum(cost % {PER_USD} / {_MICRO}) AS micro_usd, sum(cost % {_MICRO}) AS rest FROM usage"
+        f"{' WHERE ' if conditions else ''}{' AND '.join(conditions)}"
+        f" GROUP BY {', '.join(f'by_{each}' for each in by) or 'NULL'} HAVING count(*) > 0 ORDER BY min(at)",
+        **said,
     )
-    return [
-        Line(tuple(row[f"by_{each}"] for each in by), row["tokens"], row["usd"] * PER_USD + row["rest"]) for row in rows
-    ]
+    return [Line(tuple(row[f"by_{each}"] for each in by), row["tokens"], _cost(row)) for row in rows]
+
+
+def _cost(row: Mapping[str, int]) -> int:
+    return row["usd"] * PER_USD + row["micro_usd"] * _MICRO + row["rest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,11 @@ class Verified:
 def verify(store: Store) -> Verified:
     """The bill computed again, command by command: each that succeeded, and no other, is billed to its tenant, once for
     each kind of tokens, at the price of its time."""
+    with store.snapshot():
+        return _verified(store)
+
+
+def _verified(store: Store) -> Verified:
     findings: list[str] = []
     recomputed, commands = 0, set[str]()
     kinds = Counter[tuple[str, str]]()

@@ -98,6 +98,18 @@ class Connection:
         unnamed, self._unnamed = self._unnamed, []
         self._blobs.delete(unnamed)
 
+    @contextmanager
+    def snapshot(self) -> Generator[None]:
+        """What is read in the block is of one moment, whatever is written meanwhile. So it is in a transaction."""
+        if self._db.conn.in_transaction:
+            yield
+            return
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("COMMIT")
+
     def rows(self, sql: str, *values: object, **named: object) -> list[dict[str, Any]]:
         """For this package's own questions."""
         return list(self._db.query(sql, named or values))

@@ -13,13 +13,13 @@ from ..wire.errors import InvalidRequestError
 from .data_folder import make_private, refused
 
 FILE = "broker.lock"
-_PATIENCE_S = 0.2
+_PATIENCE_S = 1.0
 
 
 @contextmanager
 def sole_writer(folder: Path) -> Generator[Callable[[str], None]]:
     """Hold the folder for as long as the block lasts; the system lets go of it should the process die. Yields what is
-    to be called with the address at which clients are served.
+    to be called with the address at which clients are served, and raises StorageUnavailableError, too.
 
     Raises InvalidRequestError where another process holds it, StorageUnavailableError where the disk refuses.
     """
@@ -32,8 +32,11 @@ def sole_writer(folder: Path) -> Generator[Callable[[str], None]]:
         file.truncate(0)
 
         def announce(address: str) -> None:
-            file.write(address.encode())
-            file.flush()
+            try:
+                file.write(address.encode())
+                file.flush()
+            except OSError as error:
+                raise refused(folder / FILE, error) from error
 
         yield announce
 

@@ -4,11 +4,10 @@ from typing import Any
 
 from ..wire.ids import TenantId
 from ..wire.types import UsageEvent, UsageRow
-from .bills import PER_USD
 from .store import Store
 
-_USD = f"sum(cost / {PER_USD}) + sum(cost % {PER_USD}) / {PER_USD:.1f}"
-"""A sum of costs themselves ends at 2**63, at some nine million dollars."""
+_USD = "total(cost) / 1e12"
+"""A sum() ends at 2**63, which are some nine million dollars."""
 
 
 def usage(store: Store, tenant: TenantId | None = None) -> list[UsageRow]:
@@ -59,7 +58,8 @@ def recent_failures(store: Store) -> list[dict[str, Any]]:
 def tenants(store: Store) -> list[dict[str, Any]]:
     return store.rows(
         "SELECT id, client_events, client_failures,"
-        " (SELECT count(*) FROM api_keys WHERE tenant = tenants.id) AS keys,"
+        " (SELECT count(*) FROM api_keys WHERE tenant = tenants.id AND revoked_at IS NULL"
+        "  AND (expires_at IS NULL OR expires_at > unixepoch())) AS keys,"
         " (SELECT count(*) FROM runs WHERE tenant = tenants.id) AS runs FROM tenants ORDER BY id"
     )
 

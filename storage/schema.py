@@ -275,3 +275,16 @@ def m012_limits(db: Database) -> None:
     # Who may have how much: JSON.
     db.table("limits").create({"holder": str, "limits": str}, pk="holder")
     db.table("runs").add_column("key", str)
+
+
+@migrations()
+def m013_audit(db: Database) -> None:
+    db.table("audit").create(
+        {"id": int, "at": float, "tenant": str, "by": str, "event": str, "subject": str, "detail": str}, pk="id"
+    )
+    db.table("audit").create_index(["tenant", "at"])
+    for change in ("UPDATE", "DELETE"):
+        db.execute(
+            f"CREATE TRIGGER audit_no_{change.lower()} BEFORE {change} ON audit"
+            " BEGIN SELECT RAISE(ABORT, 'the audit log is only added to'); END"
+        )

@@ -16,6 +16,7 @@ import msgspec
 from ..wire.actor_messages import ActorPing
 from ..wire.ids import ActorId, RunId, TenantId
 from ..wire.types import LoraConfig
+from .audit import Audit
 from .checkpoints import place_of
 from .connection import values_of
 from .journal import Journal
@@ -42,8 +43,9 @@ _FOLDER_COLUMNS = (
 )
 
 
-class Store(Journal, Keys):
-    """`Connection` says how it is opened, `Journal` what becomes of commands, `Keys` who may come in."""
+class Store(Journal, Keys, Audit):
+    """`Connection` says how it is opened, `Journal` what becomes of commands, `Keys` who may come in, and `Audit` who
+    did what."""
 
     # Clients' events and tokens ---------------------------------------------------------------------------------------
 

@@ -41,8 +41,10 @@ class EndKey(msgspec.Struct, frozen=True, tag="end_key"):
 
 
 class CreateTenant(msgspec.Struct, frozen=True, tag="create_tenant"):
+    """One that was removed is there again. Without a `weight` it has the one that it had, or 1."""
+
     tenant: TenantId
-    weight: float = 1.0
+    weight: float | None = None
 
 
 class SetTenant(msgspec.Struct, frozen=True, tag="set_tenant"):

@@ -126,6 +126,15 @@ class UsageBetween(msgspec.Struct, frozen=True, tag="usage_between"):
     end: float
 
 
+class AuditBetween(msgspec.Struct, frozen=True, tag="audit_between"):
+    """Who did what, of the asking tenant, or of everybody where the key may administer; `start` and `end` are Unix
+    seconds."""
+
+    request: int
+    start: float
+    end: float
+
+
 class LaneState(msgspec.Struct, frozen=True, tag="lane_state"):
     """Whether a run or a sampler can be used: waits up to `timeout_s` seconds while its model is being loaded."""
 
@@ -167,7 +176,15 @@ CatalogueChange: TypeAlias = (
 """What has to be written down."""
 
 CatalogueRequest: TypeAlias = (
-    Query | TouchClientSession | MintToken | UsageBetween | LaneState | QueueState | Completions | CatalogueChange
+    Query
+    | TouchClientSession
+    | MintToken
+    | UsageBetween
+    | AuditBetween
+    | LaneState
+    | QueueState
+    | Completions
+    | CatalogueChange
 )
 
 

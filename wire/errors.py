@@ -96,7 +96,7 @@ class SeqConflictError(LorryError):
 
 
 class TooManyWaitingError(LorryError):
-    """This request changed nothing; send it again when some of what waits is over."""
+    """This request changed nothing; send it again after a while, as Lorry's client and the SDK do by themselves."""
 
 
 class MessageTooLargeError(LorryError, ValueError):

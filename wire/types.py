@@ -333,6 +333,18 @@ UsageKind: TypeAlias = Literal["prefill", "cached_prefill", "sample", "train"]
 """A prompt's tokens are `prefill` where they were computed, and `cached_prefill` where they were found computed."""
 
 
+class AuditEvent(msgspec.Struct, frozen=True):
+    """At `at`, in Unix seconds: `event`, such as checkpoint_published, happened to `subject`, of `tenant`; `by` is the
+    id of the key that it was done with, or the operator."""
+
+    at: float
+    tenant: str
+    by: str
+    event: str
+    subject: str
+    detail: dict[str, str] = {}
+
+
 class UsageEvent(msgspec.Struct, frozen=True):
     """Tokens of one hour, which starts at `hour` in Unix seconds, at one price."""
 

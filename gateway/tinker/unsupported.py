@@ -13,11 +13,6 @@ async def create_custom_loss(broker: BrokerOf) -> None:
     raise NotSupportedError("custom losses run in the client here; the SDK does that by itself")
 
 
-@router.get("/audit")
-async def audit_log(broker: BrokerOf) -> None:
-    raise NotSupportedError("Lorry keeps no audit log")
-
-
 @router.put("/sessions/{session_id}/project")
 async def assign_session_project(broker: BrokerOf, session_id: str) -> None:
     raise NotSupportedError("Lorry has no projects")

@@ -5,7 +5,7 @@ A tenant's limits are its own where it has some, and everyone's otherwise; a key
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NewType
@@ -43,11 +43,13 @@ def holders_of(tenant: TenantId, key: KeyId | None) -> tuple[Holder, ...]:
 @dataclass(slots=True)
 class _Meter:
     """What one holder has. `spent` is in millionths of a micro-dollar, of `month`. Requests are counted as a level that
-    drains at their rate; `drained_at` is in Unix seconds."""
+    drains at their rate; `drained_at`, and the last moment that was `promised` to one that is to come again, are in
+    Unix seconds."""
 
-    open_tokens: int = 0
+    open_tokens: dict[LaneId, int] = field(default_factory=dict[LaneId, int])
     level: float = 0.0
     drained_at: float = 0.0
+    promised: float = 0.0
     month: str = ""
     spent: int = 0
     active: dict[LaneId, float] = field(default_factory=dict[LaneId, float])
@@ -57,15 +59,22 @@ class _Meter:
 class Meters:
     def __init__(self) -> None:
         self._limits: dict[Holder, Limits] = {}
+        self._effective: dict[Holder, Limits] = {}
         self._meters = defaultdict[Holder, _Meter](_Meter)
         self._near: list[tuple[Holder, str]] = []
 
     def set(self, holder: Holder, limits: Limits) -> None:
         """From now on: what is had already stays."""
         self._limits[holder] = limits
+        self._effective.clear()
         self._meters[holder].told_near.clear()
 
     def limits(self, holder: Holder) -> Limits:
+        if (known := self._effective.get(holder)) is None:
+            known = self._effective[holder] = self._found(holder)
+        return known
+
+    def _found(self, holder: Holder) -> Limits:
         own = self._limits.get(holder, _NONE)
         if not holder.startswith("tenant:") or (default := self._limits.get(EVERYONE)) is None:
             return own
@@ -74,14 +83,18 @@ class Meters:
 
     # What happened ---------------------------------------------------------------------------------------------------
 
-    def opened(self, holders: Iterable[Holder], tokens: int) -> None:
+    def opened(self, holders: Iterable[Holder], lane: LaneId, tokens: int) -> None:
         """A command waits or runs."""
         for holder in holders:
-            self._meters[holder].open_tokens += tokens
+            lanes = self._meters[holder].open_tokens
+            lanes[lane] = lanes.get(lane, 0) + tokens
 
-    def closed(self, holders: Iterable[Holder], tokens: int) -> None:
+    def closed(self, holders: Iterable[Holder], lane: LaneId, tokens: int) -> None:
         for holder in holders:
-            self._meters[holder].open_tokens -= tokens
+            lanes = self._meters[holder].open_tokens
+            lanes[lane] -= tokens
+            if not lanes[lane]:
+                del lanes[lane]
 
     def spent(self, holders: Iterable[Holder], cost: int, now: float) -> None:
         """In millionths of a micro-dollar."""
@@ -104,23 +117,29 @@ class Meters:
 
     def check_pace(self, holders: Iterable[Holder], now: float) -> None:
         """One more request. Raises TooManyWaitingError, with the seconds after which it may come again."""
-        for holder in (holders := tuple(holders)):
-            if (rate := self.limits(holder).requests_per_s) is None:
-                continue
-            meter = self._meters[holder]
-            meter.level = max(0.0, meter.level - (now - meter.drained_at) * rate)
+        paced = [(holder, rate) for holder in holders if (rate := self.limits(holder).requests_per_s) is not None]
+        for holder, rate in paced:
+            meter, most = self._meters[holder], max(1.0, rate * _BURST_S)
+            meter.level = min(most, max(0.0, meter.level - (now - meter.drained_at) * rate))
             meter.drained_at = now
-            if meter.level + 1 > (most := max(1.0, rate * _BURST_S)) + 1e-9:
-                problem = f"requests_per_s is above {rate:g}, the limit of {holder}"
-                raise TooManyWaitingError(problem, field="requests_per_s", after_s=(meter.level + 1 - most) / rate)
-        for holder in holders:
+            if meter.level + 1 > most + 1e-9:
+                # Each that is told to come again is told another moment, or all would come at the same.
+                first = now + (meter.level + 1 - most) / rate
+                meter.promised = max(first, meter.promised + 1 / rate)
+                after_s = meter.promised - now
+                problem = f"requests_per_s is above {rate:g}, the limit of {holder}: there is room in {after_s:.1f} s"
+                raise TooManyWaitingError(problem, field="requests_per_s", after_s=after_s)
+        for holder, _ in paced:
             self._meters[holder].level += 1
 
-    def check_queue(self, holders: Iterable[Holder], tokens: int) -> None:
-        """A command of so many tokens. Raises TooManyWaitingError where others have to end first."""
+    def check_queue(self, holders: Iterable[Holder], tokens: int, goes_on: Callable[[LaneId], bool]) -> None:
+        """A command of so many tokens. What waits where nothing `goes_on` is not counted: it may wait for ever. Raises
+        TooManyWaitingError where others have to end first."""
         for holder in holders:
-            most, waiting = self.limits(holder).queued_tokens, self._meters[holder].open_tokens
-            if most is not None and waiting and waiting + tokens > most:
+            if (most := self.limits(holder).queued_tokens) is None:
+                continue
+            waiting = sum(n for lane, n in self._meters[holder].open_tokens.items() if goes_on(lane))
+            if waiting and waiting + tokens > most:
                 problem = f"queued_tokens is {waiting:,} and would be {waiting + tokens:,}, the limit of {holder} is"
                 raise TooManyWaitingError(f"{problem} {most:,}", field="queued_tokens")
 
@@ -141,16 +160,21 @@ class Meters:
             most, spent = self.limits(holder).monthly_usd, self._this_month(holder, now).spent / _PER_USD
             if most is not None and spent >= most:
                 ends = f"It ends with the month, in UTC; {_next_month(now)} is the first day of the next"
-                raise _over(holder, "monthly_usd", f"{spent:,.2f}", f"{most:,.2f}", ends)
+                raise _over(holder, "monthly_usd", f"{spent:,.6f}", f"{most:,.6f}", ends)
 
     def check_run(self, holders: Iterable[Holder], rank: int, base_model: str, now: float) -> None:
         """A run that is to be made. Raises LimitReachedError."""
         for holder in (holders := tuple(holders)):
-            limits = self.limits(holder)
-            if limits.rank is not None and rank > limits.rank:
-                raise _over(holder, "rank", str(rank), str(limits.rank), "Make an adapter of a smaller rank")
-            if limits.runs is not None:
-                self._check_active(holder, limits.runs, now)
+            if (most := self.limits(holder).runs) is not None:
+                self._check_active(holder, most, now)
+        self.check_shape(holders, rank, base_model)
+
+    def check_shape(self, holders: Iterable[Holder], rank: int, base_model: str) -> None:
+        """Of a run. Raises LimitReachedError."""
+        for holder in (holders := tuple(holders)):
+            most = self.limits(holder).rank
+            if most is not None and rank > most:
+                raise _over(holder, "rank", str(rank), str(most), "Make an adapter of a smaller rank")
         self.check_model(holders, base_model)
 
     def check_model(self, holders: Iterable[Holder], base_model: str) -> None:

@@ -195,7 +195,7 @@ class Planner(Ledger):
         under_way = self._sampled_at_once() if self.meters.limits_rows() else Counter[Holder]()
         while waiting and actor.sample_rows < actor.capacity.sample_rows:
             tenant = pool.shares.least_served(sorted(waiting))
-            command = next((c for c in pool.samples[tenant] if self._within_limits(c, under_way)), None)
+            command = self._next_within_limits(pool.samples[tenant], under_way)
             if command is None or pool.sampler_for(command) is not actor:
                 waiting.remove(tenant)
                 continue
@@ -216,8 +216,17 @@ class Planner(Ledger):
             rows.update(dict.fromkeys(command.holders, command.rows))
         return rows
 
-    def _within_limits(self, command: Command, under_way: Counter[Holder]) -> bool:
-        return self._full_for(command, under_way) is None
+    def _next_within_limits(self, queue: Iterable[Command], under_way: Counter[Holder]) -> Command | None:
+        """Of one tenant's. Whoever's oldest does not fit waits for that one, which else might wait for ever."""
+        full = set[Holder]()
+        for command in queue:
+            if command.holders and command.holders[0] in full:
+                return None
+            if full.isdisjoint(command.holders):
+                if (holder := self._full_for(command, under_way)) is None:
+                    return command
+                full.add(holder)
+        return None
 
     def _full_for(self, command: Command, under_way: Counter[Holder]) -> Holder | None:
         """Who has as much under way already as it may, so that the command waits."""
@@ -228,14 +237,17 @@ class Planner(Ledger):
         return None
 
     def held_back_by(self, future: FutureId, base_model: str) -> str | None:
-        """Which limit a sample waits for."""
+        """Which limit a sample waits for: itself, or an older one of the same holder's."""
+        under_way, full = self._sampled_at_once(), dict[Holder, str]()
         for queue in self._pools[base_model].samples.values():
             for command in queue:
+                reason = next((full[holder] for holder in command.holders if holder in full), None)
+                if reason is None and (holder := self._full_for(command, under_way)) is not None:
+                    has, most = under_way[holder], self.meters.rows_at_most(holder)
+                    asks = f"and {command.future} asks for {command.rows} more"
+                    reason = full[holder] = f"concurrent_samples is {has}, {asks}; the limit of {holder} is {most}"
                 if command.future == future:
-                    under_way = self._sampled_at_once()
-                    if (holder := self._full_for(command, under_way)) is not None:
-                        most = self.meters.rows_at_most(holder)
-                        return f"concurrent_samples is {under_way[holder]}, the limit of {holder} is {most}"
+                    return reason
         return None
 
     def _plan(self, actor: Actor, mode: Literal["train", "sample"], commands: list[Command]) -> Plan | None:

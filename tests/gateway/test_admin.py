@@ -73,7 +73,7 @@ def test_a_tenant_is_made_weighed_and_removed(boss: httpx.Client) -> None:
         ("POST", "keys", {"tenant": "eve", "expires_at": 1}, 400, "expires_at is 1.0, expected Unix seconds in the f"),
         ("POST", "keys", {"tenant": "eve", "expires": 1}, 422, "expires"),
         ("DELETE", "keys/key-000000000000", None, 404, "there is no key 'key-000000000000'"),
-        ("POST", "tenants", {"tenant": "eve", "weight": 0}, 400, "weight is 0.0, expected a number above 0"),
+        ("POST", "tenants", {"tenant": "eve", "weight": 0}, 400, "weight is 0.0, expected a number from 0.001"),
         ("PATCH", "tenants/nobody", {"weight": 1}, 404, "there is no tenant 'nobody'"),
         ("DELETE", "tenants/nobody", None, 404, "there is no tenant 'nobody'"),
     ],

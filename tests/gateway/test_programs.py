@@ -126,7 +126,6 @@ def test_mistakes_raise_what_the_sdk_has_for_them(tenant: Tenant) -> None:
         "rank_too_large": 400,
         "dimuon": 400,
         "no_such_checkpoint": 404,
-        "audit_log": 400,
         "foreign_run": 404,
     }
 

@@ -37,6 +37,18 @@ def test_checkpoints_are_listed_published_expired_copied_and_deleted(tenant: Ten
     assert seen["archived"] not in seen["left"]
     assert seen["rank"] == 4
     assert seen["storage"] == 3
+    assert seen["audit"] == [
+        ["checkpoint_created", seen["saved"]],
+        ["checkpoint_created", seen["sampled"]],
+        ["checkpoint_created", f"{run}/external_weights/take"],
+        ["checkpoint_read", f"{run}/external_weights/take"],
+        ["checkpoint_expiry_set", seen["saved"]],
+        ["checkpoint_published", seen["sampled"]],
+        ["checkpoint_copied", seen["copied"]],
+        ["checkpoint_deleted", f"{run}/external_weights/take"],
+        ["checkpoint_copied", seen["archived"]],
+        ["checkpoint_deleted", seen["archived"]],
+    ]
 
 
 def test_sessions_are_found_with_what_was_made_in_them(tenant: Tenant) -> None:

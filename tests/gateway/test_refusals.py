@@ -123,7 +123,6 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "gateway/tinker/sampling.py::_model_input": (1, NO_COMMAND),
     "gateway/tinker/sessions.py::get_session": (1, NO_COMMAND),
     "gateway/tinker/unsupported.py::create_custom_loss": (1, NO_COMMAND),
-    "gateway/tinker/unsupported.py::audit_log": (1, NO_COMMAND),
     "gateway/tinker/unsupported.py::assign_session_project": (1, NO_COMMAND),
     "gateway/tinker/unsupported.py::export_session_trace": (1, NO_COMMAND),
     "gateway/tinker/weights.py::_load": (1, NO_PLACE),

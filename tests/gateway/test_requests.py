@@ -96,7 +96,6 @@ def test_bombs_cost_bounded_memory(tenant: Tenant) -> None:
     ("method", "path", "status"),
     [
         ("POST", "create_custom_loss", 400),
-        ("GET", "audit", 400),
         ("PUT", "sessions/x/project", 400),
         ("GET", "sessions/x/trace_export", 400),
         ("GET", "samplers/x", 404),

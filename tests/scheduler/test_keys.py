@@ -1,5 +1,6 @@
 """Who may come in, and for what: keys and tenants, as an administrator changes them while the broker serves."""
 
+import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -9,12 +10,14 @@ from typing import get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlite_utils import Database
 
 import lorry
 from lorry.client.connection import Connection, open_connection
 from lorry.client.operator import administer
 from lorry.scheduler.administration import carry_out, checked, is_open
 from lorry.scheduler.permissions import NEEDED
+from lorry.storage.connection import FILE
 from lorry.storage.store import Store
 from lorry.wire.admin_messages import (
     Administer,
@@ -25,13 +28,15 @@ from lorry.wire.admin_messages import (
     KeyCreated,
     KeyInfo,
     ListKeys,
+    ListLimits,
     ListTenants,
     RemoveTenant,
+    SetLimits,
     SetTenant,
     TenantInfo,
     new_key_id,
 )
-from lorry.wire.catalogue_messages import Query
+from lorry.wire.catalogue_messages import AuditBetween, DeleteCheckpoint, ExpireCheckpoint, PublishCheckpoint, Query
 from lorry.wire.client_messages import (
     Cancel,
     CreateRun,
@@ -51,7 +56,7 @@ from lorry.wire.errors import (
     PermissionDeniedError,
 )
 from lorry.wire.ids import FutureId, LaneId, TenantId, future_id
-from lorry.wire.types import SCOPES, USER_SCOPES, LoraConfig, Scope
+from lorry.wire.types import SCOPES, USER_SCOPES, AuditEvent, Limits, LoraConfig, Scope
 
 from .test_client_door import DATUM, Serving
 
@@ -112,6 +117,13 @@ async def test_who_may_not_train_leaves_no_gap_and_cancels_nothing(tmp_path: Pat
         reader.submit(Submit(reader.next_request(), lane, 1, "optim_step"), b"", stolen)
         with pytest.raises(PermissionDeniedError, match="expected train for 'optim_step'"):
             await stolen
+        for disguised in ("sample", "compute_logprobs"):
+            future = reader.expect(future_id(lane, 1))
+            reader.submit(Submit(reader.next_request(), lane, 1, disguised), b"", future)  # type: ignore[arg-type]
+            with pytest.raises(PermissionDeniedError, match=f"expected train for '{disguised}'"):
+                await future
+        unreadable = Submit(reader.next_request(), lane, 1, "sample", tokens=-1)
+        assert isinstance(await refused(reader, unreadable), PermissionDeniedError)
         assert isinstance(
             await refused(reader, Cancel(reader.next_request(), FutureId(f"{lane}:0"))), PermissionDeniedError
         )
@@ -202,6 +214,55 @@ async def test_what_was_used_is_recorded_with_its_key(tmp_path: Path) -> None:
         assert service.store.rows("SELECT DISTINCT key FROM commands") == [{"key": key.id}]
 
 
+async def test_deeds_are_written_down_for_their_tenant_and_for_administrators(tmp_path: Path) -> None:
+    async with Serving(tmp_path) as service:
+        service.may_work.set()
+        admin = key_for(service.store, "admin", tenant=BOB)
+        (alice_key, bob_key) = (service.store.api_keys(tenant)[0].id for tenant in (ALICE, BOB))
+        async with (
+            open_connection(service.address, admin) as boss,
+            open_connection(service.address, service.key) as mine,
+            lorry.connect(service.address, api_key=service.key) as client,
+        ):
+            training = await client.create_lora_training_client_async("m", rank=4)
+            path = (await training.save_state("kept")).path
+            await training.save_weights_and_get_sampling_client_async()
+            await mine.tell(PublishCheckpoint(mine.next_request(), path, True))
+            await mine.tell(ExpireCheckpoint(mine.next_request(), path, 3600))
+            await mine.tell(DeleteCheckpoint(mine.next_request(), path))
+            with pytest.raises(NotFoundError):
+                await mine.tell(DeleteCheckpoint(mine.next_request(), path))
+            await boss.tell(Administer(boss.next_request(), SetTenant(BOB, 2.0)))
+            seen = await mine.ask(AuditBetween(mine.next_request(), 0.0, 1e12), list[AuditEvent])
+            assert [(event.event, event.by) for event in seen] == [
+                ("run_created", alice_key),
+                ("checkpoint_created", alice_key),
+                ("checkpoint_published", alice_key),
+                ("checkpoint_expiry_set", alice_key),
+                ("checkpoint_deleted", alice_key),
+            ]
+            assert {event.subject for event in seen[1:]} == {path}
+            everything = await boss.ask(AuditBetween(boss.next_request(), 0.0, 1e12), list[AuditEvent])
+            assert everything[:-1] == seen
+            assert (everything[-1].event, everything[-1].by) == ("tenant_weight_set", bob_key)
+
+
+def test_the_audit_log_is_only_added_to(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        with store.transaction():
+            store.audited(AuditEvent(1.0, ALICE, "key-1", "run_created", "run-1"))
+        for change in ("UPDATE audit SET at = 2", "DELETE FROM audit"):
+            with (
+                closing(Database(tmp_path / FILE)) as database,
+                pytest.raises(sqlite3.IntegrityError, match="only added"),
+            ):
+                database.execute(change)
+        assert [event.at for event in store.audit()] == [1.0]
+        assert store.audit(BOB) == []
+        assert store.audit(kind="run") == store.audit(ALICE, 1.0, 2.0)
+        assert store.audit(kind="checkpoint") == store.audit(ALICE, 0.0, 1.0) == []
+
+
 def test_a_key_that_is_asked_for_twice_is_made_once(tmp_path: Path) -> None:
     with closing(Store(tmp_path)) as store:
         order = CreateKey(new_key_id(), ALICE, "laptop")
@@ -236,6 +297,12 @@ ORDERS = st.one_of(
     st.builds(SetTenant, NAMES, WEIGHTS),
     st.builds(RemoveTenant, NAMES),
     st.builds(ListKeys, st.none() | NAMES),
+    st.builds(
+        SetLimits,
+        st.sampled_from(["everyone", "tenant:", "key:key-0123456789ab", "x"]),
+        st.builds(Limits, runs=st.none() | st.integers(-1, 2**60), requests_per_s=st.none() | WEIGHTS),
+    ),
+    st.builds(ListLimits),
     st.builds(ListTenants),
 )
 
@@ -268,7 +335,7 @@ def test_any_order_is_carried_out_or_refused_and_a_refused_one_changes_nothing(
 
 def carried_out(store: Store, order: AdminOrder) -> object:
     with store.transaction():
-        carried = carry_out(store, checked(order, 10.0), 10.0)
+        carried = carry_out(store, checked(order, 10.0), 10.0, "somebody")
     if isinstance(carried, LorryError):
         raise carried
     return carried.answer

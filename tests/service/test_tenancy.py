@@ -79,5 +79,11 @@ def test_the_same_commands_work_on_a_folder_that_nobody_serves(tmp_path: Path) -
     assert "everyone" in told(tmp_path, "limits", "ls")
     assert "there is no tenant 'ann'" in refused(tmp_path, "limits", "set", "--tenant", "ann")
     assert "there is no tenant 'ann'" in refused(tmp_path, "tenants", "set", "ann", "--weight", "1")
-    assert "weight is 0.0, expected a number above 0" in refused(tmp_path, "tenants", "create", "eve", "--weight", "0")
+    for limit in (("--requests-per-s", "0"), ("--monthly-usd", "2e9"), ("--rank", str(2**60))):
+        assert "limits: Expected" in refused(tmp_path, "limits", "set", *limit)
+    assert "everyone" in told(tmp_path, "limits", "ls"), "what is there can be read still"
+    assert "tenant 'ann' was removed" in refused(tmp_path, "keys", "create", "--tenant", "ann")
+    assert "weight is 0.0, expected a number from 0.001" in refused(
+        tmp_path, "tenants", "create", "eve", "--weight", "0"
+    )
     assert "tenant is 'a b'" in refused(tmp_path, "keys", "create", "--tenant", "a b")

@@ -29,7 +29,9 @@ def checkpoints() -> dict[str, Any]:
     archived = tinker.ServiceClient(project_id="default").copy_weights(saved).result()
     run_of_copy, _, copy_id = archived.removeprefix("tinker://").partition("/")
     rest.delete_checkpoint(run_of_copy, copy_id).result()
+    audit = tinker.AdminClient().get_audit_log("checkpoints").result().entries
     return {
+        "audit": [[entry.event, entry.tinker_path] for entry in audit],
         "same_run": same_run.training_run_id,
         "archived": archived,
         "model_id": training.model_id,
@@ -120,7 +122,6 @@ def mistakes() -> dict[str, Any]:
         "no_such_checkpoint": lambda: service.create_sampling_client(
             model_path="tinker://nobody/sampler_weights/x"
         ).result(),
-        "audit_log": lambda: tinker.AdminClient().get_audit_log().result(),
         "foreign_run": lambda: tinker.RestClient().get_training_run("somebody-else").result(),
         "image": lambda: new_run(service).forward([image], "cross_entropy").result(),
     }
