@@ -65,6 +65,9 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "scheduler/administration.py::no_key": (1, ADMINISTRATION),
     "scheduler/administration.py::no_tenant": (1, ADMINISTRATION),
     "scheduler/administration.py::no_holder": (1, ADMINISTRATION),
+    "scheduler/administration.py::_no_place_for": (2, ADMINISTRATION),
+    "scheduler/administration.py::_unnameable": (1, ADMINISTRATION),
+    "scheduler/client_door.py::_unreadable": (1, COMES_AGAIN),  # the disk is full
     "scheduler/planning/limits.py::check_pace": (1, f"{COMES_AGAIN}: tests/scheduler/test_limits"),
     "scheduler/planning/limits.py::check_queue": (1, f"{COMES_AGAIN}: tests/scheduler/test_limits"),
     "scheduler/planning/limits.py::_over": (1, LIMIT),
