@@ -105,9 +105,10 @@ class Registry:
         return row
 
     def lane(self, tenant: TenantId, lane: LaneId) -> RunRow | SamplerRow:
-        if RunId(lane) in self._runs:
-            return self.run(tenant, lane)
-        return self.sampler(tenant, lane)
+        row = self._runs.get(RunId(lane)) or self._samplers.get(SamplerId(lane))
+        if row is None or row.tenant != tenant:
+            raise NotFoundError(f"there is no run or sampler {lane!r}", field="run")
+        return row
 
     def run_of(self, lane: LaneId) -> RunRow | None:
         return self._runs.get(RunId(lane))

@@ -100,6 +100,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "scheduler/recovering.py::_break": (1, IS_OVER),
     "scheduler/registry.py::run": (1, NO_PLACE),
     "scheduler/registry.py::sampler": (1, NO_PLACE),
+    "scheduler/registry.py::lane": (1, NO_PLACE),
     "scheduler/registry.py::loadable": (1, "another base model's: tests/gateway/test_names"),
     "scheduler/saves.py::weights_gone": (1, NO_COMMAND),
     "gateway/app.py::_listen": (1, AT_START),
