@@ -9,6 +9,7 @@ from .reference import NAMES_AT_FAULT, Facts, Reference
 
 NEWEST_KEPT = 2
 """Of the weights without a name, as the broker of a history is told."""
+USD_PER_MILLION = {"prefill": 3.0, "cached_prefill": 0.5, "sample": 7.0, "train": 11.0}
 NEVER_REPLAYED = {"forward", "sample", "save_state", "save_weights_for_sampler"}
 TRAINING = {"forward", "forward_backward", "optim_step", "save_state", "load_state", "save_weights_for_sampler"}
 
@@ -224,7 +225,8 @@ class Checker:
                 return
 
     def _usage(self) -> Iterator[Finding]:
-        """To the token: each command that succeeded counts once, for its run and its tenant."""
+        """To the token, and to the last digit of its cost: each command that succeeded counts once, for its run and its
+        tenant."""
         expected: Counter[tuple[str, str, str]] = Counter()
         runs = {
             e.facts["lane"]: (e.facts["path"] or "").removeprefix("tinker://").partition("/")[0]
@@ -238,6 +240,9 @@ class Checker:
         billed: Counter[tuple[str, str, str]] = Counter()
         for event in self._of("usage"):
             billed[event.facts["tenant"], event.facts["run"], event.facts["kind"]] += event.facts["tokens"]
+            kind, tokens, cost = (event.facts[name] for name in ("kind", "tokens", "cost"))
+            if cost != tokens * round(USD_PER_MILLION[kind] * 1e6):  # in millionths of a micro-dollar
+                yield Finding("money", f"{tokens} tokens of {kind} cost {cost}")
             if event.facts["owner"] != event.facts["tenant"]:
                 yield Finding("privacy", f"usage of {event.facts['owner']} shown to {event.facts['tenant']}")
         audited = {event.facts["tenant"] for event in self._of("audited")}

@@ -17,6 +17,7 @@ RECOVERING, SPREADING = "scheduler/recovering.py", "scheduler/planning/spreading
 JOURNAL, LINKS = "storage/journal.py", "wire/sequenced.py"
 STORE, POINTS, REGISTRY = "storage/store.py", "scheduler/restore_points.py", "scheduler/registry.py"
 SNAPSHOTS, WRITER, STATES = "scheduler/snapshotting.py", "storage/writer.py", "tests/simulation/states.py"
+PRICES = "scheduler/planning/prices.py"
 ACTOR_DOOR, OUTBOX = "scheduler/actor_door.py", "actors/outbox.py"
 
 CONTROL = Fault(
@@ -51,6 +52,7 @@ FAULTS = (
         "            )\n"
         "            self.recovering.replayed(command, outcome)\n",
     ),
+    Fault("tokens cost twice as much", PRICES, "    return tokens * price\n", "    return 2 * tokens * price\n"),
     Fault("a step's payload is dropped with its result", FINISHING, "row.kind in REPLAYED_KINDS", "row.kind == 'fb'"),
     Fault("the digest of a resend is ignored", ACCEPTING, "used.digest in (None, digest)", "True"),
     Fault(

@@ -21,6 +21,7 @@ from anyio.abc import TaskGroup
 
 from lorry.scheduler import broker, finishing
 from lorry.scheduler.config import BrokerConfig
+from lorry.scheduler.planning.prices import ModelPrices, Prices
 from lorry.storage import journal
 from lorry.storage.connection import FILE
 from lorry.storage.store import Store
@@ -30,7 +31,7 @@ from lorry.wire.codec import decode
 from lorry.wire.ids import TenantId
 from lorry.wire.types import UsageRow
 
-from .checker import NEWEST_KEPT
+from .checker import NEWEST_KEPT, USD_PER_MILLION
 from .client import Client, Request
 from .clock import Clock, NeverEndsError, VirtualLoop, run
 from .disk import Memory, fresh, template_of
@@ -121,6 +122,7 @@ async def _history(world: World, keys: dict[str, str]) -> None:
 async def _brokers(world: World) -> None:
     """One after another, on the same disk."""
     config = BrokerConfig(world.folder, (MODEL,), TOKEN, CLIENTS, ACTORS, heartbeat_s=world.heartbeat_s)
+    config = replace(config, prices=Prices({MODEL: ModelPrices(**USD_PER_MILLION)}))
     config = replace(config, spread_after_s=0.0 if world.flavour.spreads else inf)
     if world.flavour.reads:
         config = replace(config, waiting_bytes=0)
@@ -184,5 +186,6 @@ async def _audited(world: World, tenant: Tenant, numbers: "itertools.count[int]"
     usage = client.ask(Request(Query(next(numbers), "usage")))
     await usage.answered.wait()
     for row in decode(usage.answer, list[UsageRow]):
-        world.note("usage", tenant=tenant.name, run=row.run, kind=row.kind, tokens=row.tokens, owner=row.tenant)
+        facts = {"run": row.run, "kind": row.kind, "tokens": row.tokens, "cost": round(row.cost_usd * 1e12)}
+        world.note("usage", tenant=tenant.name, owner=row.tenant, **facts)
     world.note("audited", tenant=tenant.name)
