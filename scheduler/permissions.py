@@ -46,12 +46,12 @@ NEEDED: Mapping[type, tuple[Scope, ...]] = MappingProxyType(
     {
         **dict.fromkeys((CreateRun, DeleteCheckpoint, PublishCheckpoint, ExpireCheckpoint, CopyCheckpoint), ("train",)),
         **dict.fromkeys((CreateSampler, JoinSampler), ("sample",)),
-        **dict.fromkeys((Submit, Refuse, Cancel, TouchClientSession, FinishClientSession), _WORK),
+        **dict.fromkeys((Submit, Refuse, Cancel), _WORK),
         UsageBetween: ("read",),
         AuditBetween: ("read", "admin"),
         Query: ("read",),  # but for some
         Administer: ("admin",),
-        **dict.fromkeys((CreateClientSession, CountClientEvents), SCOPES),
+        **dict.fromkeys((CreateClientSession, TouchClientSession, FinishClientSession, CountClientEvents), SCOPES),
         **dict.fromkeys((MintToken, RevokeKey, LaneState, QueueState, Completions), SCOPES),
         **dict.fromkeys((Watch, Read, Ping, Goodbye), SCOPES),
     }

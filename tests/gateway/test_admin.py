@@ -113,6 +113,19 @@ def test_the_description_speaks_of_every_route(http_server: Server) -> None:
     assert described["components"]["securitySchemes"]["APIKeyHeader"]["name"] == "X-API-Key"
 
 
+def test_a_key_that_only_reads_is_enough_for_a_program_that_only_reads(
+    http_server: Server, make_key: Callable[..., str]
+) -> None:
+    greta = Tenant(http_server, make_key("greta", "read"))
+    with greta.http() as http:
+        opened = http.post("create_session", json={"tags": [], "user_metadata": None, "sdk_version": "0"})
+        session = opened.json()["session_id"]
+        assert http.post("session_heartbeat", json={"session_id": session}).status_code == 200
+        assert http.get("training_runs").json()["training_runs"] == []
+        body = {"session_id": session, "model_seq_id": 0, "base_model": "jargon-1m", "lora_config": {"rank": 4}}
+        assert http.post("create_model", json=body).status_code == 403
+
+
 def test_the_sdk_is_told_what_a_key_may_not(http_server: Server, make_key: Callable[..., str]) -> None:
     told = Tenant(http_server, make_key("frank", "sample", "read")).run("records.may_not_train")
     assert "PermissionDeniedError" in told["kind"]
