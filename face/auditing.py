@@ -37,5 +37,5 @@ def audit(
 
 def _cells(event: AuditEvent) -> tuple[str, ...]:
     when = datetime.fromtimestamp(event.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    detail = ", ".join(f"{name} {value}" for name, value in event.detail.items())
+    detail = ", ".join(f"{name} {value}" for name, value in event.detail.items() if value)
     return when, event.tenant, event.by, event.event, f"{event.subject} ({detail})" if detail else event.subject

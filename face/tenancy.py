@@ -177,7 +177,9 @@ def _key_cells(info: KeyInfo) -> tuple[str, ...]:
 
 
 def print_table(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
-    table = Table(*columns)
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")  # an id that is cut off is of no use
     for row in rows:
         table.add_row(*row)
     plain_console().print(table)

@@ -52,9 +52,9 @@ class Admission:
 
         Raises TooManyWaitingError for one that is to come again.
         """
+        if not self._meters.limits_anything() or (next_seq is not None and row.seq < next_seq):
+            return  # what is over is answered again
         holders = holders_of(row.tenant, row.key)
-        if next_seq is not None and row.seq < next_seq:
-            return  # it is over, and is answered again
         if not waits_for_it:
             self._meters.check_queue(holders, row.tokens, self._goes_on)
         self._meters.check_pace(holders, self._now())
@@ -70,30 +70,36 @@ class Admission:
             raise InvalidRequestError.of("kind", row.kind, f"a command of a {type(lane).__name__[:-3].lower()}")
         if row.kind in SAMPLING_KINDS and not 0 <= row.rows <= 1024:
             raise InvalidRequestError.of("rows", row.rows, "a whole number from 0 to 1024")
-        holders = holders_of(row.tenant, row.key)
-        self._meters.check_spend(holders, self._now())
-        self._meters.check_size(holders, row.tokens, row.rows if row.kind in SAMPLING_KINDS else 0)
+        if self._meters.limits_anything():
+            self._check_limits(lane, row)
         ttl = row.arguments.ttl_seconds
         if ttl is not None and ttl < 1:
             raise InvalidRequestError.of("ttl_seconds", ttl, "a whole number from 1, or None for ever")
         if isinstance(lane, SamplerRow):
             if lane.outlived:
                 raise weights_gone(lane)
-            self._meters.check_model(holders, lane.base_model)
             return row
         # It may have been made while nothing was known of its model; and one that failed may be loaded yet.
         if known := self._registry.models.told_of(lane.base_model):
             known.check(lane.lora)
-        self._meters.check_shape(holders, lane.lora.rank, lane.base_model)
         if row.kind in SAVES:
             self._check_save(lane, row)
-            if not is_ephemeral(row) and self._meters.limits_storage(holders):
-                self._meters.check_stored(holders, self._stored(row.tenant))
             return replace(row, folder=saved_folder(row, self._config.checkpoints))
         if row.kind == "load_state":
             begins = self._registry.begins_with(row, next_seq)
             return replace(row, folder=self._registry.loadable(lane, row.arguments.path, row.seq, begins=begins))
         return row
+
+    def _check_limits(self, lane: RunRow | SamplerRow, row: CommandRow) -> None:
+        holders = holders_of(row.tenant, row.key)
+        self._meters.check_spend(holders, self._now())
+        self._meters.check_size(holders, row.tokens, row.rows if row.kind in SAMPLING_KINDS else 0)
+        if isinstance(lane, SamplerRow):
+            self._meters.check_model(holders, lane.base_model)
+        else:
+            self._meters.check_shape(holders, lane.lora.rank, lane.base_model)
+        if row.kind in SAVES and not is_ephemeral(row) and self._meters.limits_storage(holders):
+            self._meters.check_stored(holders, self._stored(row.tenant))
 
     def _stored(self, tenant: TenantId) -> Mapping[Holder, int]:
         """Bytes of checkpoints with names, of a tenant and of the keys that their runs were made with."""

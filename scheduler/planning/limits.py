@@ -195,6 +195,9 @@ class Meters:
                 raise _over(holder, "stored_bytes", f"{has:,}", f"{most:,}", "Delete checkpoints, or have them expire")
             self._note(holder, "stored_bytes", has, most)
 
+    def limits_anything(self) -> bool:
+        return bool(self._limits)
+
     def limits_rows(self) -> bool:
         return any(limits.concurrent_samples is not None for limits in self._limits.values())
 

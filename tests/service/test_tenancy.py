@@ -87,3 +87,15 @@ def test_the_same_commands_work_on_a_folder_that_nobody_serves(tmp_path: Path) -
         tmp_path, "tenants", "create", "eve", "--weight", "0"
     )
     assert "tenant is 'a b'" in refused(tmp_path, "keys", "create", "--tenant", "a b")
+
+
+def test_deeds_are_told_whole(tmp_path: Path) -> None:
+    told(tmp_path, "keys", "create", "--tenant", "ann", "--name", "laptop")
+    (event,) = json.loads(told(tmp_path, "audit", "--json"))
+    assert (event["event"], event["tenant"], event["by"]) == ("key_created", "ann", "operator")
+    lines = told(tmp_path, "audit", "--tenant", "ann").splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    (column,) = ("".join(line.split("│")[5].strip() for line in lines if line.startswith("│")),)
+    assert event["subject"] in column
+    assert "laptop" in column
+    assert "key_created" not in told(tmp_path, "audit", "--since", "2100-01-01")
