@@ -111,7 +111,8 @@ async def shared(
 
 def a_row() -> lorry.Datum:
     tokens = torch.randint(0, 1000, (TOKENS + 1,)).tolist()
-    return lorry.Datum(lorry.ModelInput.from_ints(tokens[:-1]), {"target_tokens": tokens[1:]})
+    targets = lorry.TensorData(tokens[1:], "int64", [TOKENS])
+    return lorry.Datum(lorry.ModelInput.from_ints(tokens[:-1]), {"target_tokens": targets})
 
 
 def main(arguments: list[str] | None = None) -> list[str]:
