@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, cast, get_args
 
 import msgspec
 import typer
@@ -22,7 +22,7 @@ from lorry.printing import plain_console
 from lorry.storage.bills import PER_USD, By, Line, bill, verify
 from lorry.storage.looking import looking
 
-Dimension = StrEnum("Dimension", ["tenant", "key", "run", "model", "kind", "day"])
+Dimension = StrEnum("Dimension", list(get_args(By)))
 Moment = Annotated[datetime | None, typer.Option(help="In UTC")]
 _USUAL: tuple[By, ...] = ("tenant", "run", "model", "kind")
 

@@ -29,13 +29,14 @@ from lorry.wire.admin_messages import (
     new_key_id,
 )
 from lorry.wire.ids import KeyId, TenantId
+from lorry.wire.types import SCOPES
 
 T = TypeVar("T")
 
 tenants = typer.Typer(help="Who is billed, and how large a share each has.", no_args_is_help=True)
 keys = typer.Typer(help="API keys: every client needs one.", no_args_is_help=True)
 
-ScopeName = StrEnum("ScopeName", ["train", "sample", "read", "admin"])
+ScopeName = StrEnum("ScopeName", list(SCOPES))
 Tenant = Annotated[str, typer.Argument(help="As `lorry tenants ls` calls it")]
 Weight = Annotated[float, typer.Option(help="One of weight 2 gets twice the tokens of one of 1 while both wait")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]

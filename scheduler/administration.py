@@ -77,20 +77,20 @@ def carry_out(store: Store, order: AdminOrder, now: float, by: str) -> Carried |
     """Inside a transaction, which an error that is returned has changed nothing in. `order` is `checked`; `by` is the
     id of the key that it came with, or the operator."""
     carried = _carry_out(store, order, now)
-    if isinstance(carried, Carried) and (what := _told(order)) is not None:
+    if isinstance(carried, Carried) and (what := _told(order, carried)) is not None:
         event, tenant, subject, detail = what
         store.audited(AuditEvent(now, tenant, by, event, subject, detail))
     return carried
 
 
-def _told(order: AdminOrder) -> tuple[str, str, str, dict[str, str]] | None:
+def _told(order: AdminOrder, carried: Carried) -> tuple[str, str, str, dict[str, str]] | None:
     """For the audit log: what is done, of which tenant, to what, and how; None for what changes nothing."""
     match order:
         case CreateKey():
             detail = {"name": order.name, "scopes": ", ".join(order.scopes)}
             return "key_created", order.tenant, order.key, detail
         case EndKey():
-            return "key_revoked", "", order.key, {}
+            return "key_revoked", carried.ended[0].tenant, order.key, {}
         case CreateTenant():
             weight = {} if order.weight is None else {"weight": f"{order.weight:g}"}
             return "tenant_created", order.tenant, order.tenant, weight

@@ -23,6 +23,7 @@ ACTIVE_S = 3600.0
 """A run is active for so long after its last request."""
 _BURST_S = 2.0
 """Of requests at their rate, that may come at once after a pause; one may always."""
+_AGAIN_WITHIN_S = 60.0
 _NEAR = 0.8
 _PER_USD = 10**12
 _NONE = Limits()
@@ -68,6 +69,8 @@ class Meters:
         self._limits[holder] = limits
         self._effective.clear()
         self._meters[holder].told_near.clear()
+        for meter in self._meters.values():
+            meter.promised = 0.0
 
     def limits(self, holder: Holder) -> Limits:
         if (known := self._effective.get(holder)) is None:
@@ -123,12 +126,12 @@ class Meters:
             meter.level = min(most, max(0.0, meter.level - (now - meter.drained_at) * rate))
             meter.drained_at = now
             if meter.level + 1 > most + 1e-9:
-                # Each that is told to come again is told another moment, or all would come at the same.
+                # Each that is to come again is told another moment, or all would come at the same; and none is told one
+                # so far away that it would sleep through a limit that is lifted.
                 first = now + (meter.level + 1 - most) / rate
-                meter.promised = max(first, meter.promised + 1 / rate)
-                after_s = meter.promised - now
-                problem = f"requests_per_s is above {rate:g}, the limit of {holder}: there is room in {after_s:.1f} s"
-                raise TooManyWaitingError(problem, field="requests_per_s", after_s=after_s)
+                meter.promised = min(max(first, meter.promised + 1 / rate), now + _AGAIN_WITHIN_S)
+                problem = f"requests_per_s is above {rate:g}, the limit of {holder}"
+                raise TooManyWaitingError(problem, field="requests_per_s", after_s=meter.promised - now)
         for holder, _ in paced:
             self._meters[holder].level += 1
 

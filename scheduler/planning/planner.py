@@ -238,6 +238,8 @@ class Planner(Ledger):
 
     def held_back_by(self, future: FutureId, base_model: str) -> str | None:
         """Which limit a sample waits for: itself, or an older one of the same holder's."""
+        if not self.meters.limits_rows():
+            return None
         under_way, full = self._sampled_at_once(), dict[Holder, str]()
         for queue in self._pools[base_model].samples.values():
             for command in queue:

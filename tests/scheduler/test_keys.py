@@ -247,6 +247,14 @@ async def test_deeds_are_written_down_for_their_tenant_and_for_administrators(tm
             assert (everything[-1].event, everything[-1].by) == ("tenant_weight_set", bob_key)
 
 
+def test_a_tenant_sees_that_its_key_was_revoked(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        key_for(store)
+        (key,) = store.api_keys()
+        carried_out(store, EndKey(key.id))
+        assert [(event.event, event.subject) for event in store.audit(ALICE)] == [("key_revoked", key.id)]
+
+
 def test_the_audit_log_is_only_added_to(tmp_path: Path) -> None:
     with closing(Store(tmp_path)) as store:
         with store.transaction():

@@ -132,6 +132,21 @@ def test_those_that_come_too_fast_are_told_to_come_again_one_after_the_other() -
     assert told == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.5, 3.0])
 
 
+def test_nobody_is_told_to_sleep_through_a_limit_that_is_lifted() -> None:
+    meters = limited(requests_per_s=0.001)
+    meters.check_pace(MINE, NOW)
+    for _ in range(5):
+        with pytest.raises(TooManyWaitingError) as refused:
+            meters.check_pace(MINE, NOW)
+        assert refused.value.after_s == 60.0
+    meters.set(tenant_holder(ALICE), Limits(requests_per_s=1))
+    for _ in range(2):
+        meters.check_pace(MINE, NOW + 2)
+    with pytest.raises(TooManyWaitingError) as refused:
+        meters.check_pace(MINE, NOW + 2)
+    assert refused.value.after_s == pytest.approx(1.0)
+
+
 def test_a_large_sample_is_not_overtaken_for_ever() -> None:
     planner = Planner()
     planner.add_actor(ActorId("a"), "m", Capacity(slots=8, token_budget=100, sample_rows=1000, max_rank=8))
