@@ -203,11 +203,14 @@ def gateway(
 
 
 @app.command()
-def status(data: options.Data = None) -> None:
+def status(as_json: tenancy.AsJson = False, data: options.Data = None) -> None:
     """Print actors, runs, queues and tenants."""
-    from lorry.reports import print_status
+    from lorry.reports import print_status, print_status_as_json
 
-    call(lambda: print_status(plain_console(), data or default_data()))
+    if as_json:
+        call(lambda: print_status_as_json(data or default_data()))
+    else:
+        call(lambda: print_status(plain_console(), data or default_data()))
 
 
 @app.command()

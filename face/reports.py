@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
@@ -35,6 +36,19 @@ def print_status(console: Console, data: Path) -> None:
     _print_queues(console, _ask(data, queues))
     _print_failures(console, _ask(data, recent_failures))
     _print_tenants(console, _ask(data, tenants))
+
+
+def print_status_as_json(data: Path) -> None:
+    """The same for programs: times are Unix seconds."""
+    with looking(data) as store:
+        found = {
+            "actors": actors(store),
+            "runs": recent_runs(store),
+            "queues": queues(store),
+            "failures": [row | {"error": decode(row["error"], ErrorInfo)} for row in recent_failures(store)],
+            "tenants": tenants(store),
+        }
+    print(msgspec.json.encode(found).decode())
 
 
 def _print_actors(console: Console, rows: Rows) -> None:
