@@ -121,7 +121,7 @@ costs = st.builds(
 )
 
 
-@given(cost=costs, lengths=st.lists(st.integers(1, 5000), min_size=1, max_size=5), available=st.integers(0, 10**10))
+@given(cost=costs, lengths=st.lists(st.integers(1, 5000), min_size=1, max_size=5), available=st.integers(0, 2**31 - 1))
 def test_as_few_layers_as_fit_are_computed_again(cost: PassCost, lengths: list[int], available: int) -> None:
     again = cost.layers_again(lengths, available)
     assert 0 <= again <= cost.layers

@@ -182,8 +182,8 @@ FAULTS = (
     Fault(
         "a tenant sees another's runs",
         REGISTRY,
-        'if row is None or row.tenant != tenant:\n            raise NotFoundError(f"there is no run',
-        'if row is None:\n            raise NotFoundError(f"there is no run',
+        'if row is None or row.tenant != tenant:\n            raise NotFoundError(f"there is no run or sampler',
+        'if row is None:\n            raise NotFoundError(f"there is no run or sampler',
     ),
     Fault(
         "a file goes before the commit that drops it",
