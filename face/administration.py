@@ -12,7 +12,7 @@ from anyio import to_thread
 
 from lorry.client.operator import administer as ask_broker
 from lorry.keys import operator_key
-from lorry.scheduler.administration import Carried, carry_out, checked
+from lorry.scheduler.access.administration import Carried, carry_out, checked
 from lorry.service import Service
 from lorry.storage.audit import OPERATOR
 from lorry.storage.connection import unusable

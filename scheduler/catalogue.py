@@ -56,14 +56,14 @@ from ..wire.types import (
     TrainingRun,
     WeightsInfo,
 )
-from .administration import info_of, no_tenant
+from .access.administration import info_of, no_tenant
+from .access.keyring import Keyring
+from .access.sessions import Session
 from .client_sessions import ClientSessions
 from .commands import Commands
 from .creating import Creating
-from .keyring import Keyring
 from .planning.limits import holders_of
 from .registry import Registry, no_checkpoint
-from .sessions import Session
 
 MAX_WAIT_S = 60.0
 

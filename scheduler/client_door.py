@@ -50,20 +50,20 @@ from ..wire.ids import ActorId, FutureId, KeyHash, LaneId, SessionId, future_id
 from ..wire.sequenced import stamp_of
 from ..wire.sockets import Channel
 from ..wire.types import AuditEvent
-from . import permissions
 from .accepting import Request
+from .access import permissions
+from .access.keyring import Keyring, revoked
+from .access.sessions import Session, Sessions
 from .admission import Admission
 from .catalogue import Catalogue
 from .client_post import ClientPost
 from .client_results import ClientResults
 from .commands import Commands
 from .config import BrokerConfig
-from .keyring import Keyring, revoked
 from .orders import Orders
 from .planning.limits import holders_of
 from .registry import Registry
 from .salvage import number_of, refusal_of
-from .sessions import Session, Sessions
 
 log = structlog.get_logger("lorry.broker")
 

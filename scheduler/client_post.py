@@ -8,7 +8,7 @@ from ..wire.errors import ErrorInfo
 from ..wire.ids import FutureId
 from ..wire.sequenced import Link
 from ..wire.sockets import Channel
-from .sessions import Sessions
+from .access.sessions import Sessions
 
 
 class ClientPost:

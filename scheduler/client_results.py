@@ -12,10 +12,10 @@ from ..storage.store import Store
 from ..wire.client_messages import Resolved
 from ..wire.errors import NotFoundError
 from ..wire.ids import FutureId, LaneId
+from .access.sessions import Session, Sessions
 from .client_post import ClientPost
 from .commands import Commands
 from .registry import Registry
-from .sessions import Session, Sessions
 
 
 class ClientResults:

@@ -10,10 +10,10 @@ from ..wire.admin_messages import Administer
 from ..wire.client_messages import Drain, Failed, ImportAdapter
 from ..wire.errors import InvalidRequestError, LorryError, StorageUnavailableError
 from ..wire.ids import ActorId, KeyHash
+from .access.keyring import Keyring
+from .access.sessions import Session
 from .catalogue import Catalogue
 from .client_post import ClientPost
-from .keyring import Keyring
-from .sessions import Session
 
 
 class Orders:

@@ -28,6 +28,7 @@ ROOMS = {
     "actors.sampling.lora": {"actors.model"},
     "actors.group": {"actors.images", "actors.model", "actors.training", "actors.sampling"},
     "scheduler.planning": set[str](),
+    "scheduler.access": {"scheduler.planning"},
     "gateway.tinker": {"gateway"},
 }
 """What of its own package a room may import: other rooms, or the hall, by their names."""

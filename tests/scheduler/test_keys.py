@@ -15,8 +15,8 @@ from sqlite_utils import Database
 import lorry
 from lorry.client.connection import Connection, open_connection
 from lorry.client.operator import administer
-from lorry.scheduler.administration import carry_out, checked, is_open
-from lorry.scheduler.permissions import NEEDED
+from lorry.scheduler.access.administration import carry_out, checked, is_open
+from lorry.scheduler.access.permissions import NEEDED
 from lorry.storage.connection import FILE
 from lorry.storage.store import Store
 from lorry.wire.admin_messages import (

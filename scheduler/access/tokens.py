@@ -9,7 +9,7 @@ import hmac
 import json
 from typing import Any
 
-from ..wire.ids import KeyHash, TenantId
+from ...wire.ids import KeyHash, TenantId
 
 LIFETIME_S = 3600
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ..storage.rows import KeyRow
-from ..storage.store import Store
-from ..wire.admin_messages import (
+from ...storage.rows import KeyRow
+from ...storage.store import Store
+from ...wire.admin_messages import (
     AdminOrder,
     CreateKey,
     CreateTenant,
@@ -24,10 +24,10 @@ from ..wire.admin_messages import (
     SetTenant,
     TenantInfo,
 )
-from ..wire.errors import InvalidRequestError, LorryError, NotFoundError
-from ..wire.ids import TenantId
-from ..wire.types import SCOPES, AuditEvent, Limits, Scope
-from .planning.limits import EVERYONE, Holder
+from ...wire.errors import InvalidRequestError, LorryError, NotFoundError
+from ...wire.ids import TenantId
+from ...wire.types import SCOPES, AuditEvent, Limits, Scope
+from ..planning.limits import EVERYONE, Holder
 
 _KEY_ID = re.compile(r"key-[0-9a-f]{12}")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from ..storage.rows import KeyRow
-from ..wire.ids import FutureId, KeyHash, SessionId, TenantId
-from ..wire.sequenced import Link
+from ...storage.rows import KeyRow
+from ...wire.ids import FutureId, KeyHash, SessionId, TenantId
+from ...wire.sequenced import Link
 
 
 @dataclass(slots=True)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ..wire.admin_messages import Administer
-from ..wire.catalogue_messages import (
+from ...wire.admin_messages import Administer
+from ...wire.catalogue_messages import (
     AuditBetween,
     Completions,
     CopyCheckpoint,
@@ -23,7 +23,7 @@ from ..wire.catalogue_messages import (
     TouchClientSession,
     UsageBetween,
 )
-from ..wire.client_messages import (
+from ...wire.client_messages import (
     Cancel,
     CreateRun,
     CreateSampler,
@@ -35,8 +35,8 @@ from ..wire.client_messages import (
     Submit,
     Watch,
 )
-from ..wire.errors import PermissionDeniedError
-from ..wire.types import SCOPES, Scope
+from ...wire.errors import PermissionDeniedError
+from ...wire.types import SCOPES, Scope
 
 _WORK: tuple[Scope, ...] = ("train", "sample")
 _OPEN_QUESTIONS = ("capabilities", "run", "sampler", "weights", "tenant", "key")

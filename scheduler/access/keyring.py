@@ -3,18 +3,18 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from ..storage.keys import key_hash
-from ..storage.reader import Reader
-from ..storage.rows import KeyRow
-from ..storage.store import Store
-from ..storage.writer import Writer
-from ..wire.admin_messages import AdminOrder
-from ..wire.errors import AuthenticationError, LorryError, NotFoundError, StorageUnavailableError
-from ..wire.ids import KeyHash, TenantId
-from ..wire.types import AuditEvent, Limits
+from ...storage.keys import key_hash
+from ...storage.reader import Reader
+from ...storage.rows import KeyRow
+from ...storage.store import Store
+from ...storage.writer import Writer
+from ...wire.admin_messages import AdminOrder
+from ...wire.errors import AuthenticationError, LorryError, NotFoundError, StorageUnavailableError
+from ...wire.ids import KeyHash, TenantId
+from ...wire.types import AuditEvent, Limits
+from ..planning.limits import Holder
 from . import administration, tokens
 from .administration import Carried, is_open
-from .planning.limits import Holder
 from .sessions import Session
 
 
