@@ -1,7 +1,10 @@
 """Questions about runs, checkpoints and usage, and the deletion of checkpoints. Nothing here computes."""
 
-from ..wire.catalogue_messages import DeleteCheckpoint, Query
-from ..wire.types import Checkpoint, TrainingRun, UsageRow
+from collections.abc import Mapping
+
+from ..wire.catalogue_messages import AssignProject, DeleteCheckpoint, FindRuns, Query
+from ..wire.ids import ProjectId
+from ..wire.types import Checkpoint, Project, TrainingRun, UsageRow
 from .connection import Connection
 
 
@@ -11,8 +14,24 @@ class RestClient:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def list_training_runs_async(self) -> list[TrainingRun]:
-        return await self._connection.ask(Query(self._connection.next_request(), "runs"), list[TrainingRun])
+    async def list_training_runs_async(
+        self,
+        project: str | None = None,
+        base_model: str | None = None,
+        user_metadata: Mapping[str, str] | None = None,
+    ) -> list[TrainingRun]:
+        """All, or those of a project, of a base model, and whose metadata has all of these pairs."""
+        sought = ProjectId(project) if project is not None else None
+        find = FindRuns(self._connection.next_request(), sought, base_model, dict(user_metadata or {}))
+        return await self._connection.ask(find, list[TrainingRun])
+
+    async def list_projects_async(self) -> list[Project]:
+        return await self._connection.ask(Query(self._connection.next_request(), "projects"), list[Project])
+
+    async def assign_session_project_async(self, session_id: str, project: str) -> None:
+        """Also the runs and samplers that were made in it; what they used stays where it was used. The project is made
+        if new. Raises NotFoundError, InvalidRequestError for a name that cannot be one."""
+        await self._connection.tell(AssignProject(self._connection.next_request(), session_id, ProjectId(project)))
 
     async def list_checkpoints_async(self, training_run_id: str | None = None) -> list[Checkpoint]:
         query = Query(self._connection.next_request(), "checkpoints", training_run_id)

@@ -16,7 +16,7 @@ from ..wire.commands import (
     planned_length,
     planned_tokens,
 )
-from ..wire.ids import LaneId, SamplerId, future_id
+from ..wire.ids import LaneId, ProjectId, SamplerId, future_id
 from ..wire.model_input import ModelInput
 from ..wire.prefixes import prefix_marks
 from ..wire.types import SampleResponse, SamplingParams, TensorData
@@ -132,8 +132,14 @@ class SamplingClient:
 
 
 async def create_sampler(
-    connection: Connection, *, base_model: str | None = None, model_path: str | None = None
+    connection: Connection,
+    *,
+    base_model: str | None = None,
+    model_path: str | None = None,
+    project: ProjectId | None = None,
 ) -> SamplingClient:
-    request = CreateSampler(connection.next_request(), secrets.token_hex(16), base_model, model_path)
+    """In the project of the run that saved the weights, unless one is given."""
+    number, nonce = connection.next_request(), secrets.token_hex(16)
+    request = CreateSampler(number, nonce, base_model, model_path, project=project)
     created = await connection.ask(request, SamplerCreated)
     return SamplingClient(connection, SamplerId(created.sampler), created.base_model)

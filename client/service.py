@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from ..wire.catalogue_messages import Query
 from ..wire.client_messages import CreateRun, RunCreated
 from ..wire.commands import check_lora_config
-from ..wire.ids import RunId
+from ..wire.ids import ProjectId, RunId
 from ..wire.types import ExpertLora, GetServerCapabilitiesResponse, LoraConfig
 from .connection import Connection, open_connection
 from .rest import RestClient
@@ -16,8 +16,11 @@ from .training import TrainingClient
 
 
 class ServiceClient:
-    def __init__(self, connection: Connection) -> None:
+    """What it makes is in `project`, which is made if new."""
+
+    def __init__(self, connection: Connection, project: str | None = None) -> None:
         self._connection = connection
+        self._project = ProjectId(project) if project is not None else None
 
     async def get_server_capabilities_async(self) -> GetServerCapabilitiesResponse:
         query = Query(self._connection.next_request(), "capabilities")
@@ -53,7 +56,8 @@ class ServiceClient:
         )
         check_lora_config(lora)
         nonce = secrets.token_hex(16)
-        request = CreateRun(self._connection.next_request(), nonce, base_model, lora, user_metadata or {})
+        number, metadata = self._connection.next_request(), user_metadata or {}
+        request = CreateRun(number, nonce, base_model, lora, metadata, project=self._project)
         created = await self._connection.ask(request, RunCreated)
         training = TrainingClient(self._connection, RunId(created.run))
         await training.get_info_async()
@@ -63,7 +67,9 @@ class ServiceClient:
         self, model_path: str | None = None, base_model: str | None = None
     ) -> SamplingClient:
         """Of saved weights (`tinker://RUN/sampler_weights/NAME`) or of a bare base model: give one of the two."""
-        return await create_sampler(self._connection, base_model=base_model, model_path=model_path)
+        return await create_sampler(
+            self._connection, base_model=base_model, model_path=model_path, project=self._project
+        )
 
     def create_rest_client(self) -> RestClient:
         return RestClient(self._connection)
@@ -71,12 +77,17 @@ class ServiceClient:
 
 @asynccontextmanager
 async def connect(
-    address: str, *, api_key: str, server_key: str | None = None, timeout_s: float = 10.0
+    address: str,
+    *,
+    api_key: str,
+    server_key: str | None = None,
+    timeout_s: float = 10.0,
+    project: str | None = None,
 ) -> AsyncGenerator[ServiceClient]:
-    """A service client, for as long as the block lasts.
+    """A service client, for as long as the block lasts. What it makes is in `project`, which is made if new.
 
     `server_key` is the server's public CURVE key, which `lorry serve` prints where it listens beyond loopback.
     Raises AuthenticationError, ProtocolError, and ConnectionLostError where nobody answers within `timeout_s` seconds.
     """
     async with open_connection(address, api_key, server_key, timeout_s) as connection:
-        yield ServiceClient(connection)
+        yield ServiceClient(connection, project)

@@ -42,6 +42,7 @@ def usage(
         list[Dimension] | None, typer.Option(help="Repeat it for more [default: tenant, run, model, kind]")
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="Only this tenant's")] = None,
+    project: Annotated[str | None, typer.Option(help="Only this project's")] = None,
     key: Annotated[str | None, typer.Option(help="Only this key's, as `lorry keys ls` calls it")] = None,
     run: Annotated[str | None, typer.Option(help="Only this run's")] = None,
     model: Annotated[str | None, typer.Option(help="Only this base model's")] = None,
@@ -56,7 +57,7 @@ def usage(
     data: options.Data = None,
 ) -> None:
     """Print tokens and their cost: by tenant, run, base model and kind, or as is asked for, with their sum."""
-    said = {"tenant": tenant, "key": key, "run": run, "model": model, "kind": kind}
+    said = {"tenant": tenant, "project": project, "key": key, "run": run, "model": model, "kind": kind}
     where: dict[By, str] = {cast("By", name): value for name, value in said.items() if value is not None}
     grouped: tuple[By, ...] = tuple(cast("By", each.value) for each in dict.fromkeys(by)) if by else _USUAL
     asked = Asked(grouped, where, _moment(since), _moment(until))

@@ -1,4 +1,4 @@
-"""`lorry limits`: how much a tenant, a key, or everyone may have."""
+"""`lorry limits`: how much a tenant, a project, a key, or everyone may have."""
 
 from functools import partial
 from typing import Annotated, Any
@@ -32,6 +32,7 @@ def list_limits(as_json: AsJson = False, data: options.Data = None) -> None:
 @limits.command("set")
 def set_limits(
     tenant: Annotated[str | None, typer.Option(help="Of this tenant, in place of everyone's")] = None,
+    project: Annotated[str | None, typer.Option(help="Of this TENANT/PROJECT, beside its tenant's")] = None,
     key: Annotated[
         str | None, typer.Option(help="Of this key, beside its tenant's, as `lorry keys ls` calls it")
     ] = None,
@@ -47,9 +48,9 @@ def set_limits(
     server_key: options.ServerKey = None,
     data: options.Data = None,
 ) -> None:
-    """Limit everyone, or one tenant or key: what is not said is not limited any more."""
-    if tenant and key:
-        raise typer.BadParameter("a tenant and a key have limits of their own: set one after the other")
+    """Limit everyone, or one tenant, project or key: what is not said is not limited any more."""
+    if sum(map(bool, (tenant, project, key))) > 1:
+        raise typer.BadParameter("a tenant, a project and a key have limits of their own: set one after the other")
     said: dict[str, Any] = {
         "runs": runs,
         "rank": rank,
@@ -60,7 +61,8 @@ def set_limits(
         "monthly_usd": monthly_usd,
         "models": model,
     }
-    holder = f"tenant:{tenant}" if tenant else f"key:{key}" if key else "everyone"
+    named = {"tenant": tenant, "project": project, "key": key}
+    holder = next((f"{kind}:{name}" for kind, name in named.items() if name), "everyone")
     wanted = Limits(**said)
     find = partial(find_service, connect, server_key, data)
     change(SetLimits(holder, wanted), find, f"{holder}: {_told(wanted) or 'no limits of its own'}.")

@@ -162,7 +162,7 @@ async def list_limits(broker: BrokerOf) -> list[HolderLimits]:
     return [HolderLimits(holder=info.holder, limits=SomeLimits(**msgspec.to_builtins(info.limits))) for info in found]
 
 
-@router.put("/limits/{holder}", status_code=204, openapi_extra=_takes(SomeLimits))
+@router.put("/limits/{holder:path}", status_code=204, openapi_extra=_takes(SomeLimits))
 async def set_limits(
     broker: BrokerOf, holder: str, limits: Annotated[SomeLimits, Depends(body_of(SomeLimits))]
 ) -> Response:

@@ -18,7 +18,7 @@ from ..wire.client_messages import CommandArguments
 from ..wire.codec import encode
 from ..wire.commands import CommandKind
 from ..wire.errors import ActorLostError, CommandCancelledError, ErrorInfo, LorryError, NotFoundError, SeqConflictError
-from ..wire.ids import KeyId, LaneId, TenantId
+from ..wire.ids import KeyId, LaneId, ProjectId, TenantId
 from .finishing import Finishing
 from .open_commands import OpenCommands, planned
 from .planning.lanes import Lane
@@ -70,13 +70,14 @@ class Accepting:
 
     def load(self, store: Store) -> None:
         """After a start: every run has a lane, nobody holds its state, and what was queued is queued again."""
-        for line in bill(store, ("tenant", "key"), start=month_began(self._now())):
-            tenant, key = line.of
-            self._open.meters.spent(holders_of(TenantId(tenant), KeyId(key) or None), line.cost, self._now())
+        for line in bill(store, ("tenant", "project", "key"), start=month_began(self._now())):
+            tenant, project, key = line.of
+            holders = holders_of(TenantId(tenant), KeyId(key) or None, ProjectId(project))
+            self._open.meters.spent(holders, line.cost, self._now())
         finished = store.finished_counts()
         for run in store.runs():
             lane = self.add_run(run)
-            self._open.meters.used(holders_of(run.tenant, run.key), lane.id, run.last_request_at)
+            self._open.meters.used(holders_of(run.tenant, run.key, run.project), lane.id, run.last_request_at)
             self._planner.lose_state(lane.id)
             self._open.dormant.add(lane.id)
             if lane.id in finished:

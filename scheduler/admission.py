@@ -9,6 +9,7 @@ from ..wire.commands import MAX_SEQ, SAMPLING_KINDS
 from ..wire.errors import InvalidRequestError, MessageTooLargeError, TooManyWaitingError
 from ..wire.ids import LaneId, TenantId
 from .config import BrokerConfig
+from .open_commands import holders
 from .planning.limits import Holder, Meters, holders_of
 from .registry import Registry, sampler_in_slot
 from .saves import SAVES, is_ephemeral, saved_folder, saved_path, weights_gone
@@ -54,10 +55,10 @@ class Admission:
         """
         if not self._meters.limits_anything() or (next_seq is not None and row.seq < next_seq):
             return  # what is over is answered again
-        holders = holders_of(row.tenant, row.key)
+        asking = holders(row)
         if not waits_for_it:
-            self._meters.check_queue(holders, row.tokens, self._goes_on)
-        self._meters.check_pace(holders, self._now())
+            self._meters.check_queue(asking, row.tokens, self._goes_on)
+        self._meters.check_pace(asking, self._now())
 
     def admit(self, lane: RunRow | SamplerRow, row: CommandRow, payload_bytes: int, next_seq: int | None) -> CommandRow:
         """The command with its names looked up; `next_seq` as `check_place` has it.
@@ -91,22 +92,22 @@ class Admission:
         return row
 
     def _check_limits(self, lane: RunRow | SamplerRow, row: CommandRow) -> None:
-        holders = holders_of(row.tenant, row.key)
-        self._meters.check_spend(holders, self._now())
-        self._meters.check_size(holders, row.tokens, row.rows if row.kind in SAMPLING_KINDS else 0)
+        asking = holders(row)
+        self._meters.check_spend(asking, self._now())
+        self._meters.check_size(asking, row.tokens, row.rows if row.kind in SAMPLING_KINDS else 0)
         if isinstance(lane, SamplerRow):
-            self._meters.check_model(holders, lane.base_model)
+            self._meters.check_model(asking, lane.base_model)
         else:
-            self._meters.check_shape(holders, lane.lora.rank, lane.base_model)
-        if row.kind in SAVES and not is_ephemeral(row) and self._meters.limits_storage(holders):
-            self._meters.check_stored(holders, self._stored(row.tenant))
+            self._meters.check_shape(asking, lane.lora.rank, lane.base_model)
+        if row.kind in SAVES and not is_ephemeral(row) and self._meters.limits_storage(asking):
+            self._meters.check_stored(asking, self._stored(row.tenant))
 
     def _stored(self, tenant: TenantId) -> Mapping[Holder, int]:
-        """Bytes of checkpoints with names, of a tenant and of the keys that their runs were made with."""
+        """Bytes of checkpoints with names, of a tenant, its projects, and the keys that their runs were made with."""
         stored = Counter[Holder]()
         for checkpoint in self._registry.checkpoints_of(tenant):
             run = self._registry.run(tenant, checkpoint.run)
-            stored.update(dict.fromkeys(holders_of(tenant, run.key), checkpoint.size_bytes))
+            stored.update(dict.fromkeys(holders_of(tenant, run.key, run.project), checkpoint.size_bytes))
         return stored
 
     def _check_save(self, run: RunRow, row: CommandRow) -> None:

@@ -4,23 +4,22 @@ It decides who may see and do what; what it changes is durable before it answers
 """
 
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import anyio
-from anyio import to_thread
 
-from ..storage.audit import OPERATOR
 from ..storage.reader import Reader
 from ..storage.reports import usage, usage_between
 from ..storage.rows import CheckpointRow, ClientSessionRow, RunRow
 from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire.catalogue_messages import (
+    AssignProject,
     AuditBetween,
     CatalogueRequest,
-    CheckpointCopied,
     ClientSessionCreated,
     CompletedSince,
     Completions,
@@ -29,6 +28,7 @@ from ..wire.catalogue_messages import (
     CreateClientSession,
     DeleteCheckpoint,
     ExpireCheckpoint,
+    FindRuns,
     FinishClientSession,
     FutureState,
     JoinSampler,
@@ -43,27 +43,27 @@ from ..wire.catalogue_messages import (
     TouchClientSession,
     UsageBetween,
 )
-from ..wire.client_messages import AdapterImported, ImportAdapter
-from ..wire.errors import InvalidRequestError, NotFoundError
 from ..wire.ids import LaneId, TenantId
 from ..wire.types import (
-    AuditEvent,
     Checkpoint,
     ClientSession,
     GetInfoResponse,
     GetServerCapabilitiesResponse,
+    Project,
     SupportedModel,
     TrainingRun,
     WeightsInfo,
 )
-from .access.administration import info_of, no_tenant
+from .access.administration import info_of
 from .access.keyring import Keyring
 from .access.sessions import Session
 from .client_sessions import ClientSessions
 from .commands import Commands
 from .creating import Creating
-from .planning.limits import holders_of
-from .registry import Registry, no_checkpoint
+from .planning.limits import project_holder
+from .projects import Projects
+from .registry import Registry
+from .shelf import Shelf, did_by
 
 MAX_WAIT_S = 60.0
 
@@ -81,11 +81,14 @@ class Catalogue:
         keyring: Keyring,
     ) -> None:
         self._registry, self._commands, self._keyring = registry, commands, keyring
-        self._writer, self._reader, self._now, self._drop = writer, reader, now, drop
+        self._writer, self._reader, self._now = writer, reader, now
         self.sessions = ClientSessions()
-        self.creating = Creating(registry, self.sessions, checkpoints, now)
+        self.projects = Projects(writer, now)
+        self.creating = Creating(registry, self.sessions, self.projects, checkpoints, now)
+        self.shelf = Shelf(registry, commands, self.creating, self.projects, writer, reader, now, drop)
 
     def load(self, store: Store) -> None:
+        self.projects.load(store)
         for row in store.client_sessions():
             self.sessions.add(row)
 
@@ -96,23 +99,19 @@ class Catalogue:
             case Query():
                 return await self._look(session, request)
             case CreateClientSession():
-                return await self._create_session(tenant, request)
+                return await self._create_session(session, request)
+            case AssignProject():
+                return await self._assign(session, request)
+            case FindRuns():
+                return [_training_run(run) for run in self._registry.runs_of(tenant) if _is_sought(run, request)]
             case TouchClientSession():
                 return self.sessions.touch(tenant, request.session, self._now())
             case FinishClientSession():
                 return await self._finish_session(tenant, request)
             case JoinSampler():
                 return await self._join_sampler(tenant, request)
-            case DeleteCheckpoint():
-                checkpoint = self._registry.checkpoint(tenant, request.path)
-                return await self._remove_checkpoint(checkpoint, self._did(session, "checkpoint_deleted", request.path))
-            case PublishCheckpoint():
-                did = self._did(session, f"checkpoint_{'' if request.public else 'un'}published", request.path)
-                return await self._change(replace(self._own(tenant, request.path), public=request.public), did)
-            case ExpireCheckpoint():
-                return await self._expire(session, request)
-            case CopyCheckpoint():
-                return await self._copy(session, request)
+            case DeleteCheckpoint() | PublishCheckpoint() | ExpireCheckpoint() | CopyCheckpoint():
+                return await self.shelf.answer(session, request)
             case MintToken():
                 return self._keyring.token_for(session)
             case RevokeKey():
@@ -155,11 +154,9 @@ class Catalogue:
                 sampler = self._registry.sampler(tenant, query.subject)
                 facts = (await self._registry.models.ready(sampler.base_model)).facts
                 return SamplerInfo(sampler.id, sampler.base_model, facts.tokenizer_id, sampler.model_path)
-            case "runs":
-                return [_training_run(run) for run in self._registry.runs_of(tenant)]
             case "checkpoints":
                 run = self._registry.run(tenant, query.subject).id if query.subject else None
-                return [_checkpoint(row) for row in self._registry.checkpoints_of(tenant, run)]
+                return [self._checkpoint(row) for row in self._registry.checkpoints_of(tenant, run)]
             case "usage":
                 return await self._reader.read(lambda store: usage(store, tenant))
             case "sessions":
@@ -169,13 +166,16 @@ class Catalogue:
                 source = self._registry.run(checkpoint.tenant, checkpoint.run)
                 folder = "/".join(Path(checkpoint.folder).parts[-3:])
                 if query.what == "files":
-                    did = self._did(session, "checkpoint_read", checkpoint.path, purpose="download")
+                    did = did_by(session, self._now(), "checkpoint_read", checkpoint.path, purpose="download")
                     await self._writer.write_and_wait(lambda store: store.audited(did))
                 return WeightsInfo(checkpoint.path, source.base_model, source.lora, folder)
             case "tenant":
                 return tenant
             case "key":
                 return info_of(session.key)
+            case "projects":
+                runs = Counter(run.project for run in self._registry.runs_of(tenant))
+                return [Project(name, at, runs[name]) for name, at in self.projects.of(tenant).items()]
 
     def _session(self, row: ClientSessionRow) -> ClientSession:
         return ClientSession(
@@ -189,6 +189,20 @@ class Catalogue:
             detail=row.detail,
             training_run_ids=[run.id for run in self._registry.runs_of(row.tenant) if run.session == row.id],
             sampler_ids=[s.id for s in self._registry.samplers_of(row.tenant) if s.session == row.id],
+            project=row.project,
+        )
+
+    def _checkpoint(self, row: CheckpointRow) -> Checkpoint:
+        return Checkpoint(
+            checkpoint_id=row.path.removeprefix(f"tinker://{row.run}/"),
+            checkpoint_type=row.kind,
+            time=row.created_at,
+            tinker_path=row.path,
+            size_bytes=row.size_bytes,
+            expires_at=row.expires_at,
+            public=row.public,
+            user_metadata=row.user_metadata or None,
+            project=self._registry.run(row.tenant, row.run).project,
         )
 
     async def _lane_state(self, tenant: TenantId, request: LaneState) -> FutureState:
@@ -216,16 +230,18 @@ class Catalogue:
 
     # Client sessions and samplers ------------------------------------------------------------------------------------
 
-    async def _create_session(self, tenant: TenantId, create: CreateClientSession) -> ClientSessionCreated:
+    async def _create_session(self, session: Session, create: CreateClientSession) -> ClientSessionCreated:
         row = ClientSessionRow(
             id="session-" + secrets.token_hex(8),
-            tenant=tenant,
+            tenant=session.tenant,
+            project=self.projects.checked(session.tenant, create.project),
             client=create.client[:200],
             tags=create.tags,
             user_metadata=create.user_metadata,
             display_name=create.display_name,
             created_at=self._now(),
         )
+        self.projects.made(row.tenant, row.project, session.key.id)
         self.sessions.add(row)
         await self._writer.write_and_wait(lambda store: store.client_session_created(row))
         return ClientSessionCreated(row.id)
@@ -236,104 +252,28 @@ class Catalogue:
             lambda store: store.client_session_finished(row.id, finish.reason, row.detail)
         )
 
+    async def _assign(self, session: Session, request: AssignProject) -> None:
+        self.sessions.get(session.tenant, request.session)
+        project = self.projects.checked(session.tenant, request.project)
+        self.projects.made(session.tenant, project, session.key.id)
+        before = self.sessions.assign(session.tenant, request.session, project).project
+        for run in self._registry.assign(session.tenant, request.session, project):
+            holders = (project_holder(session.tenant, each) for each in (run.project, project))
+            self._commands.meters.moved(LaneId(run.id), *holders)
+        did = did_by(session, self._now(), "session_project_set", request.session, project=project, before=before)
+
+        def record(store: Store) -> None:
+            store.session_assigned(request.session, project)
+            store.audited(did)
+
+        await self._writer.write_and_wait(record)
+
     async def _join_sampler(self, tenant: TenantId, join: JoinSampler) -> SamplerJoined:
         sampler = self._registry.sampler(tenant, join.sampler)
         sampler = replace(sampler, clients=sampler.clients + 1)
         self._registry.add_sampler(sampler)
         await self._writer.write_and_wait(lambda store: store.sampler_joined(sampler.id, sampler.clients))
         return SamplerJoined(sampler.clients)
-
-    # Checkpoints -----------------------------------------------------------------------------------------------------
-
-    def _own(self, tenant: TenantId, path: str) -> CheckpointRow:
-        return self._registry.checkpoint(tenant, path)
-
-    async def _change(self, checkpoint: CheckpointRow, did: AuditEvent) -> None:
-        """Raises NotFoundError where it went in this very moment."""
-        self._registry.add_checkpoint(checkpoint)
-
-        def record(store: Store) -> bool:
-            if is_there := store.checkpoint_changed(checkpoint):
-                store.audited(did)
-            return is_there
-
-        if not await self._writer.write_and_wait(record):
-            raise no_checkpoint(checkpoint.path)
-
-    async def _expire(self, session: Session, request: ExpireCheckpoint) -> None:
-        checkpoint = self._own(session.tenant, request.path)
-        changed = replace(checkpoint, expires_at=self._expiry(request.ttl_seconds), ephemeral=False)
-        ttl = "never" if request.ttl_seconds is None else f"in {request.ttl_seconds} s"
-        await self._change(changed, self._did(session, "checkpoint_expiry_set", request.path, expires=ttl))
-
-    def _expiry(self, ttl_seconds: int | None) -> float | None:
-        if ttl_seconds is not None and ttl_seconds < 1:
-            raise InvalidRequestError.of("ttl_seconds", ttl_seconds, "a whole number from 1, or None for ever")
-        return None if ttl_seconds is None else self._now() + ttl_seconds
-
-    async def _remove_checkpoint(self, checkpoint: CheckpointRow, did: AuditEvent) -> None:
-        """Its name is gone at once; its folder too, or when nothing needs it any more."""
-        self._registry.remove_checkpoint(checkpoint)
-
-        def record(store: Store) -> None:
-            store.checkpoint_deleted(checkpoint)
-            store.audited(did)
-
-        await self._writer.write_and_wait(record)
-        await self._drop(checkpoint.folder)
-
-    def _did(self, session: Session, event: str, subject: str, **detail: str) -> AuditEvent:
-        return AuditEvent(self._now(), session.tenant, session.key.id, event, subject, detail)
-
-    async def _copy(self, session: Session, copy: CopyCheckpoint) -> CheckpointCopied:
-        """Nothing is waited for between the look-up and the writing: the folder has another name before it can go."""
-        run, mine, run_is_new = self.creating.copy(session.tenant, copy, self._expiry(copy.ttl_seconds))
-        self._commands.meters.check_shape(holders_of(session.tenant, session.key.id), run.lora.rank, run.base_model)
-        run = replace(run, key=session.key.id) if run_is_new else run
-        did = self._did(session, "checkpoint_copied", mine.path, source=copy.path)
-        copy_is_new = not self._registry.is_taken(mine.path)
-        if run_is_new:
-            self._commands.accepting.add_run(run)
-        if copy_is_new:
-            self._registry.add_checkpoint(mine)
-
-        def record(store: Store) -> None:
-            if run_is_new:
-                store.run_created(run)
-            if copy_is_new:
-                store.checkpoint_saved(mine)
-                store.audited(did)
-
-        await self._writer.write_and_wait(record)
-        return CheckpointCopied(mine.path)
-
-    async def import_adapter(self, told: ImportAdapter) -> AdapterImported:
-        """Its folder is there. Raises NotFoundError where it is not, or where there is no such tenant, and what
-        `Creating.imported` does."""
-        if not await self._reader.read(lambda store: store.has_tenant(told.tenant)):
-            raise no_tenant(told.tenant)
-        run, checkpoints, is_new = self.creating.imported(told)
-        folder = Path(checkpoints[0].folder)
-        if not await to_thread.run_sync(folder.is_dir):
-            raise NotFoundError(f"there is no {folder} to be imported", field="run")
-        if is_new and self._registry.run_of(LaneId(run.id)) is None:
-            self._commands.accepting.add_run(run)
-            for checkpoint in checkpoints:
-                self._registry.add_checkpoint(checkpoint)
-
-            def record(store: Store) -> None:
-                store.run_created(run)
-                for checkpoint in checkpoints:
-                    store.checkpoint_saved(checkpoint)
-                names = {"path": checkpoints[0].path, "sampler_path": checkpoints[1].path}
-                did = AuditEvent(run.created_at, run.tenant, OPERATOR, "adapter_imported", run.id, names)
-                store.audited(did)
-
-            await self._writer.write_and_wait(record)
-        else:
-            await self._writer.write_and_wait(lambda _: None)
-        training, sampler = checkpoints
-        return AdapterImported(training.path, sampler.path)
 
 
 def _training_run(run: RunRow) -> TrainingRun:
@@ -345,18 +285,13 @@ def _training_run(run: RunRow) -> TrainingRun:
         last_request_time=run.last_request_at,
         user_metadata=run.user_metadata or None,
         session_id=run.session,
+        project=run.project,
     )
 
 
-def _checkpoint(row: CheckpointRow) -> Checkpoint:
-    segment = row.path.removeprefix(f"tinker://{row.run}/")
-    return Checkpoint(
-        checkpoint_id=segment,
-        checkpoint_type=row.kind,
-        time=row.created_at,
-        tinker_path=row.path,
-        size_bytes=row.size_bytes,
-        expires_at=row.expires_at,
-        public=row.public,
-        user_metadata=row.user_metadata or None,
+def _is_sought(run: RunRow, request: FindRuns) -> bool:
+    return (
+        request.project in (None, run.project)
+        and request.base_model in (None, run.base_model)
+        and request.user_metadata.items() <= run.user_metadata.items()
     )

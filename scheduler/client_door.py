@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -60,6 +59,7 @@ from .client_post import ClientPost
 from .client_results import ClientResults
 from .commands import Commands
 from .config import BrokerConfig
+from .open_commands import holders
 from .orders import Orders
 from .planning.limits import holders_of
 from .registry import Registry
@@ -232,7 +232,7 @@ class ClientDoor:
             waits_for_it = self._commands.waits_for_its_next(row.lane)
             self._admission.check_room(row, self._next_seq(lane), waits_for_it=waits_for_it)
         if isinstance(lane, RunRow):
-            self._commands.meters.used(holders_of(row.tenant, row.key), row.lane, self._now())
+            self._commands.meters.used(holders(row), row.lane, self._now())
         try:
             admitted = self._admission.admit(lane, row, len(payload), self._next_seq(lane))
         except LorryError as error:
@@ -262,6 +262,7 @@ class ClientDoor:
         lane_id = LaneId(lane.id)
         return CommandRow(
             key=session.key.id,
+            project=lane.project,
             future=future_id(lane_id, seq),
             lane=lane_id,
             seq=seq,
@@ -313,12 +314,12 @@ class ClientDoor:
     # Runs and samplers -----------------------------------------------------------------------------------------------
 
     def _create_run(self, session: Session, create: CreateRun) -> None:
-        run, is_new = self._creating.run(session.tenant, create)
+        run, is_new = self._creating.run(session.tenant, session.key.id, create)
         if is_new:
-            holders = holders_of(session.tenant, session.key.id)
-            self._commands.meters.check_run(holders, run.lora.rank, run.base_model, self._now())
-            self._commands.meters.used(holders, LaneId(run.id), self._now())
-            run = replace(run, key=session.key.id)
+            asking = holders_of(run.tenant, run.key, run.project)
+            self._commands.meters.check_run(asking, run.lora.rank, run.base_model, self._now())
+            self._commands.meters.used(asking, LaneId(run.id), self._now())
+            self.catalogue.projects.made(run.tenant, run.project, session.key.id)
             self._commands.accepting.add_run(run)
             self._writer.write(lambda store: store.run_created(run))
             did = AuditEvent(run.created_at, run.tenant, session.key.id, "run_created", run.id)
@@ -328,7 +329,9 @@ class ClientDoor:
     def _create_sampler(self, session: Session, create: CreateSampler) -> None:
         sampler, is_new = self._creating.sampler(session.tenant, create)
         if is_new:
-            self._commands.meters.check_model(holders_of(session.tenant, session.key.id), sampler.base_model)
+            asking = holders_of(sampler.tenant, session.key.id, sampler.project)
+            self._commands.meters.check_model(asking, sampler.base_model)
+            self.catalogue.projects.made(sampler.tenant, sampler.project, session.key.id)
             self._registry.add_sampler(sampler)
             self._writer.write(lambda store: store.sampler_created(sampler))
         self._answer_when_durable(session, create.request, SamplerCreated(sampler.id, sampler.base_model))

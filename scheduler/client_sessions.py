@@ -5,7 +5,7 @@ from typing import Literal
 
 from ..storage.rows import ClientSessionRow
 from ..wire.errors import NotFoundError, SessionFinishedError
-from ..wire.ids import TenantId
+from ..wire.ids import ProjectId, TenantId
 
 SILENT_AFTER_S = 60.0
 """The Tinker SDK sends a heartbeat every 10 s."""
@@ -41,6 +41,12 @@ class ClientSessions:
         row = replace(self.get(tenant, session), reason=reason, detail=detail)
         self._rows[session] = row
         self._heard.pop(session, None)
+        return row
+
+    def assign(self, tenant: TenantId, session: str, project: ProjectId) -> ClientSessionRow:
+        """As it was before."""
+        row = self.get(tenant, session)
+        self._rows[session] = replace(row, project=project)
         return row
 
     def status(

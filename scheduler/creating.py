@@ -1,4 +1,4 @@
-"""New runs, samplers and copies, as rows. What was made under a nonce before is that again. Pure, but for chance."""
+"""New runs, samplers and copies, as rows. What was made under a nonce before is that again."""
 
 import re
 import secrets
@@ -14,9 +14,10 @@ from ..wire.catalogue_messages import CopyCheckpoint, Slot
 from ..wire.client_messages import CreateRun, CreateSampler, ImportAdapter
 from ..wire.commands import check_lora_config
 from ..wire.errors import InvalidRequestError
-from ..wire.ids import LaneId, RunId, SamplerId, TenantId
+from ..wire.ids import KeyId, LaneId, ProjectId, RunId, SamplerId, TenantId
 from ..wire.types import LoraConfig
 from .client_sessions import ClientSessions
+from .projects import Projects
 from .registry import Registry, checkpoint_path, run_in_slot, sampler_in_slot
 from .restore_points import snapshot_folder
 
@@ -28,11 +29,17 @@ _RUN = re.compile(r"run-[0-9a-f]{16}")
 
 class Creating:
     def __init__(
-        self, registry: Registry, sessions: ClientSessions, checkpoints: Path, now: Callable[[], float]
+        self,
+        registry: Registry,
+        sessions: ClientSessions,
+        projects: Projects,
+        checkpoints: Path,
+        now: Callable[[], float],
     ) -> None:
         self._registry, self._sessions, self._checkpoints, self._now = registry, sessions, checkpoints, now
+        self._projects = projects
 
-    def run(self, tenant: TenantId, create: CreateRun) -> tuple[RunRow, bool]:
+    def run(self, tenant: TenantId, key: KeyId, create: CreateRun) -> tuple[RunRow, bool]:
         """The run, and whether it is new. While its model is being loaded, only what needs no model is checked.
 
         Raises InvalidRequestError, UnknownModelError, NotFoundError.
@@ -44,7 +51,9 @@ class Creating:
         if lora.seed is None:
             lora = msgspec.structs.replace(lora, seed=secrets.randbits(63))
         run = self._new_run(tenant, nonce, create.slot, create.base_model, lora)
-        return replace(run, user_metadata=create.user_metadata, first_seq=create.first_seq), True
+        project = self._project(tenant, create.slot, create.project)
+        told = create.user_metadata
+        return replace(run, key=key, project=project, user_metadata=told, first_seq=create.first_seq), True
 
     def sampler(self, tenant: TenantId, create: CreateSampler) -> tuple[SamplerRow, bool]:
         """The sampler, and whether it is new. It keeps the folder that its path leads to now."""
@@ -56,10 +65,13 @@ class Creating:
             return made, False
         if (create.base_model is None) == (create.model_path is None):
             raise InvalidRequestError("give exactly one of base_model and model_path", field="model_path")
-        base_model, folder = create.base_model or "", None
+        base_model, folder, project = create.base_model or "", None, create.project
         if create.model_path is not None:
             checkpoint = self._registry.readable(tenant, create.model_path, "sampler")
-            base_model, folder = self._registry.run(checkpoint.tenant, checkpoint.run).base_model, checkpoint.folder
+            source, folder = self._registry.run(checkpoint.tenant, checkpoint.run), checkpoint.folder
+            base_model = source.base_model
+            if slot is None and project is None and source.tenant == tenant:
+                project = source.project
         self._registry.models.known(base_model)
         sampler = SamplerRow(
             id=SamplerId(nonce if slot else "sampler-" + secrets.token_hex(8)),
@@ -70,11 +82,12 @@ class Creating:
             created_at=self._now(),
             session=slot.session if slot else None,
             folder=folder,
+            project=self._project(tenant, slot, project),
         )
         return sampler, True
 
     def copy(
-        self, tenant: TenantId, copy: CopyCheckpoint, expires_at: float | None
+        self, tenant: TenantId, key: KeyId, copy: CopyCheckpoint, expires_at: float | None
     ) -> tuple[RunRow, CheckpointRow, bool]:
         """A run that never trained, its one checkpoint, and whether these are new. Both checkpoints' names lead to one
         folder, which never changes, and stays as long as one of them does."""
@@ -83,11 +96,12 @@ class Creating:
         nonce = self._nonce(tenant, copy.nonce, copy.slot)
         made = self._registry.made_before(tenant, nonce)
         is_new = not isinstance(made, RunRow)
-        run = (
-            made
-            if isinstance(made, RunRow)
-            else replace(self._new_run(tenant, nonce, copy.slot, origin.base_model, origin.lora), first_seq=1)
-        )
+        if isinstance(made, RunRow):
+            run = made
+        else:
+            project = self._project(tenant, copy.slot, copy.project)
+            run = self._new_run(tenant, nonce, copy.slot, origin.base_model, origin.lora)
+            run = replace(run, key=key, project=project, first_seq=1)
         path = checkpoint_path(run.id, source.kind, source.name or f"copy-{source.seq}")
         mine = replace(source, path=path, run=run.id, tenant=tenant, name=path.rpartition("/")[2], seq=_NO_SEQ)
         mine = replace(mine, created_at=self._now(), expires_at=expires_at, public=False, ephemeral=False)
@@ -148,6 +162,15 @@ class Creating:
             return nonce
         self._sessions.get(tenant, slot.session)
         return run_in_slot(slot.session, slot.number)
+
+    def _project(self, tenant: TenantId, slot: Slot | None, said: ProjectId | None) -> ProjectId:
+        """What is made in a client session is in that one's. Raises InvalidRequestError, LimitReachedError."""
+        if slot is None:
+            return self._projects.checked(tenant, said)
+        project = self._sessions.get(tenant, slot.session).project
+        if said not in (None, project):
+            raise InvalidRequestError.of("project", said, f"{project!r}, which its client session is in, or none")
+        return project
 
     def _new_run(self, tenant: TenantId, nonce: str, slot: Slot | None, base_model: str, lora: LoraConfig) -> RunRow:
         run = RunId(nonce if slot else "run-" + secrets.token_hex(8))

@@ -12,8 +12,8 @@ from ..wire.commands import REPLAYED_KINDS
 from ..wire.errors import ActorLostError, ErrorInfo, LorryError
 from ..wire.ids import ActorId, FutureId, LaneId
 from ..wire.types import AuditEvent, UsageKind
-from .open_commands import OpenCommands
-from .planning.limits import Meters, holders_of
+from .open_commands import OpenCommands, holders
+from .planning.limits import Meters
 from .planning.prices import Prices, cost
 from .registry import Registry, run_of_path
 from .restore_points import moved_on
@@ -57,7 +57,7 @@ class Finishing:
         if row.kind in SAVES or row.kind == "load_state":
             payload = encode(weights_response(row, sampler))
         usage = self._usage(row, outcome)
-        self._meters.spent(holders_of(row.tenant, row.key), sum(entry.cost for entry in usage), self._now())
+        self._meters.spent(holders(row), sum(entry.cost for entry in usage), self._now())
         self._record(row, ResultRow(row.future, None, payload), "done", actor, usage, checkpoint, sampler)
 
     def fail(self, future: FutureId, error: LorryError) -> None:
@@ -161,7 +161,16 @@ class Finishing:
         prices = {kind: self._prices.of(row.base_model, kind) for kind in counts}
         return [
             UsageEntry(
-                row.future, kind, row.tenant, run, row.base_model, n, prices[kind], cost(n, prices[kind]), row.key
+                row.future,
+                kind,
+                row.tenant,
+                run,
+                row.base_model,
+                n,
+                prices[kind],
+                cost(n, prices[kind]),
+                row.key,
+                row.project,
             )
             for kind, n in counts.items()
             if n

@@ -6,7 +6,7 @@ from ..storage.rows import CommandRow
 from ..wire.commands import SAMPLING_KINDS
 from ..wire.ids import FutureId, LaneId
 from .planning.lanes import Command
-from .planning.limits import Meters, holders_of
+from .planning.limits import Holder, Meters, holders_of
 
 
 class Payloads:
@@ -46,13 +46,18 @@ class OpenCommands:
 
     def add(self, row: CommandRow) -> None:
         self.rows[row.future] = row
-        self.meters.opened(holders_of(row.tenant, row.key), row.lane, row.tokens)
+        self.meters.opened(holders(row), row.lane, row.tokens)
 
     def forget(self, future: FutureId) -> None:
         row = self.rows.pop(future)
-        self.meters.closed(holders_of(row.tenant, row.key), row.lane, row.tokens)
+        self.meters.closed(holders(row), row.lane, row.tokens)
         self.payloads.let_go(future)
         self.cancelled.discard(future)
+
+
+def holders(row: CommandRow) -> tuple[Holder, ...]:
+    """Whose limits it counts for."""
+    return holders_of(row.tenant, row.key, row.project)
 
 
 def planned(row: CommandRow, *, replay: bool = False) -> Command:
@@ -68,5 +73,5 @@ def planned(row: CommandRow, *, replay: bool = False) -> Command:
         rows=max(1, row.rows) if row.kind in SAMPLING_KINDS else 0,
         replay=replay,
         prefix=row.prefix,
-        holders=holders_of(row.tenant, row.key) if row.kind in SAMPLING_KINDS else (),
+        holders=holders(row) if row.kind in SAMPLING_KINDS else (),
     )

@@ -55,7 +55,7 @@ class Orders:
             elif self._writer.trouble is not None:
                 raise StorageUnavailableError(self._writer.trouble)
             else:
-                answer = await self._catalogue.import_adapter(order)
+                answer = await self._catalogue.shelf.import_adapter(order)
         except LorryError as error:
             self._post.bare(connection, Failed(order.request, error.info))
         else:

@@ -11,7 +11,7 @@ import msgspec
 
 from ..storage.rows import CheckpointKind, CheckpointRow, CommandRow, RunRow, SamplerRow
 from ..wire.errors import InvalidRequestError, NotFoundError
-from ..wire.ids import LaneId, RunId, SamplerId, TenantId
+from ..wire.ids import LaneId, ProjectId, RunId, SamplerId, TenantId
 from ..wire.types import LoraConfig
 from .models import Models
 
@@ -91,6 +91,16 @@ class Registry:
 
     def made_before(self, tenant: TenantId, nonce: str) -> RunRow | SamplerRow | None:
         return self._nonces.get((tenant, nonce))
+
+    def assign(self, tenant: TenantId, session: str, project: ProjectId) -> list[RunRow]:
+        """What was made in a client session is in this project now; the runs as they were before."""
+        runs = [run for run in self.runs_of(tenant) if run.session == session]
+        for run in runs:
+            self.add_run(replace(run, project=project))
+        for sampler in self.samplers_of(tenant):
+            if sampler.session == session:
+                self.add_sampler(replace(sampler, project=project))
+        return runs
 
     def run(self, tenant: TenantId, run: str | None) -> RunRow:
         row = self._runs.get(RunId(run or ""))

@@ -80,6 +80,7 @@ def saved_sampler(row: CommandRow, run: RunRow, now: float) -> SamplerRow | None
         created_at=now,
         session=run.session,
         folder=row.folder,
+        project=run.project,
     )
 
 

@@ -11,10 +11,11 @@ from typing import Literal, TypeAlias
 
 from .store import Store
 
-By: TypeAlias = Literal["tenant", "key", "run", "model", "kind", "day"]
+By: TypeAlias = Literal["tenant", "project", "key", "run", "model", "kind", "day"]
 
 _COLUMNS: Mapping[By, str] = {
     "tenant": "tenant",
+    "project": "project",
     "key": "coalesce(key, '')",
     "run": "coalesce(run, '')",
     "model": "base_model",
@@ -23,6 +24,8 @@ _COLUMNS: Mapping[By, str] = {
 }
 PER_USD = 10**12
 _MICRO = 10**6
+_SAME = (("owner", "tenant"), ("model", "base_model"), ("with_key", "key"), ("of_project", "project"))
+"""What a command says of itself, and what its bill does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +92,9 @@ def _verified(store: Store) -> Verified:
     recomputed, commands = 0, set[str]()
     kinds = Counter[tuple[str, str]]()
     rows = store.rows(
-        "SELECT usage.future, usage.kind, usage.tenant, usage.base_model, usage.key, usage.tokens, usage.price,"
-        " usage.cost, commands.state, commands.tenant AS owner, commands.base_model AS model, commands.key AS with_key"
+        "SELECT usage.future, usage.kind, usage.tenant, usage.base_model, usage.key, usage.project, usage.tokens,"
+        " usage.price, usage.cost, commands.state, commands.tenant AS owner, commands.base_model AS model,"
+        " commands.key AS with_key, commands.project AS of_project"
         " FROM usage LEFT JOIN commands ON commands.future = usage.future ORDER BY usage.at"
     )
     for row in rows:
@@ -119,8 +123,8 @@ def _problems(row: Mapping[str, object]) -> list[str]:
         problems.append("no such command is in the journal")
     elif row["state"] != "done":
         problems.append(f"billed, and {row['state']}")
-    elif (row["owner"], row["model"], row["with_key"]) != (row["tenant"], row["base_model"], row["key"]):
-        problems.append("billed to another tenant, model or key than it was asked for with")
+    elif any(row[asked] != row[billed] for asked, billed in _SAME):
+        problems.append("billed to another tenant, project, model or key than it was asked for with")
     if tokens <= 0:
         problems.append(f"billed for {tokens} tokens")
     if cost != tokens * price:

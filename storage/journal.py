@@ -1,6 +1,7 @@
 """Commands and their results, large ones in files of their own."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 from ..wire.catalogue_messages import Completed
@@ -29,8 +30,8 @@ class Journal(Connection):
         kept, file = self._kept(payload)
         self._db.execute(
             "INSERT INTO commands (future, lane, seq, kind, tenant, base_model, tokens, rows, arguments,"
-            " folder, payload, payload_file, digest, submitted_at, key)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " folder, payload, payload_file, digest, submitted_at, key, project)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 command.future,
                 command.lane,
@@ -47,6 +48,7 @@ class Journal(Connection):
                 digest,
                 now,
                 command.key,
+                command.project,
             ],
         )
         return None
@@ -67,8 +69,8 @@ class Journal(Connection):
         )
         for entry in usage:
             self._db.execute(
-                "INSERT INTO usage (future, kind, tenant, run, base_model, tokens, price, cost, key, at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO usage (future, kind, tenant, run, base_model, tokens, price, cost, key, project, at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [*(values_of(entry).values()), now],
             )
 
@@ -213,6 +215,8 @@ class Journal(Connection):
         self._db.execute(f"UPDATE commands SET payload = NULL, payload_file = NULL WHERE {where}", values)
 
 
+_KEPT = tuple(field.name for field in fields(CommandRow) if field.name not in ("arguments", "prefix"))
+
+
 def _command(row: dict[str, Any]) -> CommandRow:
-    names = ("future", "lane", "seq", "kind", "tenant", "base_model", "tokens", "rows", "folder", "state", "key")
-    return CommandRow(**{n: row[n] for n in names}, arguments=decode(row["arguments"], CommandArguments))
+    return CommandRow(**{name: row[name] for name in _KEPT}, arguments=decode(row["arguments"], CommandArguments))

@@ -22,11 +22,12 @@ def usage(store: Store, tenant: TenantId | None = None) -> list[UsageRow]:
 
 def usage_between(store: Store, tenant: TenantId, start: float, end: float) -> list[UsageEvent]:
     rows = store.rows(
-        "SELECT CAST(usage.at / 3600 AS INTEGER) * 3600.0 AS hour, usage.run, runs.session, usage.base_model, kind,"
-        f" sum(tokens) AS tokens, price / 1e6 AS usd_per_million, {_USD} AS cost_usd"
+        "SELECT CAST(usage.at / 3600 AS INTEGER) * 3600.0 AS hour, usage.run, usage.project, runs.session,"
+        " usage.base_model, kind, sum(tokens) AS tokens, price / 1e6 AS usd_per_million,"
+        f" {_USD} AS cost_usd"
         " FROM usage LEFT JOIN runs ON runs.id = usage.run"
         " WHERE usage.tenant = ? AND usage.at >= ? AND usage.at < ?"
-        " GROUP BY hour, usage.run, usage.base_model, kind, price ORDER BY hour, tokens DESC",
+        " GROUP BY hour, usage.run, usage.project, usage.base_model, kind, price ORDER BY hour, tokens DESC",
         tenant,
         start,
         end,

@@ -5,8 +5,8 @@ from typing import Literal, TypeAlias
 
 from ..wire.client_messages import CommandArguments
 from ..wire.commands import CommandKind
-from ..wire.ids import ActorId, FutureId, KeyHash, KeyId, LaneId, RunId, SamplerId, TenantId
-from ..wire.types import LoraConfig, Scope, UsageKind
+from ..wire.ids import ActorId, FutureId, KeyHash, KeyId, LaneId, ProjectId, RunId, SamplerId, TenantId
+from ..wire.types import DEFAULT_PROJECT, LoraConfig, Scope, UsageKind
 
 CheckpointKind: TypeAlias = Literal["training", "sampler", "external"]
 
@@ -62,6 +62,7 @@ class RunRow:
     snapshot_folder: str | None = None
     replay_s: float = 0.0
     key: KeyId | None = None
+    project: ProjectId = DEFAULT_PROJECT
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class SamplerRow:
     clients: int = 0
     folder: str | None = None
     outlived: bool = False
+    project: ProjectId = DEFAULT_PROJECT
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class ClientSessionRow:
     created_at: float
     reason: Literal["success", "errored", "interrupted"] | None = None
     detail: str | None = None
+    project: ProjectId = DEFAULT_PROJECT
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,7 @@ CommandState: TypeAlias = Literal["queued", "done", "failed", "discarded"]
 class CommandRow:
     """`folder` is what a save writes and a load reads: names are looked up once, when the command is accepted. `prefix`
     names the beginnings of a prompt, and who may share what is computed of them; the journal does not keep it. `key` is
-    the one that it came with."""
+    the one that it came with, `project` the one that its run or sampler was in."""
 
     future: FutureId
     lane: LaneId
@@ -142,6 +145,7 @@ class CommandRow:
     state: CommandState = "queued"
     prefix: tuple[str, ...] = ()
     key: KeyId | None = None
+    project: ProjectId = DEFAULT_PROJECT
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +179,7 @@ class UsageEntry:
     price: int
     cost: int
     key: KeyId | None = None
+    project: ProjectId = DEFAULT_PROJECT
 
 
 @dataclass(frozen=True, slots=True)

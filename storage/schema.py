@@ -288,3 +288,10 @@ def m013_audit(db: Database) -> None:
             f"CREATE TRIGGER audit_no_{change.lower()} BEFORE {change} ON audit"
             " BEGIN SELECT RAISE(ABORT, 'the audit log is only added to'); END"
         )
+
+
+@migrations()
+def m014_projects(db: Database) -> None:
+    db.table("projects").create({"tenant": str, "name": str, "created_at": float}, pk=("tenant", "name"))
+    for table in ("client_sessions", "runs", "samplers", "commands", "usage"):
+        db.table(table).add_column("project", str, not_null_default="default")

@@ -21,6 +21,7 @@ from .checkpoints import place_of
 from .connection import values_of
 from .journal import Journal
 from .keys import Keys
+from .projects import Projects
 from .rows import ActorRow, CheckpointRow, ClientSessionRow, RunRow, SamplerRow
 
 _FOLDERS_IN_USE = (
@@ -43,9 +44,9 @@ _FOLDER_COLUMNS = (
 )
 
 
-class Store(Journal, Keys, Audit):
-    """`Connection` says how it is opened, `Journal` what becomes of commands, `Keys` who may come in, and `Audit` who
-    did what."""
+class Store(Journal, Keys, Projects, Audit):
+    """`Connection` says how it is opened, `Journal` what becomes of commands, `Keys` who may come in, `Projects` what
+    they work on, and `Audit` who did what."""
 
     # Clients' events and tokens ---------------------------------------------------------------------------------------
 

@@ -65,8 +65,8 @@ class ListTenants(msgspec.Struct, frozen=True, tag="list_tenants"):
 
 
 class SetLimits(msgspec.Struct, frozen=True, tag="set_limits"):
-    """In place of those that `holder` had: `everyone`, `tenant:NAME` or `key:ID`. A tenant's own take the place of
-    everyone's one by one; a key's count beside its tenant's."""
+    """In place of those that `holder` had: `everyone`, `tenant:NAME`, `project:TENANT/NAME` or `key:ID`. A tenant's own
+    take the place of everyone's one by one; a project's and a key's count beside its tenant's."""
 
     holder: str
     limits: Limits

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
-from .ids import FutureId, LaneId
+from .ids import FutureId, LaneId, ProjectId
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 """What the database can hold and add up."""
@@ -32,7 +32,6 @@ class Query(msgspec.Struct, frozen=True, tag="query"):
         "capabilities",
         "run",
         "sampler",
-        "runs",
         "checkpoints",
         "usage",
         "sessions",
@@ -40,8 +39,28 @@ class Query(msgspec.Struct, frozen=True, tag="query"):
         "files",
         "tenant",
         "key",
+        "projects",
     ]
     subject: str | None = None
+
+
+class FindRuns(msgspec.Struct, frozen=True, tag="find_runs", omit_defaults=True):
+    """The tenant's runs: those of a `project`, of a `base_model`, and whose metadata has all of `user_metadata`, each
+    where it is given."""
+
+    request: int
+    project: ProjectId | None = None
+    base_model: str | None = None
+    user_metadata: dict[str, str] = {}
+
+
+class AssignProject(msgspec.Struct, frozen=True, tag="assign_project"):
+    """From now on a client session, with all runs and samplers that were made in it, is in `project`, which is made if
+    new. What was used stays where it was used."""
+
+    request: int
+    session: str
+    project: ProjectId
 
 
 class DeleteCheckpoint(msgspec.Struct, frozen=True, tag="delete_checkpoint"):
@@ -50,13 +69,15 @@ class DeleteCheckpoint(msgspec.Struct, frozen=True, tag="delete_checkpoint"):
 
 
 class CreateClientSession(msgspec.Struct, frozen=True, tag="create_client_session"):
-    """A client session outlives connections: it is what a user's program has while it runs."""
+    """A client session outlives connections: it is what a user's program has while it runs. Its `project` is made if
+    new."""
 
     request: int
     client: str
     tags: list[str] = []
     user_metadata: dict[str, str] = {}
     display_name: str | None = None
+    project: ProjectId | None = None
 
 
 class TouchClientSession(msgspec.Struct, frozen=True, tag="touch_client_session"):
@@ -88,13 +109,14 @@ class ExpireCheckpoint(msgspec.Struct, frozen=True, tag="expire_checkpoint"):
 
 
 class CopyCheckpoint(msgspec.Struct, frozen=True, tag="copy_checkpoint"):
-    """Into a new run of the asking tenant."""
+    """Into a new run of the asking tenant, in its session's project, or the one that is said, which is made if new."""
 
     request: int
     nonce: str
     path: str
     slot: Slot | None = None
     ttl_seconds: int | None = None
+    project: ProjectId | None = None
 
 
 class MintToken(msgspec.Struct, frozen=True, tag="mint_token"):
@@ -164,6 +186,7 @@ class Completions(msgspec.Struct, frozen=True, tag="completions"):
 
 CatalogueChange: TypeAlias = (
     CreateClientSession
+    | AssignProject
     | FinishClientSession
     | JoinSampler
     | DeleteCheckpoint
@@ -177,6 +200,7 @@ CatalogueChange: TypeAlias = (
 
 CatalogueRequest: TypeAlias = (
     Query
+    | FindRuns
     | TouchClientSession
     | MintToken
     | UsageBetween

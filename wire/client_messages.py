@@ -17,7 +17,7 @@ from .admin_messages import Administer
 from .catalogue_messages import CatalogueRequest, Count, Slot
 from .commands import CommandKind
 from .errors import ErrorInfo
-from .ids import ActorId, FutureId, LaneId, RunId, SessionId, TenantId
+from .ids import ActorId, FutureId, LaneId, ProjectId, RunId, SessionId, TenantId
 from .prefixes import MARKS_AT_MOST
 from .types import LoraConfig
 
@@ -36,7 +36,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
 
 class CreateRun(msgspec.Struct, frozen=True, tag="create_run"):
-    """`first_seq` is the seq of the run's first command: some clients count from 1."""
+    """`first_seq` is the seq of the run's first command: some clients count from 1. A run that is made in a client
+    session is in that one's project, any other in `project`, which is made if new."""
 
     request: int
     nonce: str
@@ -45,16 +46,19 @@ class CreateRun(msgspec.Struct, frozen=True, tag="create_run"):
     user_metadata: dict[str, str] = {}
     slot: Slot | None = None
     first_seq: Count = 0
+    project: ProjectId | None = None
 
 
 class CreateSampler(msgspec.Struct, frozen=True, tag="create_sampler"):
-    """Of a base model, or of saved weights: exactly one of `base_model` and `model_path`."""
+    """Of a base model, or of saved weights: exactly one of `base_model` and `model_path`. Its project is that of its
+    client session, or `project`, or that of the run which saved the weights."""
 
     request: int
     nonce: str
     base_model: str | None = None
     model_path: str | None = None
     slot: Slot | None = None
+    project: ProjectId | None = None
 
 
 class CommandArguments(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -7,6 +7,8 @@ KeyHash = NewType("KeyHash", str)
 """What is kept of an API key: enough to know it again."""
 KeyId = NewType("KeyId", str)
 """What a key is called where it must not be shown: it opens nothing."""
+ProjectId = NewType("ProjectId", str)
+"""What a tenant calls a part of its work: another tenant's of the same name is another."""
 SessionId = NewType("SessionId", str)
 RunId = NewType("RunId", str)
 SamplerId = NewType("SamplerId", str)

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from .ids import ProjectId
 from .model_input import ModelInput
 
 if TYPE_CHECKING:
@@ -251,6 +252,10 @@ class GetInfoResponse(msgspec.Struct, frozen=True):
     is_lora: bool = True
 
 
+DEFAULT_PROJECT = ProjectId("default")
+"""Where everything is that was put into no other."""
+
+
 class Checkpoint(msgspec.Struct, frozen=True):
     """`time` and `expires_at` are Unix seconds; `expires_at` None never expires."""
 
@@ -262,6 +267,15 @@ class Checkpoint(msgspec.Struct, frozen=True):
     expires_at: float | None = None
     public: bool = False
     user_metadata: dict[str, str] | None = None
+    project: ProjectId = DEFAULT_PROJECT
+
+
+class Project(msgspec.Struct, frozen=True):
+    """`created_at` is in Unix seconds, None for the one that was always there."""
+
+    name: ProjectId
+    created_at: float | None
+    training_runs: int
 
 
 class TrainingRun(msgspec.Struct, frozen=True):
@@ -275,6 +289,7 @@ class TrainingRun(msgspec.Struct, frozen=True):
     is_lora: bool = True
     user_metadata: dict[str, str] | None = None
     session_id: str | None = None
+    project: ProjectId = DEFAULT_PROJECT
 
 
 class WeightsInfo(msgspec.Struct, frozen=True):
@@ -302,6 +317,7 @@ class ClientSession(msgspec.Struct, frozen=True):
     detail: str | None
     training_run_ids: list[str]
     sampler_ids: list[str]
+    project: ProjectId = DEFAULT_PROJECT
 
 
 Scope: TypeAlias = Literal["train", "sample", "read", "admin"]
@@ -356,6 +372,7 @@ class UsageEvent(msgspec.Struct, frozen=True):
     tokens: int
     usd_per_million: float
     cost_usd: float
+    project: ProjectId = DEFAULT_PROJECT
 
 
 class UsageRow(msgspec.Struct, frozen=True):

@@ -18,7 +18,6 @@ from ...wire.errors import InvalidRequestError
 from ...wire.types import ClientSession, UsageEvent
 from ..broker import BrokerOf
 from .moments import moment
-from .sessions import PROJECT
 
 router = APIRouter()
 
@@ -46,7 +45,7 @@ def _event(event: UsageEvent) -> BillingUsageEvent:
         bucket_end=moment(event.hour + 3600),
         base_model=event.base_model,
         session_id=event.session,
-        project_id=PROJECT,
+        project_id=event.project,
         estimated_cost_usd=event.cost_usd,
         effective_rate_usd_per_million_tokens=event.usd_per_million,
         event_info=_info(event),

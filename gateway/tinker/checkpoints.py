@@ -1,5 +1,6 @@
 """Checkpoints: listed, deleted, published, given a time to live. Downloading them is `downloads`."""
 
+from collections import defaultdict
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
@@ -17,7 +18,7 @@ from ...wire.types import Checkpoint
 from ..bodies import body_of
 from ..broker import BrokerOf
 from .runs import checkpoint_to_sdk
-from .sessions import PROJECT
+from .sessions import check_projects
 
 router = APIRouter()
 
@@ -76,16 +77,24 @@ async def delete_checkpoint(broker: BrokerOf, run_id: str, checkpoint_id: str) -
 
 @router.get("/billing/usage/checkpoints/current")
 async def checkpoint_storage(broker: BrokerOf, project_id: str | None = None) -> CurrentCheckpointStorageUsageResponse:
+    """Of each project that keeps some."""
+    if project_id is not None:
+        await check_projects(broker, [project_id])
     tenant, found = await broker.look("tenant", str), await broker.look("checkpoints", list[Checkpoint])
-    if project_id not in (None, PROJECT):
-        return CurrentCheckpointStorageUsageResponse(data=[])
-    size = sum(checkpoint.size_bytes for checkpoint in found)
-    item = CurrentCheckpointStorageUsageItem(
-        project_id=PROJECT,
+    kept = defaultdict[str, list[Checkpoint]](list)
+    for checkpoint in found:
+        if project_id in (None, checkpoint.project):
+            kept[checkpoint.project].append(checkpoint)
+    return CurrentCheckpointStorageUsageResponse(data=[_stored(tenant, *item) for item in kept.items()])
+
+
+def _stored(tenant: str, project: str, kept: list[Checkpoint]) -> CurrentCheckpointStorageUsageItem:
+    size = sum(checkpoint.size_bytes for checkpoint in kept)
+    return CurrentCheckpointStorageUsageItem(
+        project_id=project,
         org_user_urn=f"lorry:tenant:{tenant}",
         user_name=tenant,
-        checkpoint_count=len(found),
+        checkpoint_count=len(kept),
         size_bytes=size,
         size_gigabytes=size / 1e9,
     )
-    return CurrentCheckpointStorageUsageResponse(data=[item])

@@ -1,21 +1,24 @@
 """Training runs: listed, with their newest checkpoints; and what it takes to load a checkpoint elsewhere."""
 
 import secrets
+from collections.abc import Mapping
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel
 from tinker.types import Checkpoint as SdkCheckpoint
 from tinker.types import CopyWeightsRequest, CopyWeightsResponse, Cursor, TrainingRunsResponse, WeightsInfoResponse
 from tinker.types import TrainingRun as SdkTrainingRun
 
-from ...wire.catalogue_messages import CheckpointCopied, CopyCheckpoint, Slot
-from ...wire.errors import NotFoundError
+from ...wire.catalogue_messages import CheckpointCopied, CopyCheckpoint, FindRuns, Slot
+from ...wire.errors import InvalidRequestError, NotFoundError
+from ...wire.ids import ProjectId
 from ...wire.types import Checkpoint, TrainingRun, WeightsInfo
 from ..bodies import body_of
 from ..broker import Broker, BrokerOf
 from ..errors import NotSupportedError
 from .moments import moment
+from .sessions import check_projects, project_of
 
 router = APIRouter()
 
@@ -39,9 +42,12 @@ def checkpoint_to_sdk(checkpoint: Checkpoint) -> SdkCheckpoint:
     )
 
 
-async def _runs(broker: Broker) -> list[SdkTrainingRun]:
+async def _runs(
+    broker: Broker, project: ProjectId | None = None, user_metadata: Mapping[str, str] | None = None
+) -> list[SdkTrainingRun]:
     """The one used last comes first."""
-    runs = await broker.look("runs", list[TrainingRun])
+    metadata = dict(user_metadata or {})
+    runs = await broker.ask(lambda number: FindRuns(number, project, None, metadata), list[TrainingRun])
     newest: dict[tuple[str, str], Checkpoint] = {}
     for checkpoint in sorted(await broker.look("checkpoints", list[Checkpoint]), key=lambda c: c.time):
         run = checkpoint.tinker_path.removeprefix("tinker://").partition("/")[0]
@@ -66,8 +72,17 @@ async def _runs(broker: Broker) -> list[SdkTrainingRun]:
 
 
 @router.get("/training_runs")
-async def list_training_runs(broker: BrokerOf, limit: int = 20, offset: int = 0) -> TrainingRunsResponse:
-    found = await _runs(broker)
+async def list_training_runs(
+    broker: BrokerOf,
+    limit: int = 20,
+    offset: int = 0,
+    project_id: str | None = None,
+    user_metadata: Annotated[list[str], Query()] = [],  # noqa: B006
+) -> TrainingRunsResponse:
+    """Those of a project, and whose metadata has each KEY=VALUE of `user_metadata`, where they are given."""
+    if project_id is not None:
+        await check_projects(broker, [project_id])
+    found = await _runs(broker, ProjectId(project_id) if project_id else None, _pairs(user_metadata))
     cursor = Cursor(offset=offset, limit=limit, total_count=len(found))
     return TrainingRunsResponse(training_runs=found[offset : offset + limit], cursor=cursor)
 
@@ -106,7 +121,17 @@ async def copy_weights(
     if body.session_id is not None and body.model_seq_id is not None:
         slot = Slot(body.session_id, body.model_seq_id)
     nonce = "copy-" + (request.headers.get("x-idempotency-key") or secrets.token_hex(16))
+    project = project_of(body, "destination_project_id") if slot is None else None
     copied = await broker.ask(
-        lambda number: CopyCheckpoint(number, nonce, body.source_path, slot, body.ttl_seconds), CheckpointCopied
+        lambda number: CopyCheckpoint(number, nonce, body.source_path, slot, body.ttl_seconds, project),
+        CheckpointCopied,
     )
     return CopyWeightsResponse(tinker_path=copied.path)
+
+
+def _pairs(said: list[str]) -> dict[str, str]:
+    """Raises InvalidRequestError."""
+    for each in said:
+        if "=" not in each:
+            raise InvalidRequestError.of("user_metadata", each, "KEY=VALUE")
+    return dict(each.split("=", 1) for each in said)

@@ -27,24 +27,30 @@ from tinker.types.session_status import (
 from tinker.types.session_summary import SessionSummary
 
 from ...wire.catalogue_messages import (
+    AssignProject,
     ClientSessionCreated,
     CreateClientSession,
     FinishClientSession,
     TouchClientSession,
 )
 from ...wire.errors import NotFoundError
-from ...wire.types import Checkpoint, ClientSession
+from ...wire.ids import ProjectId
+from ...wire.types import Checkpoint, ClientSession, Project
 from ..bodies import body_of
 from ..broker import Broker, BrokerOf
 from .moments import moment
 
 router = APIRouter()
-PROJECT = "default"
-"""Lorry has no projects: everything of a tenant is in one."""
 
 
 class _Reason(BaseModel):
     type: Literal["success", "errored", "interrupted"]
+
+
+class _Project(BaseModel):
+    """The SDK sends this from a plain dict; it has no type of it."""
+
+    project_id: str
 
 
 class _Finish(BaseModel):
@@ -52,6 +58,20 @@ class _Finish(BaseModel):
 
     reason: _Reason
     detail: str | None = None
+
+
+def project_of(body: object, field: str = "project_id") -> ProjectId | None:
+    """What a newer SDK says of where something goes; an older one, or nobody, says nothing."""
+    said = getattr(body, field, None)
+    return ProjectId(said) if said else None
+
+
+async def check_projects(broker: Broker, names: list[str]) -> None:
+    """Raises NotFoundError for one that the tenant does not have."""
+    known = {project.name for project in await broker.look("projects", list[Project])}
+    for name in names:
+        if name not in known:
+            raise NotFoundError(f"there is no project {name!r}", field="project_id")
 
 
 def plain_strings(metadata: dict[str, Any] | None) -> dict[str, str]:
@@ -69,6 +89,7 @@ async def create_session(
             body.tags,
             plain_strings(body.user_metadata),
             body.display_name,
+            project_of(body),
         ),
         ClientSessionCreated,
     )
@@ -89,6 +110,15 @@ async def finish_session(
     broker: BrokerOf, session_id: str, body: Annotated[_Finish, Depends(body_of(_Finish))]
 ) -> Response:
     await broker.tell(lambda number: FinishClientSession(number, session_id, body.reason.type, body.detail))
+    return Response(status_code=204)
+
+
+@router.put("/sessions/{session_id}/project", status_code=204)
+async def assign_session_project(
+    broker: BrokerOf, session_id: str, body: Annotated[_Project, Depends(body_of(_Project))]
+) -> Response:
+    project = ProjectId(body.project_id)
+    await broker.tell(lambda number: AssignProject(number, session_id, project))
     return Response(status_code=204)
 
 
@@ -120,6 +150,8 @@ async def search_sessions(
     broker: BrokerOf, body: Annotated[SessionSearchRequest, Depends(body_of(SessionSearchRequest))]
 ) -> SessionSearchResponse:
     """Newest first, within the tenant, who is the only owner that it can see."""
+    if body.project_ids is not None:
+        await check_projects(broker, body.project_ids)
     found = [session for session in await _sessions(broker) if _matches(session, body)]
     if body.cursor is not None:
         after = (body.cursor.last_created_at.timestamp(), body.cursor.last_session_id)
@@ -136,7 +168,7 @@ async def search_sessions(
 
 
 def _matches(session: ClientSession, search: SessionSearchRequest) -> bool:
-    if search.project_ids is not None and PROJECT not in search.project_ids:
+    if search.project_ids is not None and session.project not in search.project_ids:
         return False
     if search.statuses is not None and not any(_has_status(session, query) for query in search.statuses):
         return False
@@ -161,7 +193,7 @@ def _summary(session: ClientSession, checkpoints: list[Checkpoint]) -> SessionSu
         session_id=session.session_id,
         created_at=moment(session.created_at),
         owner=session.owner,
-        project_id=PROJECT,
+        project_id=session.project,
         status=_status(session),
         checkpoints_count=len(mine),
         display_name=session.display_name,

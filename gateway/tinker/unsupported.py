@@ -13,11 +13,6 @@ async def create_custom_loss(broker: BrokerOf) -> None:
     raise NotSupportedError("custom losses run in the client here; the SDK does that by itself")
 
 
-@router.put("/sessions/{session_id}/project")
-async def assign_session_project(broker: BrokerOf, session_id: str) -> None:
-    raise NotSupportedError("Lorry has no projects")
-
-
 @router.get("/sessions/{session_id}/trace_export")
 async def export_session_trace(broker: BrokerOf, session_id: str) -> None:
     raise NotSupportedError("Lorry keeps no session traces")

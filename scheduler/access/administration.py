@@ -25,12 +25,14 @@ from ...wire.admin_messages import (
     TenantInfo,
 )
 from ...wire.errors import InvalidRequestError, LorryError, NotFoundError
-from ...wire.ids import TenantId
+from ...wire.ids import ProjectId, TenantId
 from ...wire.types import SCOPES, AuditEvent, Limits, Scope
 from ..planning.limits import EVERYONE, Holder
 
 _KEY_ID = re.compile(r"key-[0-9a-f]{12}")
-_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
+_NAMED_SO = "1 to 128 letters, digits, '.', '_', '@' or '-', starting with a letter or a digit"
+"""Tenants and projects."""
 _NAME_AT_MOST = 128
 _WEIGHTS = (1e-3, 1e6)
 _YEAR_9999 = 253_402_300_799
@@ -99,7 +101,8 @@ def _told(order: AdminOrder, carried: Carried) -> tuple[str, str, str, dict[str,
         case RemoveTenant():
             return "tenant_removed", order.tenant, order.tenant, {}
         case SetLimits():
-            tenant = order.holder.removeprefix("tenant:") if order.holder.startswith("tenant:") else ""
+            kind, _, name = order.holder.partition(":")
+            tenant = name.partition("/")[0] if kind in ("tenant", "project") else ""
             said = msgspec.to_builtins(order.limits)
             return "limits_set", tenant, order.holder, {name: str(value) for name, value in said.items()}
         case ListKeys() | ListTenants() | ListLimits():
@@ -165,18 +168,28 @@ def _no_place_for(store: Store, order: CreateKey) -> LorryError | None:
 
 def _unnameable(store: Store, tenant: TenantId) -> LorryError | None:
     """Of a tenant that is new: older releases took any name."""
-    if _TENANT.fullmatch(tenant) or any(row.id == tenant for row in store.tenants()):
+    if _NAME.fullmatch(tenant) or any(row.id == tenant for row in store.tenants()):
         return None
-    expected = "1 to 128 letters, digits, '.', '_', '@' or '-', starting with a letter or a digit"
-    return InvalidRequestError.of("tenant", tenant, expected)
+    return InvalidRequestError.of("tenant", tenant, _NAMED_SO)
+
+
+def check_project(name: ProjectId) -> None:
+    """Raises InvalidRequestError."""
+    if not _NAME.fullmatch(name):
+        raise InvalidRequestError.of("project", name, _NAMED_SO)
 
 
 def _missing(store: Store, holder: str) -> LorryError | None:
-    """Who is not there to have limits."""
+    """Who is not there to have limits. A project may have some before anything is in it."""
     kind, _, name = holder.partition(":")
     match kind:
         case "tenant":
             return None if store.has_tenant(TenantId(name)) else no_tenant(name)
+        case "project":
+            tenant, _, project = name.rpartition("/")
+            if not _NAME.fullmatch(project):
+                return InvalidRequestError.of("project", project, _NAMED_SO)
+            return None if store.has_tenant(TenantId(tenant)) else no_tenant(tenant)
         case "key":
             return None if any(row.id == name for row in store.api_keys()) else no_key(name)
         case _:
@@ -184,7 +197,7 @@ def _missing(store: Store, holder: str) -> LorryError | None:
 
 
 def no_holder(holder: str) -> InvalidRequestError:
-    return InvalidRequestError.of("holder", holder, "everyone, tenant:NAME or key:ID")
+    return InvalidRequestError.of("holder", holder, "everyone, tenant:NAME, project:TENANT/NAME or key:ID")
 
 
 def no_tenant(tenant: str) -> NotFoundError:

@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from ...wire.admin_messages import Administer
 from ...wire.catalogue_messages import (
+    AssignProject,
     AuditBetween,
     Completions,
     CopyCheckpoint,
@@ -12,6 +13,7 @@ from ...wire.catalogue_messages import (
     CreateClientSession,
     DeleteCheckpoint,
     ExpireCheckpoint,
+    FindRuns,
     FinishClientSession,
     JoinSampler,
     LaneState,
@@ -39,7 +41,7 @@ from ...wire.errors import PermissionDeniedError
 from ...wire.types import SCOPES, Scope
 
 _WORK: tuple[Scope, ...] = ("train", "sample")
-_OPEN_QUESTIONS = ("capabilities", "run", "sampler", "weights", "tenant", "key")
+_OPEN_QUESTIONS = ("capabilities", "run", "sampler", "weights", "tenant", "key", "projects")
 """What a program has to ask of what it trains or samples."""
 
 NEEDED: Mapping[type, tuple[Scope, ...]] = MappingProxyType(
@@ -47,7 +49,8 @@ NEEDED: Mapping[type, tuple[Scope, ...]] = MappingProxyType(
         **dict.fromkeys((CreateRun, DeleteCheckpoint, PublishCheckpoint, ExpireCheckpoint, CopyCheckpoint), ("train",)),
         **dict.fromkeys((CreateSampler, JoinSampler), ("sample",)),
         **dict.fromkeys((Submit, Refuse, Cancel), _WORK),
-        UsageBetween: ("read",),
+        **dict.fromkeys((FindRuns, UsageBetween), ("read",)),
+        AssignProject: _WORK,
         AuditBetween: ("read", "admin"),
         Query: ("read",),  # but for some
         Administer: ("admin",),

@@ -1,6 +1,7 @@
-"""How much of what each tenant and each key may have, and how much each has. Pure: the time is passed in.
+"""How much of what each tenant, project and key may have, and how much each has. Pure: the time is passed in.
 
-A tenant's limits are its own where it has some, and everyone's otherwise; a key's are its own and count beside those.
+A tenant's limits are its own where it has some, and everyone's otherwise; a project's and a key's are their own and
+count beside those.
 """
 
 import math
@@ -8,16 +9,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NewType
 
 import msgspec
 
 from ...wire.errors import LimitReachedError, TooManyWaitingError
-from ...wire.ids import KeyId, LaneId, TenantId
+from ...wire.ids import KeyId, LaneId, ProjectId, TenantId
 from ...wire.types import Limits
 
 Holder = NewType("Holder", str)
-"""`tenant:NAME` or `key:ID`, or everyone."""
+"""`tenant:NAME`, `project:TENANT/NAME` or `key:ID`, or everyone."""
 EVERYONE = Holder("everyone")
 ACTIVE_S = 3600.0
 """A run is active for so long after its last request."""
@@ -37,8 +39,16 @@ def key_holder(key: KeyId) -> Holder:
     return Holder(f"key:{key}")
 
 
-def holders_of(tenant: TenantId, key: KeyId | None) -> tuple[Holder, ...]:
-    return (tenant_holder(tenant),) if key is None else (tenant_holder(tenant), key_holder(key))
+def project_holder(tenant: TenantId, project: ProjectId) -> Holder:
+    return Holder(f"project:{tenant}/{project}")
+
+
+@lru_cache(maxsize=4096)
+def holders_of(tenant: TenantId, key: KeyId | None, project: ProjectId | None = None) -> tuple[Holder, ...]:
+    """The tenant is the first."""
+    others = [] if project is None else [project_holder(tenant, project)]
+    others += [] if key is None else [key_holder(key)]
+    return tenant_holder(tenant), *others
 
 
 @dataclass(slots=True)
@@ -110,6 +120,11 @@ class Meters:
         """A request of this run, or that it was made."""
         for holder in holders:
             self._meters[holder].active[run] = now
+
+    def moved(self, run: LaneId, before: Holder, after: Holder) -> None:
+        """From one project to another."""
+        if (used_at := self._meters[before].active.pop(run, None)) is not None:
+            self._meters[after].active[run] = used_at
 
     def near(self) -> list[tuple[Holder, str]]:
         """Who has come to 80 % of which limit since this was asked, each once until it is below that."""

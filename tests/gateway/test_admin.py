@@ -90,7 +90,8 @@ def test_what_cannot_be_is_refused_by_name_and_changes_nothing(
 
 def routes() -> list[tuple[str, str]]:
     found = [route for route in admin.router.routes if isinstance(route, APIRoute)]
-    return [(method, route.path) for route in found for method in sorted(route.methods)]
+    """As they are described: `{holder:path}` takes slashes, and is `{holder}` all the same."""
+    return [(method, route.path.replace(":path}", "}")) for route in found for method in sorted(route.methods)]
 
 
 def test_nobody_but_an_administrator_gets_in(http_server: Server, make_key: Callable[..., str]) -> None:

@@ -52,6 +52,8 @@ def test_limits_are_listed_lifted_and_refused_by_name(boss: httpx.Client, limite
     assert {name: value for name, value in found["limits"].items() if value is not None} == {"runs": 1}
     assert boss.put("limits/tenant:jack", json={}).status_code == 204
     assert boss.put("limits/tenant:nobody", json={}).status_code == 404
+    assert boss.put("limits/project:jack/birds", json={"rank": 4}).status_code == 204
+    assert boss.put("limits/project:jack/a b", json={"rank": 4}).status_code == 400
     assert boss.put("limits/somebody", json={}).status_code == 400
     assert boss.put("limits/everyone", json={"runs": -1}).status_code == 422
     assert boss.put("limits/everyone", json={"run": 1}).status_code == 422

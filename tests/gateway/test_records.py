@@ -61,6 +61,29 @@ def test_sessions_are_found_with_what_was_made_in_them(tenant: Tenant) -> None:
     assert seen["whoami"].startswith("lorry:tenant:user-")
 
 
+def test_sessions_are_put_into_projects_and_moved(tenant: Tenant) -> None:
+    seen = tenant.run("records.projects")
+    assert seen["born_in"] == ["birds"]
+    assert seen["found"] == [seen["session"]]
+    assert sorted(seen["runs"]) == sorted([seen["model_id"], f"{seen['session']}:train:1"])
+    assert seen["birds"] == []
+    assert seen["used"] == ["birds", "owls"], "what was used stays where it was used"
+    assert seen["stored"] == ["nests", "owls"]
+    assert seen["nests"] == [seen["copied"]]
+    mistakes = seen["mistakes"]
+    assert mistakes["name"].startswith("400: ")
+    assert "project is '../x', expected 1 to 128 letters" in mistakes["name"]
+    assert mistakes["session"].startswith("404: ")
+    assert mistakes["search"].startswith("404: ")
+    assert "there is no project 'eagles'" in mistakes["runs"]
+    with tenant.http() as http:
+        sought = http.get("training_runs", params={"user_metadata": "arm=b"}).json()["training_runs"]
+        assert [run["training_run_id"] for run in sought] == [f"{seen['session']}:train:1"]
+        assert http.get("training_runs", params={"user_metadata": "arm"}).status_code == 400
+    table = tenant.lorry("usage", "--by", "project", "--run", seen["model_id"])
+    assert [name for name in ("birds", "owls", "nests") if f" {name} " in table] == ["birds", "owls"]
+
+
 def test_tokens_are_billed_by_the_hour(tenant: Tenant) -> None:
     seen = tenant.run("records.billing")
     assert seen["events"] == [["training", seen["tokens"]]]

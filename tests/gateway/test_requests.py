@@ -96,7 +96,7 @@ def test_bombs_cost_bounded_memory(tenant: Tenant) -> None:
     ("method", "path", "status"),
     [
         ("POST", "create_custom_loss", 400),
-        ("PUT", "sessions/x/project", 400),
+        ("PUT", "sessions/x/project", 422),
         ("GET", "sessions/x/trace_export", 400),
         ("GET", "samplers/x", 404),
         ("POST", "create_session", 422),

@@ -36,7 +36,14 @@ from lorry.wire.admin_messages import (
     TenantInfo,
     new_key_id,
 )
-from lorry.wire.catalogue_messages import AuditBetween, DeleteCheckpoint, ExpireCheckpoint, PublishCheckpoint, Query
+from lorry.wire.catalogue_messages import (
+    AuditBetween,
+    DeleteCheckpoint,
+    ExpireCheckpoint,
+    FindRuns,
+    PublishCheckpoint,
+    Query,
+)
 from lorry.wire.client_messages import (
     Cancel,
     CreateRun,
@@ -88,7 +95,7 @@ async def test_a_key_does_what_its_scopes_say_and_nothing_else(tmp_path: Path) -
         asks: dict[Scope, Callable[[int], object]] = {
             "train": lambda n: CreateRun(n, "nonce", "m", lora),
             "sample": lambda n: CreateSampler(n, "nonce-s", base_model="m"),
-            "read": lambda n: Query(n, "runs"),
+            "read": FindRuns,
             "admin": lambda n: Administer(n, ListKeys()),
         }
         for scope in SCOPES:

@@ -14,6 +14,7 @@ from lorry.client.connection import Connection, open_connection
 from lorry.wire import sockets
 from lorry.wire.admin_messages import Administer, CreateKey, EndKey, KeyCreated, new_key_id
 from lorry.wire.catalogue_messages import (
+    AssignProject,
     AuditBetween,
     ClientSessionCreated,
     Completions,
@@ -22,6 +23,7 @@ from lorry.wire.catalogue_messages import (
     CreateClientSession,
     DeleteCheckpoint,
     ExpireCheckpoint,
+    FindRuns,
     FinishClientSession,
     JoinSampler,
     LaneState,
@@ -55,7 +57,7 @@ from lorry.wire.client_messages import (
 )
 from lorry.wire.codec import decode, encode
 from lorry.wire.errors import ErrorInfo, LorryError
-from lorry.wire.ids import ActorId, FutureId, LaneId, RunId, TenantId, future_id
+from lorry.wire.ids import ActorId, FutureId, LaneId, ProjectId, RunId, TenantId, future_id
 from lorry.wire.types import LoraConfig, SaveWeightsResponse
 
 from .test_client_door import DATUM, Serving
@@ -118,8 +120,13 @@ ASKS: dict[type, list[Callable[[int, Things], object]]] = {
         *(lambda n, of, what=what: Query(n, what, of.run) for what in ("run", "checkpoints")),
         lambda n, of: Query(n, "sampler", of.sampler),
         *(lambda n, of, what=what: Query(n, what, of.path) for what in ("weights", "files")),
-        *(lambda n, of, what=what: Query(n, what) for what in ("capabilities", "runs", "usage", "sessions", "tenant")),
+        *(
+            lambda n, of, what=what: Query(n, what)
+            for what in ("capabilities", "usage", "sessions", "tenant", "projects")
+        ),
     ],
+    FindRuns: [lambda n, of: FindRuns(n), lambda n, of: FindRuns(n, ProjectId("secret"))],
+    AssignProject: [lambda n, of: AssignProject(n, of.session, ProjectId("mine"))],
     TouchClientSession: [lambda n, of: TouchClientSession(n, of.session)],
     FinishClientSession: [lambda n, of: FinishClientSession(n, of.session, "errored")],
     JoinSampler: [lambda n, of: JoinSampler(n, of.sampler)],
@@ -194,9 +201,8 @@ async def alices(client: lorry.ServiceClient, alice: Connection, key: str) -> Th
 
 async def seen(alice: Connection, things: Things) -> list[str]:
     """What she has, as she sees it."""
-    lists = [
-        await alice.ask(Query(alice.next_request(), what), ANYTHING) for what in ("runs", "checkpoints", "sessions")
-    ]
+    lists = [await alice.ask(Query(alice.next_request(), what), ANYTHING) for what in ("checkpoints", "sessions")]
+    lists.append(await alice.ask(FindRuns(alice.next_request()), ANYTHING))
     state = await alice.ask(Query(alice.next_request(), "run", things.run), ANYTHING)
     return [repr(each) for each in (*lists, state)]
 
@@ -244,7 +250,7 @@ async def test_keys_tokens_prompts_and_samples_are_nowhere_in_clear(
             order = CreateKey(new_key_id(), TenantId("eve"))
             made = await boss.ask(Administer(boss.next_request(), order), KeyCreated)
             async with open_connection(service.address, token) as by_token:
-                await by_token.tell(Query(by_token.next_request(), "runs"))
+                await by_token.tell(FindRuns(by_token.next_request()))
             for wrong in (service.key + "x", token + "x", made.api_key[:-1]):
                 with pytest.raises(LorryError) as refused:
                     async with open_connection(service.address, wrong):

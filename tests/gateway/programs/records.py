@@ -69,6 +69,50 @@ def sessions() -> dict[str, Any]:
     }
 
 
+def projects() -> dict[str, Any]:
+    """A program's session is put into a project when it starts, moved, and found there; what it used stays."""
+    rest = tinker.RestClient()
+    with tinker.ServiceClient(project_id="birds") as service:
+        training = new_run(service, user_metadata={"arm": "a"})
+        steps(training, [example(tokens_of(training))], 1)
+        saved = training.save_state("kept").result().path
+        session = service.holder.get_session_id()
+        new_run(service, user_metadata={"arm": "b"})
+        born_in = [
+            s.project_id for s in rest.search_sessions(types.SessionSearchRequest(session_id=session)).result().sessions
+        ]
+        rest.assign_session_project(session, "owls").result()
+        steps(training, [example(tokens_of(training))], 1)
+    copied = rest.copy_weights(saved, "nests").result()
+    mistakes: dict[str, str] = {}
+    tries: dict[str, Callable[[], Any]] = {
+        "name": lambda: rest.assign_session_project(session, "../x").result(),
+        "session": lambda: rest.assign_session_project("session-0", "owls").result(),
+        "search": lambda: rest.search_sessions(types.SessionSearchRequest(project_ids=["eagles"])).result(),
+        "runs": lambda: rest.list_training_runs(project_id="eagles").result(),
+    }
+    for name, attempt in tries.items():
+        try:
+            attempt()
+        except tinker.APIStatusError as error:
+            mistakes[name] = f"{error.status_code}: {error}"
+    found = rest.search_sessions(types.SessionSearchRequest(project_ids=["owls"])).result().sessions
+    storage = tinker.AdminClient().get_current_checkpoint_storage_usage().result().data
+    return {
+        "born_in": born_in,
+        "found": [s.session_id for s in found],
+        "session": session,
+        "runs": [r.training_run_id for r in rest.list_training_runs(project_id="owls").result().training_runs],
+        "birds": [r.training_run_id for r in rest.list_training_runs(project_id="birds").result().training_runs],
+        "model_id": training.model_id,
+        "used": sorted(e.project_id for e in billed_lately().data if e.event_info.type == "training"),
+        "stored": sorted(item.project_id for item in storage),
+        "copied": copied.removeprefix("tinker://").partition("/")[0],
+        "nests": [r.training_run_id for r in rest.list_training_runs(project_id="nests").result().training_runs],
+        "mistakes": mistakes,
+    }
+
+
 def billed_lately() -> Any:
     from datetime import UTC, datetime, timedelta
 

@@ -27,8 +27,8 @@ def example(tokens: list[int]) -> types.Datum:
     )
 
 
-def new_run(service: tinker.ServiceClient, rank: int = 4) -> Any:
-    return ready(service.create_lora_training_client(base_model=MODEL, rank=rank, seed=7))
+def new_run(service: tinker.ServiceClient, rank: int = 4, **more: Any) -> Any:
+    return ready(service.create_lora_training_client(base_model=MODEL, rank=rank, seed=7, **more))
 
 
 def steps(training: Any, data: list[types.Datum], count: int) -> list[float]:

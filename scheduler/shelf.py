@@ -1,0 +1,158 @@
+"""Checkpoints: deleted, published, given a time to live, copied, brought in. What it changes is durable first."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+from anyio import to_thread
+
+from ..storage.audit import OPERATOR
+from ..storage.reader import Reader
+from ..storage.rows import CheckpointRow
+from ..storage.store import Store
+from ..storage.writer import Writer
+from ..wire.catalogue_messages import (
+    CheckpointCopied,
+    CopyCheckpoint,
+    DeleteCheckpoint,
+    ExpireCheckpoint,
+    PublishCheckpoint,
+)
+from ..wire.client_messages import AdapterImported, ImportAdapter
+from ..wire.errors import InvalidRequestError, NotFoundError
+from ..wire.ids import LaneId, TenantId
+from ..wire.types import AuditEvent
+from .access.administration import no_tenant
+from .access.sessions import Session
+from .commands import Commands
+from .creating import Creating
+from .planning.limits import holders_of
+from .projects import Projects
+from .registry import Registry, no_checkpoint
+
+
+class Shelf:
+    def __init__(
+        self,
+        registry: Registry,
+        commands: Commands,
+        creating: Creating,
+        projects: Projects,
+        writer: Writer,
+        reader: Reader,
+        now: Callable[[], float],
+        drop: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._registry, self._commands, self._creating, self._projects = registry, commands, creating, projects
+        self._writer, self._reader, self._now, self._drop = writer, reader, now, drop
+
+    async def answer(
+        self, session: Session, request: DeleteCheckpoint | PublishCheckpoint | ExpireCheckpoint | CopyCheckpoint
+    ) -> CheckpointCopied | None:
+        """Raises NotFoundError, InvalidRequestError, LimitReachedError."""
+        match request:
+            case DeleteCheckpoint():
+                checkpoint = self._own(session.tenant, request.path)
+                did = did_by(session, self._now(), "checkpoint_deleted", request.path)
+                return await self._remove_checkpoint(checkpoint, did)
+            case PublishCheckpoint():
+                event = f"checkpoint_{'' if request.public else 'un'}published"
+                did = did_by(session, self._now(), event, request.path)
+                return await self._change(replace(self._own(session.tenant, request.path), public=request.public), did)
+            case ExpireCheckpoint():
+                return await self._expire(session, request)
+            case CopyCheckpoint():
+                return await self._copy(session, request)
+
+    def _own(self, tenant: TenantId, path: str) -> CheckpointRow:
+        return self._registry.checkpoint(tenant, path)
+
+    async def _change(self, checkpoint: CheckpointRow, did: AuditEvent) -> None:
+        """Raises NotFoundError where it went in this very moment."""
+        self._registry.add_checkpoint(checkpoint)
+
+        def record(store: Store) -> bool:
+            if is_there := store.checkpoint_changed(checkpoint):
+                store.audited(did)
+            return is_there
+
+        if not await self._writer.write_and_wait(record):
+            raise no_checkpoint(checkpoint.path)
+
+    async def _expire(self, session: Session, request: ExpireCheckpoint) -> None:
+        checkpoint = self._own(session.tenant, request.path)
+        changed = replace(checkpoint, expires_at=self._expiry(request.ttl_seconds), ephemeral=False)
+        ttl = "never" if request.ttl_seconds is None else f"in {request.ttl_seconds} s"
+        await self._change(changed, did_by(session, self._now(), "checkpoint_expiry_set", request.path, expires=ttl))
+
+    def _expiry(self, ttl_seconds: int | None) -> float | None:
+        if ttl_seconds is not None and ttl_seconds < 1:
+            raise InvalidRequestError.of("ttl_seconds", ttl_seconds, "a whole number from 1, or None for ever")
+        return None if ttl_seconds is None else self._now() + ttl_seconds
+
+    async def _remove_checkpoint(self, checkpoint: CheckpointRow, did: AuditEvent) -> None:
+        """Its name is gone at once; its folder too, or when nothing needs it any more."""
+        self._registry.remove_checkpoint(checkpoint)
+
+        def record(store: Store) -> None:
+            store.checkpoint_deleted(checkpoint)
+            store.audited(did)
+
+        await self._writer.write_and_wait(record)
+        await self._drop(checkpoint.folder)
+
+    async def _copy(self, session: Session, copy: CopyCheckpoint) -> CheckpointCopied:
+        """Nothing is waited for between the look-up and the writing: the folder has another name before it can go."""
+        expires_at = self._expiry(copy.ttl_seconds)
+        run, mine, run_is_new = self._creating.copy(session.tenant, session.key.id, copy, expires_at)
+        holders = holders_of(session.tenant, session.key.id, run.project)
+        self._commands.meters.check_shape(holders, run.lora.rank, run.base_model)
+        did = did_by(session, self._now(), "checkpoint_copied", mine.path, source=copy.path)
+        copy_is_new = not self._registry.is_taken(mine.path)
+        if run_is_new:
+            self._projects.made(run.tenant, run.project, session.key.id)
+            self._commands.accepting.add_run(run)
+        if copy_is_new:
+            self._registry.add_checkpoint(mine)
+
+        def record(store: Store) -> None:
+            if run_is_new:
+                store.run_created(run)
+            if copy_is_new:
+                store.checkpoint_saved(mine)
+                store.audited(did)
+
+        await self._writer.write_and_wait(record)
+        return CheckpointCopied(mine.path)
+
+    async def import_adapter(self, told: ImportAdapter) -> AdapterImported:
+        """Its folder is there. Raises NotFoundError where it is not, or where there is no such tenant, and what
+        `Creating.imported` does."""
+        if not await self._reader.read(lambda store: store.has_tenant(told.tenant)):
+            raise no_tenant(told.tenant)
+        run, checkpoints, is_new = self._creating.imported(told)
+        folder = Path(checkpoints[0].folder)
+        if not await to_thread.run_sync(folder.is_dir):
+            raise NotFoundError(f"there is no {folder} to be imported", field="run")
+        if is_new and self._registry.run_of(LaneId(run.id)) is None:
+            self._commands.accepting.add_run(run)
+            for checkpoint in checkpoints:
+                self._registry.add_checkpoint(checkpoint)
+
+            def record(store: Store) -> None:
+                store.run_created(run)
+                for checkpoint in checkpoints:
+                    store.checkpoint_saved(checkpoint)
+                names = {"path": checkpoints[0].path, "sampler_path": checkpoints[1].path}
+                did = AuditEvent(run.created_at, run.tenant, OPERATOR, "adapter_imported", run.id, names)
+                store.audited(did)
+
+            await self._writer.write_and_wait(record)
+        else:
+            await self._writer.write_and_wait(lambda _: None)
+        training, sampler = checkpoints
+        return AdapterImported(training.path, sampler.path)
+
+
+def did_by(session: Session, now: float, event: str, subject: str, **detail: str) -> AuditEvent:
+    return AuditEvent(now, session.tenant, session.key.id, event, subject, detail)

@@ -1,0 +1,22 @@
+"""What tenants call the parts of their work, and which client session is in which."""
+
+from ..wire.ids import ProjectId, TenantId
+from .connection import Connection
+
+_WITH_ITS_SESSION = (("client_sessions", "id"), ("runs", "session"), ("samplers", "session"))
+
+
+class Projects(Connection):
+    def projects(self) -> list[tuple[TenantId, ProjectId, float]]:
+        """Each with when it was made, in Unix seconds; the oldest first."""
+        rows = self.rows("SELECT tenant, name, created_at FROM projects ORDER BY created_at, name")
+        return [(TenantId(row["tenant"]), ProjectId(row["name"]), row["created_at"]) for row in rows]
+
+    def project_made(self, tenant: TenantId, project: ProjectId, now: float) -> None:
+        values = {"tenant": tenant, "name": project, "created_at": now}
+        self._db.table("projects").insert(values, ignore=True)
+
+    def session_assigned(self, session: str, project: ProjectId) -> None:
+        """With all that was made in it."""
+        for table, column in _WITH_ITS_SESSION:
+            self._db.execute(f"UPDATE {table} SET project = ? WHERE {column} = ?", [project, session])
