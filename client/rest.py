@@ -2,8 +2,16 @@
 
 from collections.abc import Mapping
 
-from ..wire.catalogue_messages import AssignProject, DeleteCheckpoint, FindRuns, Query
-from ..wire.ids import ProjectId
+from ..wire.catalogue_messages import (
+    AssignProject,
+    DeleteCheckpoint,
+    FindRuns,
+    FutureState,
+    Query,
+    QueueState,
+    SetPriority,
+)
+from ..wire.ids import FutureId, LaneId, ProjectId
 from ..wire.types import Checkpoint, Project, TrainingRun, UsageRow
 from .connection import Connection
 
@@ -32,6 +40,16 @@ class RestClient:
         """Also the runs and samplers that were made in it; what they used stays where it was used. The project is made
         if new. Raises NotFoundError, InvalidRequestError for a name that cannot be one."""
         await self._connection.tell(AssignProject(self._connection.next_request(), session_id, ProjectId(project)))
+
+    async def set_priority_async(self, lane: str, priority: int) -> None:
+        """Of a run or a sampler, by its id: of a tenant's work that waits, what has the highest goes first. It is from
+        -100 to 100, and 0 where nothing was said. Raises NotFoundError, InvalidRequestError."""
+        await self._connection.tell(SetPriority(self._connection.next_request(), LaneId(lane), priority))
+
+    async def get_queue_state_async(self, future: str) -> FutureState:
+        """Why a future has not resolved yet, by its id: what is before it, and for about how long. Raises NotFoundError
+        where it has, or never was."""
+        return await self._connection.ask(QueueState(self._connection.next_request(), FutureId(future)), FutureState)
 
     async def list_checkpoints_async(self, training_run_id: str | None = None) -> list[Checkpoint]:
         query = Query(self._connection.next_request(), "checkpoints", training_run_id)

@@ -21,6 +21,7 @@ from ..wire.model_input import ModelInput
 from ..wire.prefixes import prefix_marks
 from ..wire.types import SampleResponse, SamplingParams, TensorData
 from .connection import Connection
+from .deadlines import time_left
 from .futures import Future
 from .tokenizers import load_tokenizer
 
@@ -34,6 +35,10 @@ class SamplingClient:
     def __init__(self, connection: Connection, sampler: SamplerId, base_model: str) -> None:
         self._connection, self._sampler, self._base_model = connection, sampler, base_model
         self._next_seq = 0
+
+    @property
+    def sampler_id(self) -> str:
+        return self._sampler
 
     def sample(
         self,
@@ -122,11 +127,11 @@ class SamplingClient:
         rows: int,
         convert: Callable[[bytes], T],
     ) -> Future[T]:
-        lane, seq = LaneId(self._sampler), self._next_seq
+        lane, seq, left = LaneId(self._sampler), self._next_seq, time_left()
         self._next_seq += 1
         future = Future(future_id(lane, seq), convert, self._connection.cancel)
         number, marks = self._connection.next_request(), prefix_marks(prompt)
-        header = Submit(number, lane, seq, kind, tokens, rows, prefix=marks)
+        header = Submit(number, lane, seq, kind, tokens, rows, prefix=marks, timeout_s=left)
         self._connection.submit(header, encode(request), future)
         return future
 
@@ -137,9 +142,10 @@ async def create_sampler(
     base_model: str | None = None,
     model_path: str | None = None,
     project: ProjectId | None = None,
+    priority: int = 0,
 ) -> SamplingClient:
     """In the project of the run that saved the weights, unless one is given."""
     number, nonce = connection.next_request(), secrets.token_hex(16)
-    request = CreateSampler(number, nonce, base_model, model_path, project=project)
+    request = CreateSampler(number, nonce, base_model, model_path, project=project, priority=priority)
     created = await connection.ask(request, SamplerCreated)
     return SamplingClient(connection, SamplerId(created.sampler), created.base_model)

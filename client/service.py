@@ -36,12 +36,15 @@ class ServiceClient:
         train_unembed: bool = True,
         user_metadata: dict[str, str] | None = None,
         expert_lora: ExpertLora = "shared",
+        priority: int = 0,
     ) -> TrainingClient:
         """A new run: an adapter that starts as PEFT's do (A random by `seed`, B zero), so it changes nothing yet.
 
         With `train_mlp` the routed experts of a mixture are trained, too: `shared` has A of gate and up and B of down
         once for all experts of a layer, as the hosted service has; `independent` a pair for each, which is several
         times the parameters.
+
+        Of a tenant's runs that wait, those of the highest `priority`, from -100 to 100, go first.
 
         Waits while the model is being loaded. Raises UnknownModelError, InvalidRequestError, and UnsupportedModelError
         for a model that cannot be loaded.
@@ -57,18 +60,18 @@ class ServiceClient:
         check_lora_config(lora)
         nonce = secrets.token_hex(16)
         number, metadata = self._connection.next_request(), user_metadata or {}
-        request = CreateRun(number, nonce, base_model, lora, metadata, project=self._project)
+        request = CreateRun(number, nonce, base_model, lora, metadata, project=self._project, priority=priority)
         created = await self._connection.ask(request, RunCreated)
         training = TrainingClient(self._connection, RunId(created.run))
         await training.get_info_async()
         return training
 
     async def create_sampling_client_async(
-        self, model_path: str | None = None, base_model: str | None = None
+        self, model_path: str | None = None, base_model: str | None = None, priority: int = 0
     ) -> SamplingClient:
         """Of saved weights (`tinker://RUN/sampler_weights/NAME`) or of a bare base model: give one of the two."""
         return await create_sampler(
-            self._connection, base_model=base_model, model_path=model_path, project=self._project
+            self._connection, base_model=base_model, model_path=model_path, project=self._project, priority=priority
         )
 
     def create_rest_client(self) -> RestClient:

@@ -28,6 +28,7 @@ from ..wire.types import (
     TensorData,
 )
 from .connection import Acknowledgement, Connection
+from .deadlines import time_left
 from .futures import Future
 from .sampling import SamplingClient, create_sampler
 from .tokenizers import load_tokenizer
@@ -227,7 +228,7 @@ class TrainingClient:
         number = self._connection.next_request()
         # What is of a wrong type is told here: a seq that was sent is used.
         checked = decode(encode(arguments or CommandArguments()), CommandArguments)
-        header = Submit(number, lane, seq, kind, tokens, rows, checked)
+        header = Submit(number, lane, seq, kind, tokens, rows, checked, timeout_s=time_left())
         acknowledgement = self._connection.submit(header, payload, future)
         self._next_seq += 1
         return future, acknowledgement

@@ -1,6 +1,6 @@
 """Lorry: one base model, many LoRAs on board. Importing this imports no torch."""
 
-from lorry.client import Future, RestClient, SamplingClient, ServiceClient, TrainingClient, connect
+from lorry.client import Future, RestClient, SamplingClient, ServiceClient, TrainingClient, connect, deadline
 from lorry.local import local
 from lorry.wire.errors import (
     ActorKilledError,
@@ -9,6 +9,7 @@ from lorry.wire.errors import (
     CheckpointError,
     CommandCancelledError,
     ConnectionLostError,
+    DeadlineExceededError,
     InternalError,
     InvalidRequestError,
     LorryError,
@@ -45,6 +46,7 @@ __all__ = [
     "CommandCancelledError",
     "ConnectionLostError",
     "Datum",
+    "DeadlineExceededError",
     "EncodedTextChunk",
     "ForwardBackwardOutput",
     "Future",
@@ -74,5 +76,6 @@ __all__ = [
     "UnknownModelError",
     "UnsupportedModelError",
     "connect",
+    "deadline",
     "local",
 ]

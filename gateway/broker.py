@@ -13,17 +13,22 @@ from ..client.connection import Connection
 from ..wire.catalogue_messages import FutureState, LaneState, Query, QueueState
 from ..wire.client_messages import CommandArguments, Refuse, Submit
 from ..wire.commands import CommandKind
-from ..wire.errors import AuthenticationError, LorryError
+from ..wire.errors import AuthenticationError, InvalidRequestError, LorryError
 from ..wire.ids import FutureId, LaneId, future_id
 from .errors import LoadingError
 from .request_ids import RequestId, ResultKind
 
 T = TypeVar("T")
 
+TIMEOUT_HEADER = "X-Lorry-Timeout-S"
+"""How many seconds after it was accepted a command is to be over."""
+
 
 class Broker:
-    def __init__(self, connection: Connection, answer_within_s: float) -> None:
-        self._connection, self._answer_within_s = connection, answer_within_s
+    """`timeout_s` is what a request said of when its command is to be over."""
+
+    def __init__(self, connection: Connection, answer_within_s: float, timeout_s: str | None = None) -> None:
+        self._connection, self._answer_within_s, self._timeout_s = connection, answer_within_s, timeout_s
 
     async def ask(self, message: Callable[[int], Any], kind: type[T], more_s: float = 0.0) -> T:
         """`message` makes the request from its number. Raises the broker's LorryError, TimeoutError."""
@@ -49,10 +54,15 @@ class Broker:
         arguments: CommandArguments | None = None,
         prefix: list[int] | None = None,
     ) -> RequestId:
-        """Journalled when this returns. Sent again, it is the same future."""
+        """Journalled when this returns. Sent again, it is the same future.
+
+        Raises InvalidRequestError where the timeout is no number.
+        """
+        timeout_s = _seconds(self._timeout_s)
         future = future_id(LaneId(lane), seq)
         number = self._connection.next_request()
-        header = Submit(number, LaneId(lane), seq, kind, tokens, rows, arguments or CommandArguments(), prefix or [])
+        told = arguments or CommandArguments()
+        header = Submit(number, LaneId(lane), seq, kind, tokens, rows, told, prefix or [], timeout_s)
         acknowledgement = self._connection.submit(header, payload, self._connection.expect(future))
         with anyio.fail_after(self._answer_within_s):
             await acknowledgement.wait()
@@ -92,6 +102,13 @@ class Broker:
             await self._connection.cancel(future)
 
 
+def _seconds(said: str | None) -> float | None:
+    try:
+        return None if said is None else float(said)
+    except ValueError:
+        raise InvalidRequestError.of(TIMEOUT_HEADER, said, "seconds, as a number") from None
+
+
 def api_key(request: Request) -> str:
     bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
     key = request.headers.get("x-api-key") or bearer
@@ -117,7 +134,7 @@ async def broker_of(request: Request) -> AsyncGenerator[Broker]:
     """For the few plain routes that a training loop calls at every step; all others take a BrokerOf."""
     gateway = request.app.state.gateway
     async with gateway.connections.use(api_key(request)) as connection:
-        yield Broker(connection, gateway.config.answer_within_s)
+        yield Broker(connection, gateway.config.answer_within_s, request.headers.get(TIMEOUT_HEADER))
 
 
 async def _broker(request: Request) -> AsyncGenerator[Broker]:

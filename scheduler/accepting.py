@@ -17,7 +17,7 @@ from ..storage.writer import Writer
 from ..wire.client_messages import CommandArguments
 from ..wire.codec import encode
 from ..wire.commands import CommandKind
-from ..wire.errors import ActorLostError, CommandCancelledError, ErrorInfo, LorryError, NotFoundError, SeqConflictError
+from ..wire.errors import ActorLostError, ErrorInfo, LorryError, NotFoundError, SeqConflictError
 from ..wire.ids import KeyId, LaneId, ProjectId, TenantId
 from .finishing import Finishing
 from .open_commands import OpenCommands, planned
@@ -114,7 +114,7 @@ class Accepting:
 
     def add_run(self, run: RunRow) -> Lane:
         self._registry.add_run(run)
-        lane = Lane(LaneId(run.id), run.tenant, run.base_model, next_seq=run.first_seq)
+        lane = Lane(LaneId(run.id), run.tenant, run.base_model, next_seq=run.first_seq, priority=run.priority)
         self._planner.add_lane(lane)
         return lane
 
@@ -195,16 +195,17 @@ class Accepting:
     def _plan_or_fail(self, row: CommandRow, payload: bytes) -> None:
         if row.lane in self._open.broken:
             self._finishing.fail(row.future, ActorLostError(self._open.broken[row.lane]))
-        elif row.future in self._open.cancelled:
+        elif (error := self._open.ending.get(row.future)) is not None:
             self._planner.skip(row.lane, row.seq)
-            self._finishing.fail(row.future, CommandCancelledError(f"{row.future} was cancelled"))
+            self._finishing.fail(row.future, error)
             self._work_arrived()
         else:
             self._open.payloads.hold(row.future, payload)
             self._plan(row)
 
     def _plan(self, row: CommandRow) -> None:
-        self._planner.submit(planned(row))
+        sampler = self._registry.sampler_of(row.lane)
+        self._planner.submit(planned(row, priority=sampler.priority if sampler else 0))
         self._recovering.wake(row.lane)
         self._work_arrived()
 

@@ -14,6 +14,13 @@ from .planning.limits import Holder, Meters, holders_of
 from .registry import Registry, sampler_in_slot
 from .saves import SAVES, is_ephemeral, saved_folder, saved_path, weights_gone
 
+_LONGEST_S = 30 * 86400.0
+
+
+def timed(row: CommandRow, timeout_s: float | None, now: float) -> CommandRow:
+    """With its deadline; what cannot be one is found by `Admission.admit`."""
+    return row if timeout_s is None else replace(row, timeout_s=timeout_s, deadline=now + timeout_s)
+
 
 class Admission:
     """`goes_on` says of which runs and samplers something is under way, or will be."""
@@ -73,6 +80,8 @@ class Admission:
             raise InvalidRequestError.of("rows", row.rows, "a whole number from 0 to 1024")
         if self._meters.limits_anything():
             self._check_limits(lane, row)
+        if row.timeout_s is not None and not 0 < row.timeout_s <= _LONGEST_S:
+            raise InvalidRequestError.of("timeout_s", row.timeout_s, f"seconds above 0, up to {_LONGEST_S:,.0f}")
         ttl = row.arguments.ttl_seconds
         if ttl is not None and ttl < 1:
             raise InvalidRequestError.of("ttl_seconds", ttl, "a whole number from 1, or None for ever")

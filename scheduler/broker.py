@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import anyio
@@ -71,6 +72,7 @@ async def running(config: BrokerConfig) -> AsyncGenerator[Addresses]:
             tasks.start_soon(broker.serve_actors)
             tasks.start_soon(broker.dispatch)
             tasks.start_soon(broker.keep_time)
+            tasks.start_soon(broker.keep_deadlines)
             tasks.start_soon(broker.keep_house)
             tasks.start_soon(broker.sweeper.run)
             await to_thread.run_sync(announce, front.address)
@@ -97,6 +99,8 @@ class _Broker:
     ) -> None:
         self._config, self._front, self._back, self._tasks = config, front, back, tasks
         self._work = anyio.Event()
+        self._alarm: float | None = None
+        self._alarm_moved = anyio.Event()
         self.writer = Writer(writing)
         planner, self._registry = Planner(config.spread_after_s), Registry(config.models, time.time)
         self.sweeper = Sweeper(config.checkpoints, self._registry, self.writer, time.time)
@@ -172,6 +176,8 @@ class _Broker:
             for frames in await channel.receive():
                 handle(frames)
             self._work.set()
+            if self._commands.next_deadline() != self._alarm:
+                self._alarm_moved.set()
 
     async def dispatch(self) -> None:
         while True:
@@ -187,6 +193,15 @@ class _Broker:
             self._clients.expire()
             self._actors.expire()
             self._commands.finishing.record_told()
+
+    async def keep_deadlines(self) -> None:
+        """End what its client wanted to be over by now."""
+        while True:
+            self._alarm, self._alarm_moved = self._commands.next_deadline(), anyio.Event()
+            with anyio.move_on_after(inf if self._alarm is None else self._alarm - time.time()):
+                await self._alarm_moved.wait()
+            for future, actor in self._commands.late(time.time()):
+                self._actors.cancel(actor, future)
 
     async def keep_house(self) -> None:
         """What expired. It waits for the disk, which nobody else's time may depend on."""

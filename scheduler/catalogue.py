@@ -13,7 +13,7 @@ import anyio
 
 from ..storage.reader import Reader
 from ..storage.reports import usage, usage_between
-from ..storage.rows import CheckpointRow, ClientSessionRow, RunRow
+from ..storage.rows import CheckpointRow, ClientSessionRow, RunRow, SamplerRow
 from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire.catalogue_messages import (
@@ -40,6 +40,7 @@ from ..wire.catalogue_messages import (
     RevokeKey,
     SamplerInfo,
     SamplerJoined,
+    SetPriority,
     TouchClientSession,
     UsageBetween,
 )
@@ -54,12 +55,13 @@ from ..wire.types import (
     TrainingRun,
     WeightsInfo,
 )
+from .access import permissions
 from .access.administration import info_of
 from .access.keyring import Keyring
 from .access.sessions import Session
 from .client_sessions import ClientSessions
 from .commands import Commands
-from .creating import Creating
+from .creating import Creating, checked_priority
 from .planning.limits import project_holder
 from .projects import Projects
 from .registry import Registry
@@ -131,7 +133,9 @@ class Catalogue:
                 return await self._lane_state(tenant, request)
             case QueueState():
                 self._registry.lane(tenant, LaneId(request.future.rpartition(":")[0]))
-                return self._commands.queue_state(request.future)
+                return self._commands.queueing.state(request.future)
+            case SetPriority():
+                return await self._prioritise(session, request)
             case Completions():
                 return await self._completions(tenant, request)
 
@@ -267,6 +271,13 @@ class Catalogue:
             store.audited(did)
 
         await self._writer.write_and_wait(record)
+
+    async def _prioritise(self, session: Session, request: SetPriority) -> None:
+        lane, priority = self._registry.lane(session.tenant, request.lane), checked_priority(request.priority)
+        permissions.check_lane(session.key.scopes, "prioritise", of_sampler=isinstance(lane, SamplerRow))
+        self._registry.prioritise(request.lane, priority)
+        self._commands.set_priority(lane.tenant, lane.base_model, request.lane, priority)
+        await self._writer.write_and_wait(lambda store: store.lane_prioritised(request.lane, priority))
 
     async def _join_sampler(self, tenant: TenantId, join: JoinSampler) -> SamplerJoined:
         sampler = self._registry.sampler(tenant, join.sampler)

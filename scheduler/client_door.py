@@ -41,6 +41,7 @@ from ..wire.codec import MAX_HEADER_BYTES, decode, encode
 from ..wire.commands import CommandKind
 from ..wire.errors import (
     AuthenticationError,
+    CommandCancelledError,
     LorryError,
     ProtocolError,
     StorageUnavailableError,
@@ -53,7 +54,7 @@ from .accepting import Request
 from .access import permissions
 from .access.keyring import Keyring, revoked
 from .access.sessions import Session, Sessions
-from .admission import Admission
+from .admission import Admission, timed
 from .catalogue import Catalogue
 from .client_post import ClientPost
 from .client_results import ClientResults
@@ -227,6 +228,7 @@ class ClientDoor:
         tokens, rows = max(1, submit.tokens, len(payload) // _BYTES_PER_TOKEN), max(1, submit.rows)
         prefix = _scoped(submit.prefix, lane)
         row = self._placed(lane, session, submit.seq, submit.kind, tokens, rows, submit.arguments, prefix)
+        row = timed(row, submit.timeout_s, self._now())
         request = self._request(session, submit.request)
         if not self._commands.waiters.is_open(row.future):
             waits_for_it = self._commands.waits_for_its_next(row.lane)
@@ -307,7 +309,8 @@ class ClientDoor:
     def _cancel(self, session: Session, cancel: Cancel) -> None:
         lane = self._registry.lane(session.tenant, LaneId(cancel.future.rpartition(":")[0]))
         permissions.check_lane(session.key.scopes, "cancel", of_sampler=isinstance(lane, SamplerRow))
-        if actor := self._commands.cancel(cancel.future):
+        error = CommandCancelledError(f"{cancel.future} was cancelled")
+        if actor := self._commands.end(cancel.future, error):
             self._cancel_in_flight(actor, cancel.future)
         self.post.answer(session.connection, cancel.request)
 

@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 from ..storage.writer import Writer
 from ..wire.actor_messages import AdapterState, Item, Outcome
-from ..wire.catalogue_messages import FutureState
 from ..wire.client_messages import Readiness
-from ..wire.errors import CommandCancelledError, LorryError, NotFoundError
+from ..wire.errors import DeadlineExceededError, LorryError, NotFoundError
 from ..wire.ids import ActorId, BatchId, FutureId, LaneId, TenantId
 from ..wire.types import Limits
 from .accepting import Accepting
@@ -20,6 +19,7 @@ from .planning.lanes import Command
 from .planning.ledger import Lost
 from .planning.limits import Holder
 from .planning.planner import Planner
+from .queueing import Queueing
 from .recovering import Recovering
 from .registry import Registry, no_checkpoint, run_of_path
 from .saves import weights_gone
@@ -45,6 +45,7 @@ class Commands:
         self._open = OpenCommands(Payloads(config.waiting_bytes), self.meters)
         self._registry, self._planner, self._writer = registry, planner, writer
         self._work_arrived = work_arrived
+        self.queueing = Queueing(self._open, registry, planner, writer, now)
         self.finishing = Finishing(
             self._open, registry, self.waiters, writer, config.prices, now, deliver, sweeper.offer, self.meters
         )
@@ -70,6 +71,9 @@ class Commands:
     def set_weight(self, tenant: TenantId, weight: float) -> None:
         self._planner.set_weight(tenant, weight)
 
+    def set_priority(self, tenant: TenantId, base_model: str, lane: LaneId, priority: int) -> None:
+        self._planner.set_priority(tenant, base_model, lane, priority)
+
     def set_limits(self, holder: Holder, limits: Limits) -> None:
         """From now on; what waited for a narrower one may go on."""
         self.meters.set(holder, limits)
@@ -93,37 +97,6 @@ class Commands:
 
     def next_seq(self, lane: LaneId) -> int:
         return self._planner.next_seq(lane)
-
-    def queue_state(self, future: FutureId) -> FutureState:
-        """Why it has not resolved yet. Raises NotFoundError where it has, or never was."""
-        if (row := self._open.rows.get(future)) is None:
-            raise NotFoundError(f"{future!r} does not wait for anything", field="future")
-        if self._writer.trouble is not None:
-            return FutureState("paused_capacity", self._writer.trouble)
-        if not self._planner.actors_of(row.base_model):
-            try:
-                return self.model_state(row.base_model)
-            except LorryError as error:  # should an actor load it later, the command will be executed
-                return FutureState("paused_capacity", str(error))
-        if self._planner.holder(future) or self._planner.is_spread(future):
-            return FutureState("active", "it is being executed")
-        if self._registry.run_of(row.lane) is None:
-            if (limit := self._planner.held_back_by(future, row.base_model)) is not None:
-                return FutureState("paused_rate_limit", limit)
-            return FutureState("active", "it waits for its turn")
-        awaited = self._planner.next_seq(row.lane)
-        came = FutureId(f"{row.lane}:{awaited}") in self._open.rows
-        return FutureState(
-            "active", f"{row.lane} goes on with request {awaited}" + ("" if came else ", which has not arrived")
-        )
-
-    def model_state(self, base_model: str) -> FutureState:
-        """Whether something of this model can be computed now. Raises the error of a model that cannot be loaded."""
-        if self._registry.models.known(base_model) is None:
-            return FutureState("paused_capacity", f"{base_model} is being loaded")
-        if not self._planner.actors_of(base_model):
-            return FutureState("paused_capacity", f"no actor serves {base_model} at the moment")
-        return FutureState("active", f"{base_model} is ready")
 
     def readiness(self) -> Readiness:
         """One that no actor serves at the moment counts as loading."""
@@ -182,6 +155,8 @@ class Commands:
         command = self._planner.complete(outcome.future, batch, tokens)
         if command is None:
             return
+        if not command.replay and command.share is None:
+            self.queueing.ended(self._open.rows[command.future], command.cost)
         if command.replay:
             self.recovering.replayed(command, outcome)
             if command.lane in self._open.broken:
@@ -196,14 +171,33 @@ class Commands:
         self.spreading.forget([*lost.lanes, *lost.broken])
         self.spreading.forget_parts(command.lane for command in lost.poisoned)
         self.recovering.actor_lost(lost)
+        for future, error in list(self._open.ending.items()):  # it was to let go of them
+            if self._planner.cancel(future) == "dropped":
+                self.finishing.fail(future, error)
 
-    def cancel(self, future: FutureId) -> ActorId | None:
-        """Drop a command that waits; returns the actor to tell where it is in flight. One that is over stays so."""
+    def end(self, future: FutureId, error: LorryError) -> ActorId | None:
+        """A command that waits ends with `error`; returns the actor to tell where it is in flight. One that is over
+        stays so."""
         if future not in self._open.rows:
             return None
         outcome = self._planner.cancel(future)
         if outcome == "dropped":
-            self.finishing.fail(future, CommandCancelledError(f"{future} was cancelled"))
-        elif outcome == "unknown":  # on its way into the journal
-            self._open.cancelled.add(future)
+            self.finishing.fail(future, error)
+        else:  # on its way into the journal, or with an actor
+            self._open.ending.setdefault(future, error)
         return self._planner.holder(future)
+
+    def late(self, now: float) -> list[tuple[FutureId, ActorId]]:
+        """End what should be over by now; returns what an actor is to be told of."""
+        told: list[tuple[FutureId, ActorId]] = []
+        for future in self._open.deadlines.passed(now):
+            row, why = self._open.rows[future], self.queueing.state(future).reason
+            error = DeadlineExceededError(f"{future} was not over {row.timeout_s:g} s after it was accepted: {why}")
+            if (actor := self.end(future, error)) is not None:
+                told.append((future, actor))
+        self._work_arrived()
+        return told
+
+    def next_deadline(self) -> float | None:
+        """In Unix seconds."""
+        return self._open.deadlines.next_at()

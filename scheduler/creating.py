@@ -24,6 +24,7 @@ from .restore_points import snapshot_folder
 _NO_SEQ = -1
 """Of a checkpoint that no command saved: a copy, or one from elsewhere."""
 _IMPORTED: tuple[CheckpointKind, CheckpointKind] = ("training", "sampler")
+MAX_PRIORITY = 100
 _RUN = re.compile(r"run-[0-9a-f]{16}")
 
 
@@ -53,7 +54,9 @@ class Creating:
         run = self._new_run(tenant, nonce, create.slot, create.base_model, lora)
         project = self._project(tenant, create.slot, create.project)
         told = create.user_metadata
-        return replace(run, key=key, project=project, user_metadata=told, first_seq=create.first_seq), True
+        priority = checked_priority(create.priority)
+        run = replace(run, key=key, project=project, priority=priority)
+        return replace(run, user_metadata=told, first_seq=create.first_seq), True
 
     def sampler(self, tenant: TenantId, create: CreateSampler) -> tuple[SamplerRow, bool]:
         """The sampler, and whether it is new. It keeps the folder that its path leads to now."""
@@ -83,6 +86,7 @@ class Creating:
             session=slot.session if slot else None,
             folder=folder,
             project=self._project(tenant, slot, project),
+            priority=checked_priority(create.priority),
         )
         return sampler, True
 
@@ -186,3 +190,10 @@ class Creating:
             session=slot.session if slot else None,
             snapshot_folder=snapshot_folder(self._checkpoints, run),
         )
+
+
+def checked_priority(priority: int) -> int:
+    """Raises InvalidRequestError."""
+    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+        raise InvalidRequestError.of("priority", priority, f"a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}")
+    return priority

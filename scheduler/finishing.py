@@ -9,7 +9,7 @@ from ..storage.writer import Writer
 from ..wire.actor_messages import Outcome
 from ..wire.codec import decode, encode
 from ..wire.commands import REPLAYED_KINDS
-from ..wire.errors import ActorLostError, ErrorInfo, LorryError
+from ..wire.errors import ActorLostError, CommandCancelledError, ErrorInfo, LorryError
 from ..wire.ids import ActorId, FutureId, LaneId
 from ..wire.types import AuditEvent, UsageKind
 from .open_commands import OpenCommands, holders
@@ -22,6 +22,10 @@ from .telling import told
 from .waiters import Waiters
 
 Deliver: TypeAlias = Callable[[Iterable[bytes], FutureId, ErrorInfo | None, bytes], bool]
+
+
+_CANCELLED = CommandCancelledError.__name__
+"""What an actor says of a command that it was told to let go of."""
 
 
 class Finishing:
@@ -47,6 +51,8 @@ class Finishing:
         """Record how a command ended, with its usage, and tell its waiters once that is durable."""
         row = self._open.rows[outcome.future]
         error = outcome.error and told(row, outcome.error)
+        if error is not None and error.code == _CANCELLED and (why := self._open.ending.get(row.future)):
+            error = told(row, why.info)
         if row.lane in self._open.broken:
             error = ActorLostError(self._open.broken[row.lane]).info
         if error is not None:

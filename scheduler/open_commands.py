@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 
 from ..storage.rows import CommandRow
 from ..wire.commands import SAMPLING_KINDS
+from ..wire.errors import LorryError
 from ..wire.ids import FutureId, LaneId
+from .planning.deadlines import Deadlines
 from .planning.lanes import Command
 from .planning.limits import Holder, Meters, holders_of
 
@@ -33,26 +35,31 @@ class Payloads:
 @dataclass(slots=True)
 class OpenCommands:
     """`payloads` are those at hand; `meters` know who has how much. `replays` are rebuilding a
-    run. `cancelled` commands were so before they were journalled. `broken` runs are lost, and why. `dormant` ones have
+    run. `ending` are to end with this error when they are
+    journalled, or when their actor has let go of them. `broken` runs are lost, and why. `dormant` ones have
     a state that nobody holds: they are rebuilt when their next command comes, not before."""
 
     payloads: Payloads
     meters: Meters
     rows: dict[FutureId, CommandRow] = field(default_factory=dict[FutureId, CommandRow])
     replays: dict[FutureId, CommandRow] = field(default_factory=dict[FutureId, CommandRow])
-    cancelled: set[FutureId] = field(default_factory=set[FutureId])
+    ending: dict[FutureId, LorryError] = field(default_factory=dict[FutureId, LorryError])
+    deadlines: Deadlines = field(default_factory=Deadlines)
     broken: dict[LaneId, str] = field(default_factory=dict[LaneId, str])
     dormant: set[LaneId] = field(default_factory=set[LaneId])
 
     def add(self, row: CommandRow) -> None:
         self.rows[row.future] = row
         self.meters.opened(holders(row), row.lane, row.tokens)
+        if row.deadline is not None:
+            self.deadlines.add(row.future, row.deadline)
 
     def forget(self, future: FutureId) -> None:
         row = self.rows.pop(future)
         self.meters.closed(holders(row), row.lane, row.tokens)
         self.payloads.let_go(future)
-        self.cancelled.discard(future)
+        self.ending.pop(future, None)
+        self.deadlines.over(future)
 
 
 def holders(row: CommandRow) -> tuple[Holder, ...]:
@@ -60,7 +67,7 @@ def holders(row: CommandRow) -> tuple[Holder, ...]:
     return holders_of(row.tenant, row.key, row.project)
 
 
-def planned(row: CommandRow, *, replay: bool = False) -> Command:
+def planned(row: CommandRow, *, replay: bool = False, priority: int = 0) -> Command:
     """What the planner knows of a command."""
     return Command(
         future=row.future,
@@ -74,4 +81,5 @@ def planned(row: CommandRow, *, replay: bool = False) -> Command:
         replay=replay,
         prefix=row.prefix,
         holders=holders(row) if row.kind in SAMPLING_KINDS else (),
+        priority=priority,
     )

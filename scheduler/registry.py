@@ -92,6 +92,12 @@ class Registry:
     def made_before(self, tenant: TenantId, nonce: str) -> RunRow | SamplerRow | None:
         return self._nonces.get((tenant, nonce))
 
+    def prioritise(self, lane: LaneId, priority: int) -> None:
+        if run := self.run_of(lane):
+            self.add_run(replace(run, priority=priority))
+        elif sampler := self.sampler_of(lane):
+            self.add_sampler(replace(sampler, priority=priority))
+
     def assign(self, tenant: TenantId, session: str, project: ProjectId) -> list[RunRow]:
         """What was made in a client session is in this project now; the runs as they were before."""
         runs = [run for run in self.runs_of(tenant) if run.session == session]

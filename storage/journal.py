@@ -30,8 +30,8 @@ class Journal(Connection):
         kept, file = self._kept(payload)
         self._db.execute(
             "INSERT INTO commands (future, lane, seq, kind, tenant, base_model, tokens, rows, arguments,"
-            " folder, payload, payload_file, digest, submitted_at, key, project)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " folder, payload, payload_file, digest, submitted_at, key, project, deadline, timeout_s)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 command.future,
                 command.lane,
@@ -49,6 +49,8 @@ class Journal(Connection):
                 now,
                 command.key,
                 command.project,
+                command.deadline,
+                command.timeout_s,
             ],
         )
         return None

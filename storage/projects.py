@@ -1,4 +1,4 @@
-"""What tenants call the parts of their work, and which client session is in which."""
+"""What tenants call the parts of their work, which client session is in which, and what of it goes first."""
 
 from ..wire.ids import ProjectId, TenantId
 from .connection import Connection
@@ -15,6 +15,10 @@ class Projects(Connection):
     def project_made(self, tenant: TenantId, project: ProjectId, now: float) -> None:
         values = {"tenant": tenant, "name": project, "created_at": now}
         self._db.table("projects").insert(values, ignore=True)
+
+    def lane_prioritised(self, lane: str, priority: int) -> None:
+        for table in ("runs", "samplers"):
+            self._db.execute(f"UPDATE {table} SET priority = ? WHERE id = ?", [priority, lane])
 
     def session_assigned(self, session: str, project: ProjectId) -> None:
         """With all that was made in it."""

@@ -63,6 +63,7 @@ class RunRow:
     replay_s: float = 0.0
     key: KeyId | None = None
     project: ProjectId = DEFAULT_PROJECT
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class SamplerRow:
     folder: str | None = None
     outlived: bool = False
     project: ProjectId = DEFAULT_PROJECT
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,8 @@ CommandState: TypeAlias = Literal["queued", "done", "failed", "discarded"]
 class CommandRow:
     """`folder` is what a save writes and a load reads: names are looked up once, when the command is accepted. `prefix`
     names the beginnings of a prompt, and who may share what is computed of them; the journal does not keep it. `key` is
-    the one that it came with, `project` the one that its run or sampler was in."""
+    the one that it came with, `project` the one that its run or sampler was in.
+    `deadline`, in Unix seconds, is `timeout_s` after it was accepted."""
 
     future: FutureId
     lane: LaneId
@@ -146,6 +149,8 @@ class CommandRow:
     prefix: tuple[str, ...] = ()
     key: KeyId | None = None
     project: ProjectId = DEFAULT_PROJECT
+    deadline: float | None = None
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -295,3 +295,11 @@ def m014_projects(db: Database) -> None:
     db.table("projects").create({"tenant": str, "name": str, "created_at": float}, pk=("tenant", "name"))
     for table in ("client_sessions", "runs", "samplers", "commands", "usage"):
         db.table(table).add_column("project", str, not_null_default="default")
+
+
+@migrations()
+def m015_priorities_and_deadlines(db: Database) -> None:
+    for table in ("runs", "samplers"):
+        db.table(table).add_column("priority", int, not_null_default=0)
+    for column in ("deadline", "timeout_s"):
+        db.table("commands").add_column(column, float)

@@ -108,6 +108,14 @@ class ExpireCheckpoint(msgspec.Struct, frozen=True, tag="expire_checkpoint"):
     ttl_seconds: int | None
 
 
+class SetPriority(msgspec.Struct, frozen=True, tag="set_priority"):
+    """Of a run or a sampler, among the tenant's: what has a higher one goes first. Also of what waits already."""
+
+    request: int
+    lane: LaneId
+    priority: int
+
+
 class CopyCheckpoint(msgspec.Struct, frozen=True, tag="copy_checkpoint"):
     """Into a new run of the asking tenant, in its session's project, or the one that is said, which is made if new."""
 
@@ -193,6 +201,7 @@ CatalogueChange: TypeAlias = (
     | PublishCheckpoint
     | ExpireCheckpoint
     | CopyCheckpoint
+    | SetPriority
     | RevokeKey
     | CountClientEvents
 )
@@ -231,9 +240,16 @@ class CheckpointCopied(msgspec.Struct, frozen=True):
     path: str
 
 
-class FutureState(msgspec.Struct, frozen=True):
+class FutureState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Of one that waits for its turn, `requests_before` of its own tenant are before it, and `tokens_before` of
+    everybody's; `wait_s` seconds are estimated on a `basis`, None where there is none."""
+
     state: Literal["active", "paused_capacity", "paused_rate_limit"]
     reason: str
+    requests_before: int | None = None
+    tokens_before: int | None = None
+    wait_s: float | None = None
+    basis: str | None = None
 
 
 class Completed(msgspec.Struct, frozen=True):

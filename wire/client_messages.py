@@ -47,6 +47,7 @@ class CreateRun(msgspec.Struct, frozen=True, tag="create_run"):
     slot: Slot | None = None
     first_seq: Count = 0
     project: ProjectId | None = None
+    priority: int = 0
 
 
 class CreateSampler(msgspec.Struct, frozen=True, tag="create_sampler"):
@@ -59,6 +60,7 @@ class CreateSampler(msgspec.Struct, frozen=True, tag="create_sampler"):
     model_path: str | None = None
     slot: Slot | None = None
     project: ProjectId | None = None
+    priority: int = 0
 
 
 class CommandArguments(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -83,7 +85,8 @@ class CommandArguments(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
     """`tokens` and `rows` are the client's estimate, for planning; what is billed is what the actor counts. `prefix`
-    are the marks of a prompt (`prefixes`), so that it can go where it is known; without them it goes anywhere."""
+    are the marks of a prompt (`prefixes`), so that it can go where it is known; without them it goes anywhere. What is
+    not over `timeout_s` seconds after it was accepted is ended, unless it is being executed and cannot be."""
 
     request: int
     lane: LaneId
@@ -93,6 +96,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
     rows: Count = 0
     arguments: CommandArguments = CommandArguments()
     prefix: Annotated[list[Count], msgspec.Meta(max_length=MARKS_AT_MOST)] = []
+    timeout_s: float | None = None
 
 
 class Refuse(msgspec.Struct, frozen=True, tag="refuse"):

@@ -127,6 +127,12 @@ class CommandCancelledError(LorryError):
     category = "user"
 
 
+class DeadlineExceededError(LorryError):
+    """It was ended before it took effect; the others of its run go on without it."""
+
+    category = "user"
+
+
 class NonFiniteError(LorryError, ArithmeticError):
     """Weights and moments are as they were before this command. A forward_backward that is not finite adds nothing to
     the pending gradient, and an optim_step that is not finite drops it."""

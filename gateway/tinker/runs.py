@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import Response
 from pydantic import BaseModel
 from tinker.types import Checkpoint as SdkCheckpoint
 from tinker.types import CopyWeightsRequest, CopyWeightsResponse, Cursor, TrainingRunsResponse, WeightsInfoResponse
 from tinker.types import TrainingRun as SdkTrainingRun
 
-from ...wire.catalogue_messages import CheckpointCopied, CopyCheckpoint, FindRuns, Slot
+from ...wire.catalogue_messages import CheckpointCopied, CopyCheckpoint, FindRuns, SetPriority, Slot
 from ...wire.errors import InvalidRequestError, NotFoundError
-from ...wire.ids import ProjectId
+from ...wire.ids import LaneId, ProjectId
 from ...wire.types import Checkpoint, TrainingRun, WeightsInfo
 from ..bodies import body_of
 from ..broker import Broker, BrokerOf
@@ -27,6 +28,10 @@ class _WeightsInfo(BaseModel):
     """The SDK sends this from a plain dict; it has no type of it."""
 
     tinker_path: str
+
+
+class _Priority(BaseModel):
+    priority: int
 
 
 def checkpoint_to_sdk(checkpoint: Checkpoint) -> SdkCheckpoint:
@@ -127,6 +132,23 @@ async def copy_weights(
         CheckpointCopied,
     )
     return CopyWeightsResponse(tinker_path=copied.path)
+
+
+@router.put("/training_runs/{run_id}/priority", status_code=204)
+async def set_priority_of_run(
+    broker: BrokerOf, run_id: str, body: Annotated[_Priority, Depends(body_of(_Priority))]
+) -> Response:
+    """Lorry's own: the SDK has no word for it."""
+    await broker.tell(lambda number: SetPriority(number, LaneId(run_id), body.priority))
+    return Response(status_code=204)
+
+
+@router.put("/samplers/{sampler_id}/priority", status_code=204)
+async def set_priority_of_sampler(
+    broker: BrokerOf, sampler_id: str, body: Annotated[_Priority, Depends(body_of(_Priority))]
+) -> Response:
+    await broker.tell(lambda number: SetPriority(number, LaneId(sampler_id), body.priority))
+    return Response(status_code=204)
 
 
 def _pairs(said: list[str]) -> dict[str, str]:

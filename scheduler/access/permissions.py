@@ -22,6 +22,7 @@ from ...wire.catalogue_messages import (
     Query,
     QueueState,
     RevokeKey,
+    SetPriority,
     TouchClientSession,
     UsageBetween,
 )
@@ -50,7 +51,7 @@ NEEDED: Mapping[type, tuple[Scope, ...]] = MappingProxyType(
         **dict.fromkeys((CreateSampler, JoinSampler), ("sample",)),
         **dict.fromkeys((Submit, Refuse, Cancel), _WORK),
         **dict.fromkeys((FindRuns, UsageBetween), ("read",)),
-        AssignProject: _WORK,
+        **dict.fromkeys((AssignProject, SetPriority), _WORK),
         AuditBetween: ("read", "admin"),
         Query: ("read",),  # but for some
         Administer: ("admin",),

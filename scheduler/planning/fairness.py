@@ -38,10 +38,17 @@ class Shares:
 
     def charge(self, tenant: TenantId, tokens: float) -> None:
         """`tokens` may be negative, where an estimate turned out too high."""
-        self._served[tenant] = self._served.get(tenant, self._floor) + tokens / self._weights.get(tenant, 1.0)
+        self._served[tenant] = self._served.get(tenant, self._floor) + tokens / self.weight(tenant)
 
     def served(self, tenant: TenantId) -> float:
         return self._served.get(tenant, self._floor)
+
+    def weight(self, tenant: TenantId) -> float:
+        return self._weights.get(tenant, 1.0)
+
+    def active(self) -> list[TenantId]:
+        """Who has something that waits or runs."""
+        return list(self._active)
 
     def least_served(self, candidates: Iterable[TenantId]) -> TenantId:
         """Ties go to the first, so a given history always gives the same schedule."""

@@ -22,7 +22,8 @@ class Command:
     """`cost` is in tokens, at least 1. A replayed command rebuilds lost state; its result is known and not wanted. One
     with a `share` is what an actor does of a command that several execute; `may_spread` is false of one of which that
     was tried. `prefix` are the marks of a prompt, from its beginning on. `holders` are those whose limits on what is
-    sampled at the same time it counts for."""
+    sampled at the same time it counts for. A sample's `priority` is among its tenant's samples, as a lane's is among
+    its runs."""
 
     future: FutureId
     lane: LaneId
@@ -37,6 +38,7 @@ class Command:
     may_spread: bool = True
     prefix: tuple[str, ...] = ()
     holders: tuple[Holder, ...] = ()
+    priority: int = 0
 
 
 @dataclass(slots=True)
@@ -60,6 +62,10 @@ class Lane:
     _waiting: dict[int, Command] = field(default_factory=dict)
     _replay: deque[Command] = field(default_factory=deque)
     _skipped: set[int] = field(default_factory=set)
+
+    def before(self, seq: int) -> list[Command]:
+        """What waits and is to be executed first."""
+        return [command for command in self._waiting.values() if command.seq < seq]
 
     def knows(self, seq: int) -> bool:
         """Whether this seq has been accepted before."""

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...wire.actor_messages import Capacity
-from ...wire.commands import SAMPLING_KINDS
+from ...wire.commands import SAMPLING_KINDS, CommandKind
 from ...wire.ids import ActorId, BatchId, FutureId, LaneId, TenantId
 from .fairness import Shares
 from .lanes import Command, Lane
 from .limits import Meters
 from .pools import Actor, Held, Pool
+from .queue import Queue
 
 MAX_ATTEMPTS = 3
 """How many actors may die while they hold a command before it is taken to be the cause. The last of them had nothing
@@ -52,6 +53,13 @@ class Ledger:
             raise ValueError(f"weight of {tenant} is {weight}, expected a number above 0")
         self._weights[tenant] = weight
 
+    def set_priority(self, tenant: TenantId, base_model: str, lane: LaneId, priority: int) -> None:
+        """Of a run or a sampler, from now on, and of what waits already."""
+        if run := self._lanes.get(lane):
+            run.priority = priority
+        elif queue := self._pools[base_model].samples.get(tenant):
+            queue.prioritise(lane, priority)
+
     def add_actor(self, actor: ActorId, base_model: str, capacity: Capacity) -> None:
         self._actors[actor] = self._pools[base_model].actors[actor] = Actor(actor, base_model, capacity)
 
@@ -69,7 +77,7 @@ class Ledger:
         since they are not ordered and a finished one is forgotten here."""
         pool = self._pools[command.base_model]
         if command.kind in SAMPLING_KINDS:
-            pool.samples.setdefault(command.tenant, deque()).append(command)
+            pool.samples.setdefault(command.tenant, Queue()).append(command)
         else:
             lane = self._lanes[command.lane]
             if not lane.accept(command):
@@ -112,7 +120,7 @@ class Ledger:
             return "in_flight"
         for pool in self._pools.values():
             for tenant, queue in pool.samples.items():
-                if command := next((c for c in queue if c.future == future), None):
+                if command := queue.find(future):
                     queue.remove(command)
                     pool.shares.work_left(tenant)
                     return "dropped"
@@ -153,7 +161,7 @@ class Ledger:
                 broken.add(command.lane) if command.replay else poisoned.append(blamed)
         for command in reversed(held):
             if command.kind in SAMPLING_KINDS:
-                pool.samples.setdefault(command.tenant, deque()).appendleft(command)
+                pool.samples.setdefault(command.tenant, Queue()).put_back(command)
             elif command.share is not None and command.share.stage == "part":
                 pool.parts.appendleft(command)
         for lane_id in actor.homed:
@@ -273,6 +281,13 @@ class Ledger:
     def holder(self, future: FutureId) -> ActorId | None:
         """The actor that holds a command in flight."""
         return self._in_flight[future].actor.id if future in self._in_flight else None
+
+    def is_busy(self, base_model: str, kind: CommandKind) -> bool:
+        """Whether anything of the same sort waits or runs: training or sampling."""
+        pool = self._pools[base_model]
+        if kind in SAMPLING_KINDS:
+            return any(pool.samples.values()) or any(actor.sample_rows for actor in pool.actors.values())
+        return bool(pool.ready) or any(actor.train_batches for actor in pool.actors.values())
 
     def actors_of(self, base_model: str) -> list[ActorId]:
         """Those that are to stay."""

@@ -131,6 +131,10 @@ class Meters:
         found, self._near = self._near, []
         return found
 
+    def open_tokens(self, holder: Holder) -> Mapping[LaneId, int]:
+        """Of what waits or runs, by run and sampler."""
+        return self._meters[holder].open_tokens
+
     # What may be -----------------------------------------------------------------------------------------------------
 
     def check_pace(self, holders: Iterable[Holder], now: float) -> None:

@@ -4,16 +4,17 @@ The broker tells it what happened (`ledger`) and asks `next_micro_batch`.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
 from ...wire.commands import PHASES, SAMPLING_KINDS
-from ...wire.ids import ActorId, BatchId, FutureId, LaneId
+from ...wire.ids import ActorId, BatchId, FutureId, LaneId, TenantId
+from .foresight import Ahead, Other, of_others, of_own_runs
 from .lanes import COMPUTE, Command, Lane
 from .ledger import MAX_ATTEMPTS, Ledger, blamed_for
-from .limits import Holder
+from .limits import Holder, tenant_holder
 from .pools import Actor, Held, Pool
 from .spreading import parts_for
 
@@ -235,6 +236,37 @@ class Planner(Ledger):
             if most is not None and under_way[holder] and under_way[holder] + command.rows > most:
                 return holder
         return None
+
+    def ahead(self, tenant: TenantId, base_model: str, lane_id: LaneId, future: FutureId, seq: int) -> Ahead | None:
+        """What is before a command that waits; None for one that does not."""
+        pool, held = self._pools[base_model], Counter[LaneId]()
+        for command, *_ in self._in_flight.values():
+            if command.base_model == base_model:
+                held[command.lane] += command.cost
+        if lane := self._lanes.get(lane_id):
+            mine = lane.before(seq)
+            others = self._open_runs(tenant, base_model, held)
+            requests, tokens = of_own_runs(len(mine), lane.priority, (others[i] for i in others if i != lane_id))
+            requests, own = len(mine) + requests, tokens + sum(command.cost for command in mine)
+            runs = ((other, self._open_runs(other, base_model, held).values()) for other in pool.shares.active())
+            waiting = [(other, sum(run.tokens for run in found)) for other, found in runs]
+            under_way = sum(cost for each, cost in held.items() if each in self._lanes)
+        elif (queue := pool.samples.get(tenant)) and queue.find(future):
+            requests = queue.before(future)
+            own = queue.tokens * requests / len(queue)
+            waiting = [(other, others.tokens) for other, others in pool.samples.items()]
+            under_way = sum(cost for each, cost in held.items() if each not in self._lanes)
+        else:
+            return None
+        return Ahead(requests, round(own + of_others(pool.shares, tenant, own, waiting) + under_way))
+
+    def _open_runs(self, tenant: TenantId, base_model: str, held: Mapping[LaneId, int]) -> dict[LaneId, Other]:
+        """What waits of each of a tenant's runs."""
+        tokens = self.meters.open_tokens(tenant_holder(tenant))
+        lanes = (lane for each in tokens if (lane := self._lanes.get(each)) and lane.base_model == base_model)
+        return {
+            lane.id: Other(max(0, tokens[lane.id] - held.get(lane.id, 0)), lane.queued, lane.priority) for lane in lanes
+        }
 
     def held_back_by(self, future: FutureId, base_model: str) -> str | None:
         """Which limit a sample waits for: itself, or an older one of the same holder's."""

@@ -9,6 +9,7 @@ from ...wire.ids import ActorId, BatchId, LaneId, TenantId
 from .fairness import Shares
 from .lanes import Command
 from .prefixes import Prefixes
+from .queue import Queue
 
 
 @dataclass(slots=True)
@@ -47,7 +48,7 @@ class Pool:
     shares: Shares = field(default_factory=Shares)
     actors: dict[ActorId, Actor] = field(default_factory=dict[ActorId, Actor])
     ready: dict[LaneId, None] = field(default_factory=dict[LaneId, None])
-    samples: dict[TenantId, deque[Command]] = field(default_factory=dict[TenantId, deque[Command]])
+    samples: dict[TenantId, Queue] = field(default_factory=dict[TenantId, Queue])
     parts: deque[Command] = field(default_factory=deque[Command])
     prefixes: Prefixes = field(default_factory=Prefixes)
 

@@ -84,6 +84,8 @@ BODIES: dict[str, Body] = {
     "/copy_weights": lambda of: {"source_path": of.path, "session_id": of.session_id, "model_seq_id": 8},
     "/training_runs/{run_id}/checkpoints/{checkpoint_id:path}/ttl": lambda of: {"ttl_seconds": 1},
     "/sessions/{session_id}/project": lambda of: {"project_id": "x"},
+    "/training_runs/{run_id}/priority": lambda of: {"priority": 1},
+    "/samplers/{sampler_id}/priority": lambda of: {"priority": 1},
 }
 NAME_NOTHING = {
     "/healthz",

@@ -84,6 +84,12 @@ def test_sessions_are_put_into_projects_and_moved(tenant: Tenant) -> None:
     assert [name for name in ("birds", "owls", "nests") if f" {name} " in table] == ["birds", "owls"]
 
 
+def test_a_client_says_within_which_time_it_wants_what_it_asks_for(tenant: Tenant) -> None:
+    seen = tenant.run("records.in_time")
+    assert len(seen["losses"]) == 2
+    assert "was not over 0.2 s after it was accepted" in seen["said"]
+
+
 def test_tokens_are_billed_by_the_hour(tenant: Tenant) -> None:
     seen = tenant.run("records.billing")
     assert seen["events"] == [["training", seen["tokens"]]]

@@ -189,6 +189,40 @@ def test_a_cancelled_sample_fails_with_the_users_category(tenant: Tenant) -> Non
         assert http.post("retrieve_futures", json=again).json()["completions"] == []
 
 
+def test_a_sample_that_takes_longer_than_its_client_said_is_ended_where_it_is_computed(tenant: Tenant) -> None:
+    with tenant.http() as http:
+        sampler, timeout = a_sampler(http), {"X-Lorry-Timeout-S": "0.3"}
+        body = a_sample(sampler, 0, tokens=4000, count=4)
+        request = http.post("asample", json=body, headers=timeout).json()["request_id"]
+        failed = http.post("retrieve_future", json={"request_id": request}).json()
+        assert failed["category"] == "user"
+        assert f"{sampler}:0 was not over 0.3 s after it was accepted: it " in failed["error"]
+        request = http.post("asample", json=a_sample(sampler, 1)).json()["request_id"]
+        assert http.post("retrieve_future", json={"request_id": request}).status_code == 200
+
+
+def test_a_timeout_that_is_no_number_is_refused_under_its_seq_and_the_run_goes_on(tenant: Tenant) -> None:
+    with tenant.http() as http:
+        run = a_run(http)
+        for seq, wrong in enumerate(("soon", "-1"), 1):
+            answer = http.post("forward_backward", content=a_pass(run, seq), headers={"X-Lorry-Timeout-S": wrong})
+            failed = http.post("retrieve_future", json={"request_id": answer.json()["request_id"]}).json()
+            assert wrong in failed["error"]
+            assert failed["category"] == "user"
+        request = http.post("forward_backward", content=a_pass(run, 3)).json()["request_id"]
+        assert "loss:sum" in http.post("retrieve_future", json={"request_id": request}).json()["metrics"]
+
+
+def test_who_waits_is_told_what_is_before_it_and_priorities_change_it(tenant: Tenant) -> None:
+    with tenant.http() as http:
+        sampler = a_sampler(http)
+        assert http.put(f"samplers/{sampler}/priority", json={"priority": 3}).status_code == 204
+        assert http.put(f"samplers/{sampler}/priority", json={"priority": 300}).status_code == 400
+        run = a_run(http)
+        assert http.put(f"training_runs/{run}/priority", json={"priority": -3}).status_code == 204
+        assert http.put("training_runs/nobody/priority", json={"priority": -3}).status_code == 404
+
+
 def test_an_unloaded_model_can_go_on(tenant: Tenant) -> None:
     with tenant.http() as http:
         run = a_run(http)

@@ -13,6 +13,8 @@ USD_PER_MILLION = {"prefill": 3.0, "cached_prefill": 0.5, "sample": 7.0, "train"
 NEVER_REPLAYED = {"forward", "sample", "save_state", "save_weights_for_sampler"}
 TRAINING = {"forward", "forward_backward", "optim_step", "save_state", "load_state", "save_weights_for_sampler"}
 
+_LATE = "DeadlineExceededError"
+
 
 class Checker:
     def __init__(self, history: History) -> None:
@@ -139,6 +141,8 @@ class Checker:
             return None if code == command["refusal"] else f", not {command['refusal']}"
         if code == "CommandCancelledError":
             return None if future in self._cancelled else ", which nobody asked for"
+        if code == _LATE:
+            return self._in_time(command, future)
         expected = {"nan": "NonFiniteError", "bad": "InvalidRequestError", "poison": "ActorKilledError"}.get(flaw)
         if command["kind"] not in TRAINING and code == "InvalidRequestError":
             return None
@@ -149,6 +153,14 @@ class Checker:
         if command["kind"] == "load_state":
             return self._load_failed(command, code)
         return None if code == expected else f", expected {expected or 'success'}"
+
+    def _in_time(self, command: Facts, future: str) -> str | None:
+        """Nobody's time is up before it is."""
+        if command["timeout_s"] is None:
+            return ", which has none"
+        sent = min(event.at for event in self._of("sent") if event.facts["payload"] == command["payload"])
+        told = min(e.at for e in self._of("resolved") if e.facts["future"] == future and e.facts["code"] == _LATE)
+        return None if told >= sent + command["timeout_s"] else f" after {told - sent:.3f} of {command['timeout_s']} s"
 
     def _outlived(self, sampler: str, future: str) -> str | None:
         """Weights without a name may be gone once their run has saved enough that are newer; by then, not later."""

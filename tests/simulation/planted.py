@@ -17,7 +17,7 @@ RECOVERING, SPREADING = "scheduler/recovering.py", "scheduler/planning/spreading
 JOURNAL, LINKS = "storage/journal.py", "wire/sequenced.py"
 STORE, POINTS, REGISTRY = "storage/store.py", "scheduler/restore_points.py", "scheduler/registry.py"
 SNAPSHOTS, WRITER, STATES = "scheduler/snapshotting.py", "storage/writer.py", "tests/simulation/states.py"
-PRICES = "scheduler/planning/prices.py"
+PRICES, DEADLINES = "scheduler/planning/prices.py", "scheduler/planning/deadlines.py"
 ACTOR_DOOR, OUTBOX = "scheduler/actor_door.py", "actors/outbox.py"
 
 CONTROL = Fault(
@@ -247,5 +247,6 @@ FAULTS = (
         "            self._put_back(self.spread.whole)\n",
         "",
     ),
+    Fault("a deadline comes before its time", DEADLINES, "at <= now:", "at <= now + 5:"),
     Fault("a snapshot is without its pending gradient", STATES, "asdict(self)", "asdict(replace(self, pending=()))"),
 )

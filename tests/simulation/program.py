@@ -119,7 +119,7 @@ class Program:
         return sampler
 
     def _sample(self, sampler: str, seq: int) -> Request:
-        submit = Submit(next(self._numbers), LaneId(sampler), seq, "sample", 5, 1)
+        submit = Submit(next(self._numbers), LaneId(sampler), seq, "sample", 5, 1, timeout_s=self._timeout_s())
         return Request(submit, Payload(f"u{submit.request}", 4).packed())
 
     async def intrude(self, others: list[Tenant]) -> None:
@@ -160,8 +160,11 @@ class Program:
             )
         else:
             payload = self._payload(number, kind).packed()
-        submit = Submit(number, lane, seq, kind, chance.choice((1, 5, 20)), 0, arguments)
+        submit = Submit(number, lane, seq, kind, chance.choice((1, 5, 20)), 0, arguments, timeout_s=self._timeout_s())
         return Request(submit, payload, chance.random() < 0.03)
+
+    def _timeout_s(self) -> float | None:
+        return self._chance.choice((0.01, 1.0, 10.0)) if self._chance.random() < 0.05 else None
 
     def _payload(self, number: int, kind: CommandKind) -> Payload:
         flaw: Flaw = ""
@@ -207,6 +210,7 @@ class Program:
             path=arguments.path,
             payload=request.payload,
             refusal=refusal,
+            timeout_s=message.timeout_s if isinstance(message, Submit) else None,
         )
         self._client.ask(request)
 

@@ -113,6 +113,21 @@ def projects() -> dict[str, Any]:
     }
 
 
+def in_time() -> dict[str, Any]:
+    """A timeout for all that a client asks for: what is in time is as ever, and a long sample is ended."""
+    usual = tinker.ServiceClient(default_headers_overrides={"X-Lorry-Timeout-S": "600"})
+    training = new_run(usual)
+    losses = steps(training, [example(tokens_of(training))], 2)
+    hasty = tinker.ServiceClient(default_headers_overrides={"X-Lorry-Timeout-S": "0.2"})
+    sampler = ready(hasty.create_sampling_client(base_model=MODEL))
+    prompt, params = types.ModelInput.from_ints([5]), types.SamplingParams(max_tokens=4000, stop=[])
+    try:
+        sampler.sample(prompt, 4, params).result()
+    except tinker.RequestFailedError as error:
+        return {"losses": losses, "said": str(error)}
+    raise AssertionError("was in time")
+
+
 def billed_lately() -> Any:
     from datetime import UTC, datetime, timedelta
 
