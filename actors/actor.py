@@ -286,6 +286,10 @@ class _Actor:
         ready()
 
     def _hello(self) -> None:
+        import torch
+
+        from .model.memory import device_id
+
         config, settings = self._config, self._config.settings
         capacity = Capacity(
             slots=settings.slots,
@@ -294,7 +298,16 @@ class _Actor:
             max_rank=config.max_rank,
             sample_share=settings.sample_share,
         )
-        hello = ActorHello(VERSION, config.token, config.actor, config.base_model, capacity, self._facts, os.getpid())
+        hello = ActorHello(
+            VERSION,
+            config.token,
+            config.actor,
+            config.base_model,
+            capacity,
+            self._facts,
+            os.getpid(),
+            device_id(torch.device(self._facts.device)),
+        )
         self._channel.send([encode(hello)])
 
     async def receive(self) -> None:

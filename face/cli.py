@@ -15,7 +15,7 @@ from lorry import auditing, benching, billing, limiting, logs, options, tenancy
 from lorry.actors.config import ActorConfig, ActorSettings
 from lorry.addresses import host_and_port, is_loopback
 from lorry.calling import call, run_async
-from lorry.config import ModelConfig, ServeConfig, chosen_prices, default_data
+from lorry.config import ModelConfig, ServeConfig, chosen_prices, default_data, parse_weights
 from lorry.keys import actor_token, curve_keys, link_key, operator_key
 from lorry.printing import plain_console
 from lorry.scheduler.config import BrokerConfig
@@ -61,6 +61,7 @@ def serve(
     prices: options.Prices = None,
     heartbeat_s: options.Heartbeat = 5.0,
     spread_after_s: options.SpreadAfter = 10.0,
+    model_weight: options.ModelWeight = None,
     grace_s: options.Grace = 30.0,
     settings_for: options.SettingsFor = None,
     *,
@@ -81,6 +82,7 @@ def serve(
             prices=prices,
             heartbeat_s=heartbeat_s,
             spread_after_s=spread_after_s,
+            model_weights=parse_weights(model_weight, [ModelConfig.parse(text).name for text in model]),
             grace_s=grace_s,
             log_level=os.environ["LORRY_LOG_LEVEL"],
             settings_for=tuple(settings_for or ()),
@@ -119,6 +121,7 @@ def broker(
     prices: options.Prices = None,
     heartbeat_s: options.Heartbeat = 5.0,
     spread_after_s: options.SpreadAfter = 10.0,
+    model_weight: options.ModelWeight = None,
     supervised: options.Supervised = False,
 ) -> None:
     """Run a broker alone; actors join it with the token in LORRY_ACTOR_TOKEN."""
@@ -139,6 +142,7 @@ def broker(
             heartbeat_s=heartbeat_s,
             spread_after_s=spread_after_s,
             prices=chosen_prices(prices, model),
+            model_weights=parse_weights(model_weight, model),
         )
 
     run_async(lambda: run_broker(configured, supervised))

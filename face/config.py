@@ -1,7 +1,7 @@
 """What a deployment on one machine is made of. Every field has a default that works on a laptop."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -62,6 +62,22 @@ def chosen_prices(named: str | None, models: Iterable[str]) -> Prices:
     return prices
 
 
+def parse_weights(said: Iterable[str] | None, models: Iterable[str]) -> dict[str, float]:
+    """NAME=WEIGHT each. Raises InvalidRequestError."""
+    weights, served = dict[str, float](), set(models)
+    for text in said or ():
+        name, _, weight = text.rpartition("=")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            raise InvalidRequestError.of("model_weight", text, "NAME=WEIGHT") from None
+        if name not in served:
+            raise InvalidRequestError.of("model_weight", text, f"one of {', '.join(sorted(served))}, =WEIGHT")
+        if not 1e-3 <= weights[name] <= 1e3:
+            raise InvalidRequestError.of("model_weight", text, "a weight from 0.001 to 1,000")
+    return weights
+
+
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
     """`replicas` actors for each model, all with the settings `actor`, but for `settings_for` some of them: see
@@ -84,3 +100,4 @@ class ServeConfig:
     log_level: str = "info"
     settings_for: tuple[str, ...] = ()
     spread_after_s: float = 10.0
+    model_weights: Mapping[str, float] = field(default_factory=dict[str, float])

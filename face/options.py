@@ -25,6 +25,12 @@ Models = Annotated[
 Bind = Annotated[str, typer.Option(help="Where clients connect, as tcp://HOST:PORT; beyond loopback it is encrypted")]
 Http = Annotated[str, typer.Option(help="Where scripts written for the Tinker SDK connect, as HOST:PORT")]
 Heartbeat = Annotated[float, typer.Option(min=0.05, help="Seconds between signs of life; three missed are a death")]
+ModelWeight = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME=WEIGHT: of a device that several models share, one of weight 2 gets twice the time of one of 1"
+    ),
+]
 SpreadAfter = Annotated[
     float,
     typer.Option(

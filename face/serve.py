@@ -251,6 +251,9 @@ def _broker_command(config: ServeConfig, bind: str, actor_bind: str) -> list[str
     command = ["--log-level", config.log_level, "broker", *names, "--data", str(config.data)]
     command += ["--bind", bind, "--actor-bind", actor_bind, "--heartbeat-s", str(config.heartbeat_s), "--supervised"]
     command += ["--spread-after-s", str(config.spread_after_s)]
+    command += [
+        word for name, weight in config.model_weights.items() for word in ("--model-weight", f"{name}={weight}")
+    ]
     if config.prices:
         command += ["--prices", config.prices]
     return command

@@ -172,7 +172,7 @@ class ActorDoor:
         self._refused.pop(connection, None)
         self._peers[connection] = _Peer(hello.actor, session, connection, self._monotonic(), link)
         self._registry.models.seen(hello.base_model, hello.facts, hello.capacity.max_rank)
-        self._planner.add_actor(hello.actor, hello.base_model, hello.capacity)
+        self._planner.add_actor(hello.actor, hello.base_model, hello.capacity, hello.device_id)
         row = ActorRow(
             id=hello.actor,
             base_model=hello.base_model,

@@ -102,11 +102,12 @@ class _Broker:
         self._alarm: float | None = None
         self._alarm_moved = anyio.Event()
         self.writer = Writer(writing)
-        planner, self._registry = Planner(config.spread_after_s), Registry(config.models, time.time)
+        self._planner = Planner(config.spread_after_s, config.model_weights)
+        self._registry = Registry(config.models, time.time)
         self.sweeper = Sweeper(config.checkpoints, self._registry, self.writer, time.time)
         self._commands = Commands(
             self._registry,
-            planner,
+            self._planner,
             self.writer,
             config,
             time.time,
@@ -115,13 +116,13 @@ class _Broker:
             self.sweeper,
         )
         snapshots = Snapshotting(
-            self._registry, planner, self.writer, config.checkpoints, time.time, self.sweeper.offer
+            self._registry, self._planner, self.writer, config.checkpoints, time.time, self.sweeper.offer
         )
         self._actors = ActorDoor(
             config,
             back,
             self._registry,
-            planner,
+            self._planner,
             self._commands,
             snapshots,
             self.writer,
@@ -181,9 +182,11 @@ class _Broker:
 
     async def dispatch(self) -> None:
         while True:
-            await self._work.wait()
+            with anyio.move_on_after(self._planner.look_again_after(time.monotonic())):
+                await self._work.wait()
             self._work = anyio.Event()
             await self.writer.room()
+            self._planner.look_again_after(time.monotonic())
             await self._actors.dispatch()
 
     async def keep_time(self) -> None:

@@ -1,6 +1,7 @@
 """The broker's settings: every field has a default that works on a laptop, and its unit in its name."""
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,9 @@ class BrokerConfig:
     are held in memory up to `waiting_bytes`, the others are read again from the journal.
 
     A command that would take one actor longer than `spread_after_s` is divided among several; infinity divides none.
+
+    Of models on one device, one of weight 2 in `model_weights` gets twice the time of one of weight 1 while both have
+    work; without any, each takes what it can.
 
     `curve` encrypts the clients' socket, `actor_curve` the actors'.
     """
@@ -38,6 +42,7 @@ class BrokerConfig:
     prices: Prices = field(default_factory=Prices)
     operator_key: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
     spread_after_s: float = 10.0
+    model_weights: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def checkpoints(self) -> Path:

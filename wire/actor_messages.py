@@ -47,6 +47,8 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
 
 class ActorHello(msgspec.Struct, frozen=True, tag="hello"):
+    """`device_id` is the same for actors that share a device, and for no others."""
+
     version: int
     token: str
     actor: ActorId
@@ -54,6 +56,7 @@ class ActorHello(msgspec.Struct, frozen=True, tag="hello"):
     capacity: Capacity
     facts: ModelFacts
     pid: int
+    device_id: str = ""
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):

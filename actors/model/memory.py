@@ -1,6 +1,7 @@
 """Host and device memory: whether an exception says that it ran out, and giving back what the allocator keeps."""
 
 import ctypes
+import platform
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -36,3 +37,10 @@ def give_back_freed() -> None:
     """Host memory that is free again goes back to the system: glibc keeps it otherwise, for up to 32 MiB a block."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # musl has none
         trim(0)
+
+
+def device_id(device: torch.device) -> str:
+    """The same for whoever uses this device of this machine, under whatever number it is visible to them."""
+    if device.type != "cuda":
+        return f"{platform.node()}/{device.type}"
+    return f"{platform.node()}/{torch.cuda.get_device_properties(device).uuid}"

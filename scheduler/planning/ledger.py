@@ -60,8 +60,9 @@ class Ledger:
         elif queue := self._pools[base_model].samples.get(tenant):
             queue.prioritise(lane, priority)
 
-    def add_actor(self, actor: ActorId, base_model: str, capacity: Capacity) -> None:
-        self._actors[actor] = self._pools[base_model].actors[actor] = Actor(actor, base_model, capacity)
+    def add_actor(self, actor: ActorId, base_model: str, capacity: Capacity, device: str = "") -> None:
+        added = Actor(actor, base_model, capacity, device=device)
+        self._actors[actor] = self._pools[base_model].actors[actor] = added
 
     def measured(self, actor: ActorId, tokens_per_s: float) -> None:
         """What it has trained lately."""

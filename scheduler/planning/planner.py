@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
+from types import MappingProxyType
 from typing import Literal
 
 from ...wire.commands import PHASES, SAMPLING_KINDS
 from ...wire.ids import ActorId, BatchId, FutureId, LaneId, TenantId
+from .devices import DeviceShares
 from .foresight import Ahead, Other, of_others, of_own_runs
 from .lanes import COMPUTE, Command, Lane
 from .ledger import MAX_ATTEMPTS, Ledger, blamed_for
@@ -36,15 +38,31 @@ class Planner(Ledger):
     """What one actor would train for longer than `spread_after_s`, as far as is known, is divided among those of its
     model that have nothing to train; see `spreading`. `spreads` counts how often."""
 
-    def __init__(self, spread_after_s: float = inf) -> None:
+    def __init__(self, spread_after_s: float = inf, model_weights: Mapping[str, float] = MappingProxyType({})) -> None:
         super().__init__()
         self._spread_after_s = spread_after_s
+        self._devices = DeviceShares(model_weights)
         self._batches = self.spreads = 0
+
+    def look_again_after(self, now: float) -> float:
+        """Seconds after which a model that is held back on its device may go on; infinity where none is. To be called
+        before work is handed out, and after."""
+        if not self._devices:
+            return inf
+        actors = [actor for actor in self._actors.values() if actor.device and not actor.is_leaving]
+        shared = {actor.device for actor in actors}
+        for device in shared:
+            here = [actor for actor in actors if actor.device == device]
+            working = {actor.base_model for actor in here if actor.is_working}
+            busy = working | {actor.base_model for actor in here if self._pools[actor.base_model].waits}
+            self._devices.passed(device, busy, working, now)
+        held = (self._devices.held_back(actor.device, actor.base_model) for actor in actors)
+        return min((seconds for seconds in held if seconds), default=inf)
 
     def next_micro_batch(self, actor_id: ActorId) -> Plan | None:
         """Work for this actor, or None where it has all it can take or nothing waits for it."""
         actor = self._actors[actor_id]
-        if actor.is_leaving:
+        if actor.is_leaving or (self._devices and self._devices.held_back(actor.device, actor.base_model)):
             return None
         if self._attempts:
             if any(holder is actor and self._is_last_chance(c) for c, holder, *_ in self._in_flight.values()):

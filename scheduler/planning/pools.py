@@ -14,7 +14,7 @@ from .queue import Queue
 
 @dataclass(slots=True)
 class Actor:
-    """`tokens_per_s` is what it has trained lately, None while nobody knows."""
+    """`tokens_per_s` is what it has trained lately, None while nobody knows. Actors of one `device` share it."""
 
     id: ActorId
     base_model: str
@@ -24,6 +24,11 @@ class Actor:
     homed: set[LaneId] = field(default_factory=set[LaneId])
     is_leaving: bool = False
     tokens_per_s: float | None = None
+    device: str = ""
+
+    @property
+    def is_working(self) -> bool:
+        return bool(self.train_batches) or self.sample_rows > 0
 
     @property
     def room(self) -> int:
@@ -62,6 +67,11 @@ class Pool:
 
         able = [actor for actor in self.staying if actor.sample_rows < actor.capacity.sample_rows]
         return able[0] if len(able) == 1 else min(able, key=weight, default=None)
+
+    @property
+    def waits(self) -> bool:
+        """Whether something could be handed out."""
+        return bool(self.ready) or bool(self.parts) or any(self.samples.values())
 
     @property
     def staying(self) -> list[Actor]:
