@@ -1,10 +1,13 @@
 """Questions about runs, checkpoints and usage, and the deletion of checkpoints. Nothing here computes."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 from ..wire.catalogue_messages import (
     AssignProject,
+    CheckpointFilter,
     DeleteCheckpoint,
+    DeleteCheckpoints,
     FindRuns,
     FutureState,
     Query,
@@ -57,6 +60,27 @@ class RestClient:
 
     async def delete_checkpoint_from_tinker_path_async(self, tinker_path: str) -> None:
         await self._connection.tell(DeleteCheckpoint(self._connection.next_request(), tinker_path))
+
+    async def delete_checkpoints_async(
+        self,
+        run: str | None = None,
+        project: str | None = None,
+        kind: Literal["training", "sampler", "external"] | None = None,
+        older_than_s: float | None = None,
+        user_metadata: Mapping[str, str] | None = None,
+        but_newest: int | None = None,
+        public: bool = False,
+        only_tell: bool = False,
+    ) -> list[Checkpoint]:
+        """Delete all checkpoints with names that have all of what is said, but for the newest `but_newest` of each run
+        and kind, and those that are published, unless `public`. Returns them; `only_tell` deletes none.
+
+        Raises InvalidRequestError where nothing is said.
+        """
+        sought = ProjectId(project) if project is not None else None
+        chosen = CheckpointFilter(run, sought, kind, older_than_s, dict(user_metadata or {}), but_newest, public)
+        request = DeleteCheckpoints(self._connection.next_request(), chosen, only_tell)
+        return await self._connection.ask(request, list[Checkpoint])
 
     async def get_usage_async(self) -> list[UsageRow]:
         """Tokens by run and kind, as they are billed."""

@@ -33,7 +33,8 @@ from lorry.wire.admin_messages import (
 )
 from lorry.wire.errors import LorryError
 from lorry.wire.ids import TenantId
-from lorry.wire.types import SCOPES, AuditEvent
+from lorry.wire.limits import SCOPES
+from lorry.wire.types import AuditEvent
 
 T = TypeVar("T")
 

@@ -2,13 +2,14 @@
 
 import csv
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
 import msgspec
 import typer
@@ -19,7 +20,7 @@ from lorry import options
 from lorry.calling import call
 from lorry.config import default_data
 from lorry.printing import plain_console
-from lorry.storage.bills import PER_USD, By, Line, bill, verify
+from lorry.storage.bills import PER_USD, By, Line, bill_with_storage, verify
 from lorry.storage.looking import looking
 
 Dimension = StrEnum("Dimension", list(get_args(By)))
@@ -46,7 +47,7 @@ def usage(
     key: Annotated[str | None, typer.Option(help="Only this key's, as `lorry keys ls` calls it")] = None,
     run: Annotated[str | None, typer.Option(help="Only this run's")] = None,
     model: Annotated[str | None, typer.Option(help="Only this base model's")] = None,
-    kind: Annotated[str | None, typer.Option(help="Only prefill, cached_prefill, sample or train")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only prefill, cached_prefill, sample, train or storage")] = None,
     since: Moment = None,
     until: Annotated[datetime | None, typer.Option(help="In UTC; what was used at that moment is not in it")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV")] = False,
@@ -71,15 +72,19 @@ def usage(
 def print_usage(console: Console, data: Path, asked: Asked) -> None:
     lines = _lines(data, asked)
     if not lines:
-        console.print("No tokens have been used yet." if asked == Asked() else "No tokens were used.")
+        console.print("Nothing has been used yet." if asked == Asked() else "Nothing was used.")
         return
     table = Table(title="Tokens", title_justify="left", show_footer=True)
     for i, name in enumerate(asked.by):
         table.add_column(name, footer="" if i else "sum")
     table.add_column("tokens", justify="right", footer=f"{sum(line.tokens for line in lines):,}")
+    keeps = any(line.gb_hours for line in lines)
+    if keeps:
+        table.add_column("GB-hours", justify="right", footer=f"{sum(line.gb_hours for line in lines):,.3f}")
     table.add_column("USD", justify="right", footer=_usd(_sum(lines)))
     for line in lines:
-        table.add_row(*(of or "(none)" for of in line.of), f"{line.tokens:,}", _usd(line.usd))
+        kept = [f"{line.gb_hours:,.3f}"] if keeps else []
+        table.add_row(*(of or "(none)" for of in line.of), f"{line.tokens:,}", *kept, _usd(line.usd))
     console.print(table)
 
 
@@ -90,17 +95,25 @@ def _print(data: Path, asked: Asked, form: str) -> None:
     lines = _lines(data, asked)
     if form == "csv":
         writer = csv.writer(sys.stdout)
-        writer.writerow([*asked.by, "tokens", "usd"])
-        writer.writerows([*line.of, line.tokens, f"{line.usd:f}"] for line in lines)
+        writer.writerow([*asked.by, "tokens", "gb_hours", "usd"])
+        writer.writerows([*line.of, line.tokens, line.gb_hours, f"{line.usd:f}"] for line in lines)
     else:
-        found = [dict(zip(asked.by, line.of, strict=True)) | {"tokens": line.tokens, "usd": line.usd} for line in lines]
-        total = {"tokens": sum(line.tokens for line in lines), "usd": _sum(lines)}
+        found = [dict(zip(asked.by, line.of, strict=True)) | _amounts(line) for line in lines]
+        total = {
+            "tokens": sum(line.tokens for line in lines),
+            "gb_hours": sum(line.gb_hours for line in lines),
+            "usd": _sum(lines),
+        }
         print(msgspec.json.Encoder(decimal_format="number").encode({"usage": found, "sum": total}).decode())
+
+
+def _amounts(line: Line) -> dict[str, Any]:
+    return {"tokens": line.tokens, "gb_hours": line.gb_hours, "usd": line.usd}
 
 
 def _lines(data: Path, asked: Asked) -> list[Line]:
     with looking(data) as store:
-        return bill(store, asked.by, asked.where, asked.start, asked.end)
+        return bill_with_storage(store, asked.by, asked.where or {}, time.time(), asked.start, asked.end)
 
 
 def _verify(data: Path) -> None:

@@ -10,7 +10,7 @@ from lorry import options
 from lorry.service import find_service
 from lorry.tenancy import AsJson, carry_out, change, print_json, print_table
 from lorry.wire.admin_messages import LimitsInfo, ListLimits, SetLimits
-from lorry.wire.types import Limits
+from lorry.wire.limits import Limits
 
 limits = typer.Typer(help="How much a tenant, a key, or everyone may have.", no_args_is_help=True)
 
@@ -44,6 +44,16 @@ def set_limits(
     stored_bytes: Annotated[int | None, typer.Option(min=0, help="Of checkpoints with names")] = None,
     monthly_usd: Annotated[float | None, typer.Option(min=0, help="In a calendar month of UTC")] = None,
     model: Annotated[list[str] | None, typer.Option(help="A base model that may be used; repeat it for more")] = None,
+    training_ttl_s: Annotated[
+        int | None, typer.Option(min=1, help="For a training state that is saved without one")
+    ] = None,
+    sampler_ttl_s: Annotated[
+        int | None, typer.Option(min=1, help="For sampler weights that are saved without one")
+    ] = None,
+    external_ttl_s: Annotated[int | None, typer.Option(min=1, help="For weights to be downloaded, without one")] = None,
+    keep_last: Annotated[
+        int | None, typer.Option(min=1, help="Checkpoints with names, of each kind, that a run keeps")
+    ] = None,
     connect: options.Connect = None,
     server_key: options.ServerKey = None,
     data: options.Data = None,
@@ -60,6 +70,10 @@ def set_limits(
         "stored_bytes": stored_bytes,
         "monthly_usd": monthly_usd,
         "models": model,
+        "training_ttl_s": training_ttl_s,
+        "sampler_ttl_s": sampler_ttl_s,
+        "external_ttl_s": external_ttl_s,
+        "keep_last": keep_last,
     }
     named = {"tenant": tenant, "project": project, "key": key}
     holder = next((f"{kind}:{name}" for kind, name in named.items() if name), "everyone")

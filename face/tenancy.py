@@ -29,7 +29,7 @@ from lorry.wire.admin_messages import (
     new_key_id,
 )
 from lorry.wire.ids import KeyId, TenantId
-from lorry.wire.types import SCOPES
+from lorry.wire.limits import SCOPES
 
 T = TypeVar("T")
 

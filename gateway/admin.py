@@ -27,7 +27,7 @@ from ..wire.admin_messages import (
     new_key_id,
 )
 from ..wire.ids import KeyId, TenantId
-from ..wire.types import USER_SCOPES, Limits, Scope
+from ..wire.limits import USER_SCOPES, Limits, Scope
 from . import errors
 from .bodies import body_of
 from .broker import Broker, BrokerOf
@@ -96,6 +96,10 @@ class SomeLimits(_Body):
     stored_bytes: int | None = Field(None, ge=0, lt=2**53, description="Of checkpoints with names")
     monthly_usd: float | None = Field(None, ge=0, le=1e9, description="In a calendar month of UTC")
     models: list[str] | None = None
+    training_ttl_s: int | None = Field(None, ge=1, lt=2**53, description="For training states saved without one")
+    sampler_ttl_s: int | None = Field(None, ge=1, lt=2**53, description="For sampler weights saved without one")
+    external_ttl_s: int | None = Field(None, ge=1, lt=2**53, description="For weights to be downloaded, without one")
+    keep_last: int | None = Field(None, ge=1, lt=2**53, description="With names, of each kind, that a run keeps")
 
 
 def _takes(body: type[BaseModel]) -> dict[str, Any]:
@@ -105,7 +109,7 @@ def _takes(body: type[BaseModel]) -> dict[str, Any]:
 
 
 class HolderLimits(_Body):
-    holder: str = Field(description="everyone, tenant:NAME or key:ID")
+    holder: str = Field(description="everyone, tenant:NAME, project:TENANT/NAME or key:ID")
     limits: SomeLimits
 
 

@@ -4,6 +4,7 @@ A refusal is a command too: it ends its seq, so that those behind it do not wait
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..wire.ids import KeyId, LaneId, ProjectId, TenantId
 from .finishing import Finishing
 from .open_commands import OpenCommands, planned
 from .planning.lanes import Lane
-from .planning.limits import holders_of, month_began
+from .planning.limits import Holder, holders_of, month_began
 from .planning.planner import Planner
 from .recovering import Recovering
 from .registry import Registry
@@ -74,6 +75,7 @@ class Accepting:
             tenant, project, key = line.of
             holders = holders_of(TenantId(tenant), KeyId(key) or None, ProjectId(project))
             self._open.meters.spent(holders, line.cost, self._now())
+        self._open.meters.kept(kept_costs(store, self._now()), self._now())
         finished = store.finished_counts()
         for run in store.runs():
             lane = self.add_run(run)
@@ -213,6 +215,16 @@ class Accepting:
         self._planner.skip(row.lane, row.seq)
         self._finishing.tell(self._waiters.resolved(row.future), row.future, encode(error), None)
         self._work_arrived()
+
+
+def kept_costs(store: Store, now: float) -> dict[Holder, int]:
+    """What storage has cost in this month by now, in millionths of a micro-dollar."""
+    costs = Counter[Holder]()
+    for line in store.kept(("tenant", "project", "key"), now, start=month_began(now)):
+        tenant, project, key = line.of
+        holders = holders_of(TenantId(tenant), KeyId(key) or None, ProjectId(project))
+        costs.update(dict.fromkeys(holders, line.cost))
+    return costs
 
 
 def _outcome(row: CommandRow, result: ResultRow | None) -> tuple[bytes | None, bytes | None]:

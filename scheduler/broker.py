@@ -29,6 +29,7 @@ from ..wire.errors import ErrorInfo
 from ..wire.ids import FutureId
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
+from .accepting import kept_costs
 from .actor_door import ActorDoor
 from .client_door import ClientDoor
 from .commands import Commands
@@ -98,7 +99,7 @@ class _Broker:
         tasks: TaskGroup,
     ) -> None:
         self._config, self._front, self._back, self._tasks = config, front, back, tasks
-        self._work = anyio.Event()
+        self._reader, self._work = reading, anyio.Event()
         self._alarm: float | None = None
         self._alarm_moved = anyio.Event()
         self.writer = Writer(writing)
@@ -149,6 +150,7 @@ class _Broker:
         with store.transaction():
             store.all_actors_ended(time.time())
             store.moved_to(self._config.checkpoints)
+            store.storage_priced(self._config.prices.storage, time.time())
         for sampler in store.samplers():
             self._registry.add_sampler(sampler)
         for checkpoint in store.checkpoints():
@@ -223,7 +225,11 @@ class _Broker:
         for checkpoint in self._registry.expired():
             self._forget(checkpoint)
         self.sweeper.want()
+        if self._config.prices.storage:
+            costs = await self._reader.read(lambda store: kept_costs(store, now))
+            self._commands.meters.kept(costs, now)
 
     def _forget(self, checkpoint: CheckpointRow) -> None:
         self._registry.remove_checkpoint(checkpoint)
-        self.writer.write(lambda store: store.checkpoint_deleted(checkpoint))
+        now = time.time()
+        self.writer.write(lambda store: store.checkpoint_deleted(checkpoint, now))

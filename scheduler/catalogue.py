@@ -13,7 +13,7 @@ import anyio
 
 from ..storage.reader import Reader
 from ..storage.reports import usage, usage_between
-from ..storage.rows import CheckpointRow, ClientSessionRow, RunRow, SamplerRow
+from ..storage.rows import ClientSessionRow, RunRow, SamplerRow
 from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire.catalogue_messages import (
@@ -27,6 +27,7 @@ from ..wire.catalogue_messages import (
     CountClientEvents,
     CreateClientSession,
     DeleteCheckpoint,
+    DeleteCheckpoints,
     ExpireCheckpoint,
     FindRuns,
     FinishClientSession,
@@ -46,7 +47,6 @@ from ..wire.catalogue_messages import (
 )
 from ..wire.ids import LaneId, TenantId
 from ..wire.types import (
-    Checkpoint,
     ClientSession,
     GetInfoResponse,
     GetServerCapabilitiesResponse,
@@ -112,7 +112,7 @@ class Catalogue:
                 return await self._finish_session(tenant, request)
             case JoinSampler():
                 return await self._join_sampler(tenant, request)
-            case DeleteCheckpoint() | PublishCheckpoint() | ExpireCheckpoint() | CopyCheckpoint():
+            case DeleteCheckpoint() | DeleteCheckpoints() | PublishCheckpoint() | ExpireCheckpoint() | CopyCheckpoint():
                 return await self.shelf.answer(session, request)
             case MintToken():
                 return self._keyring.token_for(session)
@@ -124,7 +124,7 @@ class Catalogue:
                 )
             case UsageBetween():
                 start, end = request.start, request.end
-                return await self._reader.read(lambda store: usage_between(store, tenant, start, end))
+                return await self._reader.read(lambda store: usage_between(store, tenant, start, end, self._now()))
             case AuditBetween():
                 whose = None if "admin" in session.key.scopes else tenant
                 between = request.start, request.end
@@ -160,7 +160,7 @@ class Catalogue:
                 return SamplerInfo(sampler.id, sampler.base_model, facts.tokenizer_id, sampler.model_path)
             case "checkpoints":
                 run = self._registry.run(tenant, query.subject).id if query.subject else None
-                return [self._checkpoint(row) for row in self._registry.checkpoints_of(tenant, run)]
+                return [self.shelf.shown(row) for row in self._registry.checkpoints_of(tenant, run)]
             case "usage":
                 return await self._reader.read(lambda store: usage(store, tenant))
             case "sessions":
@@ -177,6 +177,8 @@ class Catalogue:
                 return tenant
             case "key":
                 return info_of(session.key)
+            case "storage_price":
+                return await self._reader.read(lambda store: store.storage_price() / 1e6)
             case "projects":
                 runs = Counter(run.project for run in self._registry.runs_of(tenant))
                 return [Project(name, at, runs[name]) for name, at in self.projects.of(tenant).items()]
@@ -194,19 +196,6 @@ class Catalogue:
             training_run_ids=[run.id for run in self._registry.runs_of(row.tenant) if run.session == row.id],
             sampler_ids=[s.id for s in self._registry.samplers_of(row.tenant) if s.session == row.id],
             project=row.project,
-        )
-
-    def _checkpoint(self, row: CheckpointRow) -> Checkpoint:
-        return Checkpoint(
-            checkpoint_id=row.path.removeprefix(f"tinker://{row.run}/"),
-            checkpoint_type=row.kind,
-            time=row.created_at,
-            tinker_path=row.path,
-            size_bytes=row.size_bytes,
-            expires_at=row.expires_at,
-            public=row.public,
-            user_metadata=row.user_metadata or None,
-            project=self._registry.run(row.tenant, row.run).project,
         )
 
     async def _lane_state(self, tenant: TenantId, request: LaneState) -> FutureState:

@@ -10,7 +10,7 @@ from ..wire.actor_messages import AdapterState, Item, Outcome
 from ..wire.client_messages import Readiness
 from ..wire.errors import DeadlineExceededError, LorryError, NotFoundError
 from ..wire.ids import ActorId, BatchId, FutureId, LaneId, TenantId
-from ..wire.types import Limits
+from ..wire.limits import Limits
 from .accepting import Accepting
 from .config import BrokerConfig
 from .finishing import Deliver, Finishing

@@ -17,13 +17,24 @@ from .planning.limits import Meters
 from .planning.prices import Prices, cost
 from .registry import Registry, run_of_path
 from .restore_points import moved_on
-from .saves import ASKED_WITHIN_S, NEWEST_KEPT, SAVES, saved_checkpoint, saved_sampler, weights_response
+from .saves import (
+    ASKED_WITHIN_S,
+    NEWEST_KEPT,
+    SAVES,
+    older_than_newest,
+    saved_checkpoint,
+    saved_kind,
+    saved_sampler,
+    weights_response,
+)
 from .telling import told
 from .waiters import Waiters
 
 Deliver: TypeAlias = Callable[[Iterable[bytes], FutureId, ErrorInfo | None, bytes], bool]
 
 
+KEEP_LAST = "keep_last"
+"""Who deletes what newer ones of its run have taken the place of."""
 _CANCELLED = CommandCancelledError.__name__
 """What an actor says of a command that it was told to let go of."""
 
@@ -110,6 +121,9 @@ class Finishing:
                 store.checkpoint_saved(checkpoint)
                 if not checkpoint.ephemeral:
                     store.audited(AuditEvent(now, row.tenant, row.key or "", "checkpoint_created", checkpoint.path))
+                for older in beyond:
+                    store.checkpoint_deleted(older, now)
+                    store.audited(AuditEvent(now, row.tenant, KEEP_LAST, "checkpoint_deleted", older.path))
                 if sampler is not None:
                     store.sampler_created(sampler)
             if restored is not None:
@@ -125,7 +139,8 @@ class Finishing:
             for folder in idle:
                 self._offer(folder)
 
-        idle = self._left_behind(row, checkpoint)
+        beyond = self._beyond(row, checkpoint)
+        idle = self._left_behind(row, checkpoint) + [older.folder for older in beyond]
         self._registry.saved(row)
         if checkpoint is not None:
             self._registry.add_checkpoint(checkpoint)
@@ -135,6 +150,16 @@ class Finishing:
             self._registry.add_run(restored)
             idle += [run.former_folder] if run.former_folder else []
         self._writer.write(journal, done, len(result.payload or b""))
+
+    def _beyond(self, row: CommandRow, saved: CheckpointRow | None) -> list[CheckpointRow]:
+        """Those that a run keeps no longer, since there are enough that are newer; forgotten here."""
+        keeps = self._meters.keeps_last(holders(row))
+        if saved is None or saved.ephemeral or keeps is None:
+            return []
+        beyond = older_than_newest(self._registry.checkpoints_of(row.tenant, saved.run), saved, keeps)
+        for older in beyond:
+            self._registry.remove_checkpoint(older)
+        return beyond
 
     def _gone(self, samplers: Iterable[str], checkpoints: Iterable[CheckpointRow]) -> None:
         """Weights without a name that newer ones have taken the place of."""
@@ -190,4 +215,5 @@ class Finishing:
         sampler = saved_sampler(row, run, self._now())
         if sampler is not None:
             sampler = self._registry.sampler_of(LaneId(sampler.id)) or sampler
-        return saved_checkpoint(row, run, outcome, self._now()), sampler
+        kept_for_s = self._meters.kept_for_s(holders(row), saved_kind(row))
+        return saved_checkpoint(row, run, outcome, self._now(), kept_for_s), sampler

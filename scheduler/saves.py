@@ -1,5 +1,6 @@
 """What a save makes: its path, its folder, the rows that record it, and what is answered. Pure."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..storage.rows import CheckpointKind, CheckpointRow, CommandRow, RunRow, SamplerRow
@@ -44,9 +45,12 @@ def saved_folder(row: CommandRow, checkpoints: Path) -> str:
     return str(checkpoints / f"{saved_path(row).removeprefix('tinker://')}.{row.seq}")
 
 
-def saved_checkpoint(row: CommandRow, run: RunRow, outcome: Outcome, now: float) -> CheckpointRow:
+def saved_checkpoint(
+    row: CommandRow, run: RunRow, outcome: Outcome, now: float, kept_for_s: int | None = None
+) -> CheckpointRow:
+    """`kept_for_s` is for how long, where the save did not say."""
     ephemeral = is_ephemeral(row) and row.arguments.ttl_seconds is None
-    ttl = row.arguments.ttl_seconds or (_EPHEMERAL_TTL_S if ephemeral else None)
+    ttl = row.arguments.ttl_seconds or (_EPHEMERAL_TTL_S if ephemeral else kept_for_s)
     assert row.folder is not None, "named when the save was accepted"
     return CheckpointRow(
         path=saved_path(row),
@@ -63,6 +67,13 @@ def saved_checkpoint(row: CommandRow, run: RunRow, outcome: Outcome, now: float)
         ephemeral=ephemeral,
         user_metadata=row.arguments.user_metadata,
     )
+
+
+def older_than_newest(checkpoints: Iterable[CheckpointRow], saved: CheckpointRow, keeps: int) -> list[CheckpointRow]:
+    """Of a run's checkpoints with names, of the same kind as the one that was `saved`, all but the newest `keeps`, and
+    those that are public."""
+    others = [each for each in checkpoints if each.kind == saved.kind and each.path != saved.path and not each.public]
+    return sorted(others, key=lambda each: (each.created_at, each.seq), reverse=True)[max(0, keeps - 1) :]
 
 
 def saved_sampler(row: CommandRow, run: RunRow, now: float) -> SamplerRow | None:

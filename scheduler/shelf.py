@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from anyio import to_thread
 
@@ -15,20 +16,24 @@ from ..wire.catalogue_messages import (
     CheckpointCopied,
     CopyCheckpoint,
     DeleteCheckpoint,
+    DeleteCheckpoints,
     ExpireCheckpoint,
     PublishCheckpoint,
 )
 from ..wire.client_messages import AdapterImported, ImportAdapter
 from ..wire.errors import InvalidRequestError, NotFoundError
 from ..wire.ids import LaneId, TenantId
-from ..wire.types import AuditEvent
+from ..wire.types import AuditEvent, Checkpoint
 from .access.administration import no_tenant
 from .access.sessions import Session
+from .choosing import checked, chosen
 from .commands import Commands
 from .creating import Creating
 from .planning.limits import holders_of
 from .projects import Projects
 from .registry import Registry, no_checkpoint
+
+ShelfRequest: TypeAlias = DeleteCheckpoint | DeleteCheckpoints | PublishCheckpoint | ExpireCheckpoint | CopyCheckpoint
 
 
 class Shelf:
@@ -46,15 +51,15 @@ class Shelf:
         self._registry, self._commands, self._creating, self._projects = registry, commands, creating, projects
         self._writer, self._reader, self._now, self._drop = writer, reader, now, drop
 
-    async def answer(
-        self, session: Session, request: DeleteCheckpoint | PublishCheckpoint | ExpireCheckpoint | CopyCheckpoint
-    ) -> CheckpointCopied | None:
+    async def answer(self, session: Session, request: ShelfRequest) -> CheckpointCopied | list[Checkpoint] | None:
         """Raises NotFoundError, InvalidRequestError, LimitReachedError."""
         match request:
             case DeleteCheckpoint():
                 checkpoint = self._own(session.tenant, request.path)
                 did = did_by(session, self._now(), "checkpoint_deleted", request.path)
                 return await self._remove_checkpoint(checkpoint, did)
+            case DeleteCheckpoints():
+                return await self._remove_all(session, request)
             case PublishCheckpoint():
                 event = f"checkpoint_{'' if request.public else 'un'}published"
                 did = did_by(session, self._now(), event, request.path)
@@ -72,7 +77,7 @@ class Shelf:
         self._registry.add_checkpoint(checkpoint)
 
         def record(store: Store) -> bool:
-            if is_there := store.checkpoint_changed(checkpoint):
+            if is_there := store.checkpoint_changed(checkpoint, did.at):
                 store.audited(did)
             return is_there
 
@@ -95,11 +100,33 @@ class Shelf:
         self._registry.remove_checkpoint(checkpoint)
 
         def record(store: Store) -> None:
-            store.checkpoint_deleted(checkpoint)
+            store.checkpoint_deleted(checkpoint, did.at)
             store.audited(did)
 
         await self._writer.write_and_wait(record)
         await self._drop(checkpoint.folder)
+
+    async def _remove_all(self, session: Session, request: DeleteCheckpoints) -> list[Checkpoint]:
+        wanted = checked(request.chosen)
+        there = self._registry.checkpoints_of(session.tenant)
+        found = chosen(there, wanted, lambda run: self._registry.run(session.tenant, run).project, self._now())
+        told = [self.shown(each) for each in found]
+        for each in () if request.only_tell else found:
+            await self._remove_checkpoint(each, did_by(session, self._now(), "checkpoint_deleted", each.path))
+        return told
+
+    def shown(self, row: CheckpointRow) -> Checkpoint:
+        return Checkpoint(
+            checkpoint_id=row.path.removeprefix(f"tinker://{row.run}/"),
+            checkpoint_type=row.kind,
+            time=row.created_at,
+            tinker_path=row.path,
+            size_bytes=row.size_bytes,
+            expires_at=row.expires_at,
+            public=row.public,
+            user_metadata=row.user_metadata or None,
+            project=self._registry.run(row.tenant, row.run).project,
+        )
 
     async def _copy(self, session: Session, copy: CopyCheckpoint) -> CheckpointCopied:
         """Nothing is waited for between the look-up and the writing: the folder has another name before it can go."""
@@ -107,6 +134,9 @@ class Shelf:
         run, mine, run_is_new = self._creating.copy(session.tenant, session.key.id, copy, expires_at)
         holders = holders_of(session.tenant, session.key.id, run.project)
         self._commands.meters.check_shape(holders, run.lora.rank, run.base_model)
+        kept_for_s = self._commands.meters.kept_for_s(holders, mine.kind)
+        if expires_at is None and kept_for_s is not None:
+            mine = replace(mine, expires_at=self._now() + kept_for_s)
         did = did_by(session, self._now(), "checkpoint_copied", mine.path, source=copy.path)
         copy_is_new = not self._registry.is_taken(mine.path)
         if run_is_new:

@@ -5,13 +5,11 @@ Costs are in millionths of a micro-dollar, as `scheduler.planning.prices` counts
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Literal, TypeAlias
 
+from .kept import By
 from .store import Store
-
-By: TypeAlias = Literal["tenant", "project", "key", "run", "model", "kind", "day"]
 
 _COLUMNS: Mapping[By, str] = {
     "tenant": "tenant",
@@ -21,6 +19,7 @@ _COLUMNS: Mapping[By, str] = {
     "model": "base_model",
     "kind": "kind",
     "day": "date(at, 'unixepoch')",
+    "hour": "strftime('%Y-%m-%dT%H:00', at, 'unixepoch')",
 }
 PER_USD = 10**12
 _MICRO = 10**6
@@ -30,11 +29,12 @@ _SAME = (("owner", "tenant"), ("model", "base_model"), ("with_key", "key"), ("of
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """`of` are what was grouped by; days are UTC."""
+    """`of` are what was grouped by; days and hours are UTC. `gb_hours` were kept, of 10**9 bytes."""
 
     of: tuple[str, ...]
     tokens: int
     cost: int
+    gb_hours: float = 0.0
 
     @property
     def usd(self) -> Decimal:
@@ -64,6 +64,22 @@ def bill(
         **said,
     )
     return [Line(tuple(row[f"by_{each}"] for each in by), row["tokens"], _cost(row)) for row in rows]
+
+
+def bill_with_storage(
+    store: Store,
+    by: Sequence[By],
+    where: Mapping[By, str],
+    now: float,
+    start: float | None = None,
+    end: float | None = None,
+) -> list[Line]:
+    """As `bill`, and what was kept until `now`, whose kind is storage."""
+    lines = {line.of: line for line in bill(store, by, where, start, end)}
+    for kept in store.kept(by, now, start, end, where):
+        line = lines.get(kept.of, Line(kept.of, 0, 0))
+        lines[kept.of] = replace(line, cost=line.cost + kept.cost, gb_hours=kept.gb_hours)
+    return list(lines.values())
 
 
 def _cost(row: Mapping[str, int]) -> int:
@@ -108,6 +124,7 @@ def _verified(store: Store) -> Verified:
         " 'compute_logprobs') AND NOT EXISTS (SELECT 1 FROM usage WHERE usage.future = commands.future)"
     )
     findings += [f"{row['future']}: done, and not billed" for row in unbilled]
+    findings += store.storage_findings()
     recorded = sum(line.cost for line in bill(store, ()))
     if recorded != recomputed:
         findings.append(f"the bill says {recorded}, its commands {recomputed} millionths of a micro-dollar")

@@ -12,7 +12,7 @@ import msgspec
 
 from ..wire.admin_messages import new_key_id
 from ..wire.ids import KeyHash, KeyId, TenantId
-from ..wire.types import USER_SCOPES, Limits, Scope
+from ..wire.limits import USER_SCOPES, Limits, Scope
 from .connection import Connection
 from .rows import KeyRow, TenantRow
 

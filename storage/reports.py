@@ -1,9 +1,11 @@
 """What is told of the whole: usage, actors, runs, queues, failures, tenants. It changes nothing."""
 
+from datetime import UTC, datetime
 from typing import Any
 
-from ..wire.ids import TenantId
+from ..wire.ids import ProjectId, TenantId
 from ..wire.types import UsageEvent, UsageRow
+from .kept import Kept
 from .store import Store
 
 _USD = "total(cost) / 1e12"
@@ -20,7 +22,8 @@ def usage(store: Store, tenant: TenantId | None = None) -> list[UsageRow]:
     return [UsageRow(**row) for row in rows]
 
 
-def usage_between(store: Store, tenant: TenantId, start: float, end: float) -> list[UsageEvent]:
+def usage_between(store: Store, tenant: TenantId, start: float, end: float, now: float) -> list[UsageEvent]:
+    """By the hour; what is kept, until `now`."""
     rows = store.rows(
         "SELECT CAST(usage.at / 3600 AS INTEGER) * 3600.0 AS hour, usage.run, usage.project, runs.session,"
         " usage.base_model, kind, sum(tokens) AS tokens, price / 1e6 AS usd_per_million,"
@@ -32,7 +35,27 @@ def usage_between(store: Store, tenant: TenantId, start: float, end: float) -> l
         start,
         end,
     )
-    return [UsageEvent(**row) for row in rows]
+    runs = store.rows("SELECT id, session FROM runs WHERE tenant = ?", tenant)
+    sessions = {row["id"]: row["session"] for row in runs}
+    kept = store.kept(("hour", "run", "project", "model"), now, start, end, {"tenant": tenant})
+    stored = [_stored(each, sessions, store.storage_price() / 1e6) for each in kept]
+    return sorted([*(UsageEvent(**row) for row in rows), *stored], key=lambda event: event.hour)
+
+
+def _stored(kept: Kept, sessions: dict[str, str | None], usd: float) -> UsageEvent:
+    hour, run, project, model = kept.of
+    return UsageEvent(
+        hour=datetime.fromisoformat(hour).replace(tzinfo=UTC).timestamp(),
+        run=run,
+        session=sessions.get(run),
+        base_model=model,
+        kind="storage",
+        tokens=0,
+        usd_per_million=usd,
+        cost_usd=kept.cost / 1e12,
+        project=ProjectId(project),
+        gb_hours=kept.gb_hours,
+    )
 
 
 def actors(store: Store) -> list[dict[str, Any]]:

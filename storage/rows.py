@@ -6,7 +6,8 @@ from typing import Literal, TypeAlias
 from ..wire.client_messages import CommandArguments
 from ..wire.commands import CommandKind
 from ..wire.ids import ActorId, FutureId, KeyHash, KeyId, LaneId, ProjectId, RunId, SamplerId, TenantId
-from ..wire.types import DEFAULT_PROJECT, LoraConfig, Scope, UsageKind
+from ..wire.limits import Scope
+from ..wire.types import DEFAULT_PROJECT, LoraConfig, UsageKind
 
 CheckpointKind: TypeAlias = Literal["training", "sampler", "external"]
 

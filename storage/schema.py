@@ -303,3 +303,19 @@ def m015_priorities_and_deadlines(db: Database) -> None:
         db.table(table).add_column("priority", int, not_null_default=0)
     for column in ("deadline", "timeout_s"):
         db.table("commands").add_column(column, float)
+
+
+@migrations()
+def m016_storage_is_billed(db: Database) -> None:
+    # Micro-dollars for a GB and a month: one row.
+    db.table("storage_price").create({"price": int})
+    # What is kept under a name, until when, and at which price; NULL while it is.
+    columns = {"id": int, "path": str, "run": str, "tenant": str, "project": str, "key": str, "base_model": str}
+    db.table("stored").create(columns | {"bytes": int, "price": int, "since": float, "until": float}, pk="id")
+    db.table("stored").create_index(["path"])
+    db.table("stored").create_index(["tenant", "since"])
+    db.execute(
+        "INSERT INTO stored (path, run, tenant, project, key, base_model, bytes, price, since)"
+        " SELECT path, run, checkpoints.tenant, project, key, base_model, size_bytes, 0, checkpoints.created_at"
+        " FROM checkpoints JOIN runs ON runs.id = run WHERE NOT ephemeral"
+    )

@@ -20,6 +20,7 @@ from .audit import Audit
 from .checkpoints import place_of
 from .connection import values_of
 from .journal import Journal
+from .kept import Keeping
 from .keys import Keys
 from .projects import Projects
 from .rows import ActorRow, CheckpointRow, ClientSessionRow, RunRow, SamplerRow
@@ -44,9 +45,9 @@ _FOLDER_COLUMNS = (
 )
 
 
-class Store(Journal, Keys, Projects, Audit):
+class Store(Journal, Keys, Projects, Keeping, Audit):
     """`Connection` says how it is opened, `Journal` what becomes of commands, `Keys` who may come in, `Projects` what
-    they work on, and `Audit` who did what."""
+    they work on, `Keeping` what is kept of it and for how long, and `Audit` who did what."""
 
     # Clients' events and tokens ---------------------------------------------------------------------------------------
 
@@ -177,18 +178,27 @@ class Store(Journal, Keys, Projects, Audit):
     def checkpoint_saved(self, checkpoint: CheckpointRow) -> None:
         values = values_of(checkpoint) | {"user_metadata": json.dumps(checkpoint.user_metadata)}
         self._db.table("checkpoints").insert(values, replace=True)
+        if not checkpoint.ephemeral:
+            self._keep(checkpoint, checkpoint.created_at)
 
-    def checkpoint_changed(self, checkpoint: CheckpointRow) -> bool:
+    def checkpoint_changed(self, checkpoint: CheckpointRow, now: float) -> bool:
         """How long it lives, and who may read it. False where it is there no more, or another has taken its name."""
+        was = self.rows("SELECT ephemeral FROM checkpoints WHERE path = ?", checkpoint.path)
         changed = (
             "UPDATE checkpoints SET expires_at = :expires_at, public = :public, ephemeral = :ephemeral"
             " WHERE path = :path AND folder = :folder RETURNING path"
         )
-        return bool(self.rows(changed, **values_of(checkpoint)))
+        if not self.rows(changed, **values_of(checkpoint)):
+            return False
+        if was[0]["ephemeral"] and not checkpoint.ephemeral:
+            self._keep(checkpoint, now)
+        return True
 
-    def checkpoint_deleted(self, checkpoint: CheckpointRow) -> None:
-        """Unless another has taken its name since."""
-        self._db.execute("DELETE FROM checkpoints WHERE path = ? AND folder = ?", [checkpoint.path, checkpoint.folder])
+    def checkpoint_deleted(self, checkpoint: CheckpointRow, now: float) -> None:
+        """Unless another has taken its name since. One that expired was kept until then."""
+        gone = "DELETE FROM checkpoints WHERE path = ? AND folder = ? RETURNING path"
+        if self.rows(gone, checkpoint.path, checkpoint.folder):
+            self._let_go(checkpoint.path, now if checkpoint.expires_at is None else min(now, checkpoint.expires_at))
 
     def checkpoints(self) -> list[CheckpointRow]:
         return [_checkpoint(row) for row in self.rows("SELECT * FROM checkpoints")]

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import msgspec
 
 from .ids import KeyId, TenantId
-from .types import USER_SCOPES, Limits, Scope
+from .limits import USER_SCOPES, Limits, Scope
 
 
 def new_key_id() -> KeyId:

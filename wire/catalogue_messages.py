@@ -25,7 +25,8 @@ class JoinSampler(msgspec.Struct, frozen=True, tag="join_sampler"):
 
 
 class Query(msgspec.Struct, frozen=True, tag="query"):
-    """`files` are a checkpoint's weights to be taken away, `weights` what is to be known of it."""
+    """`files` are a checkpoint's weights to be taken away, `weights` what is to be known of it; `storage_price` is in
+    USD for a GB and a month of 720 hours."""
 
     request: int
     what: Literal[
@@ -40,6 +41,7 @@ class Query(msgspec.Struct, frozen=True, tag="query"):
         "tenant",
         "key",
         "projects",
+        "storage_price",
     ]
     subject: str | None = None
 
@@ -66,6 +68,29 @@ class AssignProject(msgspec.Struct, frozen=True, tag="assign_project"):
 class DeleteCheckpoint(msgspec.Struct, frozen=True, tag="delete_checkpoint"):
     request: int
     path: str
+
+
+class CheckpointFilter(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Checkpoints with names that have all of what is said: of a `run`, of a `project`, of a `kind`, made more than
+    `older_than_s` seconds ago, with all of this metadata, and not among the newest `but_newest` of their run and kind.
+    Published ones only where `public` says so."""
+
+    run: str | None = None
+    project: ProjectId | None = None
+    kind: Literal["training", "sampler", "external"] | None = None
+    older_than_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    user_metadata: dict[str, str] = {}
+    but_newest: Count | None = None
+    public: bool = False
+
+
+class DeleteCheckpoints(msgspec.Struct, frozen=True, tag="delete_checkpoints"):
+    """All that the filter chooses, of which something has to be said; the answer is what they are. `only_tell` deletes
+    none."""
+
+    request: int
+    chosen: CheckpointFilter
+    only_tell: bool = False
 
 
 class CreateClientSession(msgspec.Struct, frozen=True, tag="create_client_session"):
@@ -198,6 +223,7 @@ CatalogueChange: TypeAlias = (
     | FinishClientSession
     | JoinSampler
     | DeleteCheckpoint
+    | DeleteCheckpoints
     | PublishCheckpoint
     | ExpireCheckpoint
     | CopyCheckpoint

@@ -4,7 +4,7 @@ They are plain typed structs without behaviour beyond conversion. The gateway, a
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
 import numpy as np
@@ -320,31 +320,6 @@ class ClientSession(msgspec.Struct, frozen=True):
     project: ProjectId = DEFAULT_PROJECT
 
 
-Scope: TypeAlias = Literal["train", "sample", "read", "admin"]
-"""What a key may do: train runs and change their checkpoints; sample; list, download and see usage; administer the
-deployment. What any use of a run or a sampler takes, all may."""
-SCOPES: tuple[Scope, ...] = ("train", "sample", "read", "admin")
-USER_SCOPES: tuple[Scope, ...] = ("train", "sample", "read")
-"""What a key may where nothing else was said."""
-
-Amount: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
-
-
-class Limits(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What somebody may have at most; None is any number. Active `runs`, and the `rank` of each; tokens of requests
-    that wait or run; requests a second; sequences that are sampled at the same time; bytes of checkpoints with names;
-    USD in a calendar month of UTC; and the names of base `models`."""
-
-    runs: Amount | None = None
-    rank: Amount | None = None
-    queued_tokens: Amount | None = None
-    requests_per_s: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
-    concurrent_samples: Amount | None = None
-    stored_bytes: Amount | None = None
-    monthly_usd: Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None = None
-    models: list[str] | None = None
-
-
 UsageKind: TypeAlias = Literal["prefill", "cached_prefill", "sample", "train"]
 """A prompt's tokens are `prefill` where they were computed, and `cached_prefill` where they were found computed."""
 
@@ -362,17 +337,19 @@ class AuditEvent(msgspec.Struct, frozen=True):
 
 
 class UsageEvent(msgspec.Struct, frozen=True):
-    """Tokens of one hour, which starts at `hour` in Unix seconds, at one price."""
+    """Tokens of one hour, which starts at `hour` in Unix seconds, at one price; or `gb_hours` of what was kept in it,
+    and then the price is for a GB and a month of 720 hours."""
 
     hour: float
     run: str
     session: str | None
     base_model: str
-    kind: UsageKind
+    kind: UsageKind | Literal["storage"]
     tokens: int
     usd_per_million: float
     cost_usd: float
     project: ProjectId = DEFAULT_PROJECT
+    gb_hours: float = 0.0
 
 
 class UsageRow(msgspec.Struct, frozen=True):

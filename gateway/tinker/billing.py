@@ -10,6 +10,7 @@ from tinker.types.billing_usage_response import (
     BillingUsageSession,
     SamplingPrefillBillingEvent,
     SamplingSampleBillingEvent,
+    StorageBillingEvent,
     TrainingBillingEvent,
 )
 
@@ -47,7 +48,7 @@ def _event(event: UsageEvent) -> BillingUsageEvent:
         session_id=event.session,
         project_id=event.project,
         estimated_cost_usd=event.cost_usd,
-        effective_rate_usd_per_million_tokens=event.usd_per_million,
+        effective_rate_usd_per_million_tokens=None if event.kind == "storage" else event.usd_per_million,
         event_info=_info(event),
     )
 
@@ -60,3 +61,5 @@ def _info(event: UsageEvent) -> BillingEventInfo:
             return SamplingPrefillBillingEvent(cached=event.kind == "cached_prefill", token_count=event.tokens)
         case "sample":
             return SamplingSampleBillingEvent(token_count=event.tokens)
+        case "storage":
+            return StorageBillingEvent(gigabyte_hours=event.gb_hours, free=event.usd_per_million == 0)

@@ -1,11 +1,11 @@
 """Checkpoints: listed, deleted, published, given a time to live. Downloading them is `downloads`."""
 
 from collections import defaultdict
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from tinker.types import (
     CheckpointsListResponse,
     CurrentCheckpointStorageUsageResponse,
@@ -13,7 +13,14 @@ from tinker.types import (
 )
 from tinker.types.current_checkpoint_storage_usage_response import CurrentCheckpointStorageUsageItem
 
-from ...wire.catalogue_messages import DeleteCheckpoint, ExpireCheckpoint, PublishCheckpoint
+from ...wire.catalogue_messages import (
+    CheckpointFilter,
+    DeleteCheckpoint,
+    DeleteCheckpoints,
+    ExpireCheckpoint,
+    PublishCheckpoint,
+)
+from ...wire.ids import ProjectId
 from ...wire.types import Checkpoint
 from ..bodies import body_of
 from ..broker import BrokerOf
@@ -24,6 +31,17 @@ router = APIRouter()
 
 _OF_RUN = "/training_runs/{run_id}/checkpoints"
 _ONE = _OF_RUN + "/{checkpoint_id:path}"
+
+
+class _Chosen(BaseModel, extra="forbid"):
+    training_run_id: str | None = None
+    project_id: str | None = None
+    kind: Literal["training", "sampler", "external"] | None = None
+    older_than_s: float | None = Field(None, ge=0)
+    user_metadata: dict[str, str] = {}
+    but_newest: int | None = Field(None, ge=0, lt=2**53)
+    public: bool = False
+    only_tell: bool = False
 
 
 class _Ttl(BaseModel):
@@ -40,6 +58,24 @@ async def list_user_checkpoints(broker: BrokerOf, limit: int = 100, offset: int 
     return CheckpointsListResponse(
         checkpoints=[checkpoint_to_sdk(c) for c in found[offset : offset + limit]], cursor=cursor
     )
+
+
+@router.post("/checkpoints/delete")
+async def delete_checkpoints(
+    broker: BrokerOf, body: Annotated[_Chosen, Depends(body_of(_Chosen))]
+) -> CheckpointsListResponse:
+    """Lorry's own: all that have what is said, which cannot be nothing. Answers what they are."""
+    chosen = CheckpointFilter(
+        body.training_run_id,
+        ProjectId(body.project_id) if body.project_id is not None else None,
+        body.kind,
+        body.older_than_s,
+        body.user_metadata,
+        body.but_newest,
+        body.public,
+    )
+    found = await broker.ask(lambda number: DeleteCheckpoints(number, chosen, body.only_tell), list[Checkpoint])
+    return CheckpointsListResponse(checkpoints=[checkpoint_to_sdk(checkpoint) for checkpoint in found])
 
 
 @router.get(_OF_RUN)
@@ -85,10 +121,13 @@ async def checkpoint_storage(broker: BrokerOf, project_id: str | None = None) ->
     for checkpoint in found:
         if project_id in (None, checkpoint.project):
             kept[checkpoint.project].append(checkpoint)
-    return CurrentCheckpointStorageUsageResponse(data=[_stored(tenant, *item) for item in kept.items()])
+    usd = await broker.look("storage_price", float)
+    return CurrentCheckpointStorageUsageResponse(
+        effective_rate_usd_per_gigabyte_month=usd, data=[_stored(tenant, usd, *item) for item in kept.items()]
+    )
 
 
-def _stored(tenant: str, project: str, kept: list[Checkpoint]) -> CurrentCheckpointStorageUsageItem:
+def _stored(tenant: str, usd: float, project: str, kept: list[Checkpoint]) -> CurrentCheckpointStorageUsageItem:
     size = sum(checkpoint.size_bytes for checkpoint in kept)
     return CurrentCheckpointStorageUsageItem(
         project_id=project,
@@ -97,4 +136,5 @@ def _stored(tenant: str, project: str, kept: list[Checkpoint]) -> CurrentCheckpo
         checkpoint_count=len(kept),
         size_bytes=size,
         size_gigabytes=size / 1e9,
+        estimated_monthly_cost_usd=size / 1e9 * usd,
     )

@@ -26,7 +26,8 @@ from ...wire.admin_messages import (
 )
 from ...wire.errors import InvalidRequestError, LorryError, NotFoundError
 from ...wire.ids import ProjectId, TenantId
-from ...wire.types import SCOPES, AuditEvent, Limits, Scope
+from ...wire.limits import SCOPES, Limits, Scope
+from ...wire.types import AuditEvent
 from ..planning.limits import EVERYONE, Holder
 
 _KEY_ID = re.compile(r"key-[0-9a-f]{12}")

@@ -11,7 +11,8 @@ from ...storage.writer import Writer
 from ...wire.admin_messages import AdminOrder
 from ...wire.errors import AuthenticationError, LorryError, NotFoundError, StorageUnavailableError
 from ...wire.ids import KeyHash, TenantId
-from ...wire.types import AuditEvent, Limits
+from ...wire.limits import Limits
+from ...wire.types import AuditEvent
 from ..planning.limits import Holder
 from . import administration, tokens
 from .administration import Carried, is_open

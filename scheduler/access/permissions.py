@@ -12,6 +12,7 @@ from ...wire.catalogue_messages import (
     CountClientEvents,
     CreateClientSession,
     DeleteCheckpoint,
+    DeleteCheckpoints,
     ExpireCheckpoint,
     FindRuns,
     FinishClientSession,
@@ -39,15 +40,18 @@ from ...wire.client_messages import (
     Watch,
 )
 from ...wire.errors import PermissionDeniedError
-from ...wire.types import SCOPES, Scope
+from ...wire.limits import SCOPES, Scope
 
 _WORK: tuple[Scope, ...] = ("train", "sample")
-_OPEN_QUESTIONS = ("capabilities", "run", "sampler", "weights", "tenant", "key", "projects")
+_OPEN_QUESTIONS = ("capabilities", "run", "sampler", "weights", "tenant", "key", "projects", "storage_price")
 """What a program has to ask of what it trains or samples."""
 
 NEEDED: Mapping[type, tuple[Scope, ...]] = MappingProxyType(
     {
-        **dict.fromkeys((CreateRun, DeleteCheckpoint, PublishCheckpoint, ExpireCheckpoint, CopyCheckpoint), ("train",)),
+        **dict.fromkeys(
+            (CreateRun, DeleteCheckpoint, DeleteCheckpoints, PublishCheckpoint, ExpireCheckpoint, CopyCheckpoint),
+            ("train",),
+        ),
         **dict.fromkeys((CreateSampler, JoinSampler), ("sample",)),
         **dict.fromkeys((Submit, Refuse, Cancel), _WORK),
         **dict.fromkeys((FindRuns, UsageBetween), ("read",)),

@@ -16,7 +16,7 @@ import msgspec
 
 from ...wire.errors import LimitReachedError, TooManyWaitingError
 from ...wire.ids import KeyId, LaneId, ProjectId, TenantId
-from ...wire.types import Limits
+from ...wire.limits import Limits
 
 Holder = NewType("Holder", str)
 """`tenant:NAME`, `project:TENANT/NAME` or `key:ID`, or everyone."""
@@ -53,7 +53,8 @@ def holders_of(tenant: TenantId, key: KeyId | None, project: ProjectId | None = 
 
 @dataclass(slots=True)
 class _Meter:
-    """What one holder has. `spent` is in millionths of a micro-dollar, of `month`. Requests are counted as a level that
+    """What one holder has. `spent`, on tokens, and `kept`, storage, are in millionths of a micro-dollar, of
+    `month`. Requests are counted as a level that
     drains at their rate; `drained_at`, and the last moment that was `promised` to one that is to come again, are in
     Unix seconds."""
 
@@ -63,8 +64,13 @@ class _Meter:
     promised: float = 0.0
     month: str = ""
     spent: int = 0
+    kept: int = 0
     active: dict[LaneId, float] = field(default_factory=dict[LaneId, float])
     told_near: set[str] = field(default_factory=set[str])
+
+    @property
+    def usd(self) -> float:
+        return (self.spent + self.kept) / _PER_USD
 
 
 class Meters:
@@ -113,8 +119,17 @@ class Meters:
         """In millionths of a micro-dollar."""
         for holder in holders:
             self._this_month(holder, now).spent += cost
-            if (most := self.limits(holder).monthly_usd) is not None:
-                self._note(holder, "monthly_usd", self._meters[holder].spent / _PER_USD, most)
+            self._note_spend(holder, now)
+
+    def kept(self, costs: Mapping[Holder, int], now: float) -> None:
+        """What storage has cost in this month by now, in millionths of a micro-dollar."""
+        for holder, cost in costs.items():
+            self._this_month(holder, now).kept = cost
+            self._note_spend(holder, now)
+
+    def _note_spend(self, holder: Holder, now: float) -> None:
+        if (most := self.limits(holder).monthly_usd) is not None:
+            self._note(holder, "monthly_usd", self._this_month(holder, now).usd, most)
 
     def used(self, holders: Iterable[Holder], run: LaneId, now: float) -> None:
         """A request of this run, or that it was made."""
@@ -179,7 +194,7 @@ class Meters:
     def check_spend(self, holders: Iterable[Holder], now: float) -> None:
         """Raises LimitReachedError once the month's money is spent."""
         for holder in holders:
-            most, spent = self.limits(holder).monthly_usd, self._this_month(holder, now).spent / _PER_USD
+            most, spent = self.limits(holder).monthly_usd, self._this_month(holder, now).usd
             if most is not None and spent >= most:
                 ends = f"It ends with the month, in UTC; {_next_month(now)} is the first day of the next"
                 raise _over(holder, "monthly_usd", f"{spent:,.6f}", f"{most:,.6f}", ends)
@@ -217,6 +232,16 @@ class Meters:
                 raise _over(holder, "stored_bytes", f"{has:,}", f"{most:,}", "Delete checkpoints, or have them expire")
             self._note(holder, "stored_bytes", has, most)
 
+    def kept_for_s(self, holders: Iterable[Holder], kind: str) -> int | None:
+        """A checkpoint of this kind that is saved without a time to live; None for ever."""
+        said = (getattr(self.limits(holder), f"{kind}_ttl_s") for holder in holders)
+        return min((seconds for seconds in said if seconds is not None), default=None)
+
+    def keeps_last(self, holders: Iterable[Holder]) -> int | None:
+        """How many checkpoints with names, of each kind, a run keeps; None for all."""
+        said = (self.limits(holder).keep_last for holder in holders)
+        return min((count for count in said if count is not None), default=None)
+
     def limits_anything(self) -> bool:
         return bool(self._limits)
 
@@ -241,7 +266,7 @@ class Meters:
     def _this_month(self, holder: Holder, now: float) -> _Meter:
         meter, month = self._meters[holder], month_of(now)
         if meter.month != month:
-            meter.month, meter.spent = month, 0
+            meter.month, meter.spent, meter.kept = month, 0, 0
         return meter
 
     def _note(self, holder: Holder, name: str, has: float, most: float) -> None:

@@ -18,6 +18,7 @@ EVERY_OTHER = "*"
 """What the file calls the models that it does not name."""
 _MOST_USD = 1e4
 """A cent a token: with any more, what one command can cost would not fit where it is written down."""
+_STORAGE = "storage_usd_per_gb_month"
 _CACHED = 0.2
 """Of what a computed prompt costs: what one that was found computed does, where nothing else was said."""
 
@@ -39,6 +40,12 @@ class Prices:
     """By the public names of models; without any, all is free."""
 
     by_model: Mapping[str, ModelPrices] = field(default_factory=dict[str, ModelPrices])
+    storage_usd_per_gb_month: float = 0.0
+
+    @property
+    def storage(self) -> int:
+        """Micro-dollars for a GB, 10**9 bytes, and a month of 720 hours."""
+        return round(self.storage_usd_per_gb_month * 1e6)
 
     def of(self, model: str, kind: UsageKind) -> int:
         """Micro-dollars per million tokens."""
@@ -62,14 +69,19 @@ def cost(tokens: int, price: int) -> int:
 
 
 def parse_prices(text: str) -> Prices:
-    """TOML: a table for each model, with `prefill`, `cached_prefill`, `sample` and `train`; `["*"]` for all others.
+    """TOML: a table for each model, with `prefill`, `cached_prefill`, `sample` and `train`; `["*"]` for all others; and
+    before these, if it costs anything, `storage_usd_per_gb_month`.
 
     Raises InvalidRequestError.
     """
     try:
-        by_model = msgspec.convert(tomllib.loads(text), dict[str, ModelPrices], strict=False)
+        said = tomllib.loads(text)
+        storage = msgspec.convert(said.pop(_STORAGE, 0.0), float, strict=False)
+        by_model = msgspec.convert(said, dict[str, ModelPrices], strict=False)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise InvalidRequestError(f"prices: {error}", field="prices") from None
+    if not (math.isfinite(storage) and 0 <= storage <= _MOST_USD):
+        raise InvalidRequestError.of(f"prices.{_STORAGE}", storage, "USD for a GB and a month, from 0 to 10,000")
     for model, prices in by_model.items():
         for kind in ModelPrices.__struct_fields__:
             usd = getattr(prices, kind)
@@ -77,4 +89,4 @@ def parse_prices(text: str) -> Prices:
                 raise InvalidRequestError.of(
                     f"prices[{model!r}].{kind}", usd, "USD per million tokens, from 0 to 10,000"
                 )
-    return Prices(by_model)
+    return Prices(by_model, storage)

@@ -19,6 +19,7 @@ from tests.conftest import ROOT, Server, start_server
 OLD_SDK = ROOT / "build/sdk-0.34.0"
 """`make test` puts it there."""
 PRICES = """
+storage_usd_per_gb_month = 0.2
 ["jargon-1m"]
 train = 0.44
 sample = 0.4

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from lorry.gateway import admin
 from lorry.storage.store import Store
 from lorry.wire.ids import TenantId
-from lorry.wire.types import SCOPES, Scope
+from lorry.wire.limits import SCOPES, Scope
 from tests.conftest import Server
 
 from .conftest import Tenant

@@ -80,6 +80,7 @@ BODIES: dict[str, Body] = {
     "/session_heartbeat": lambda of: {"session_id": of.session_id},
     "/sessions/{session_id}/finish": lambda of: {"reason": {"type": "success"}},
     "/sessions/search": lambda of: {"session_id": of.session_id},
+    "/checkpoints/delete": lambda of: {"training_run_id": of.run_id},
     "/weights_info": lambda of: {"tinker_path": of.path},
     "/copy_weights": lambda of: {"source_path": of.path, "session_id": of.session_id, "model_seq_id": 8},
     "/training_runs/{run_id}/checkpoints/{checkpoint_id:path}/ttl": lambda of: {"ttl_seconds": 1},

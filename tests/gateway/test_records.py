@@ -84,6 +84,26 @@ def test_sessions_are_put_into_projects_and_moved(tenant: Tenant) -> None:
     assert [name for name in ("birds", "owls", "nests") if f" {name} " in table] == ["birds", "owls"]
 
 
+def test_storage_is_billed_and_checkpoints_go_many_at_once(tenant: Tenant) -> None:
+    seen = tenant.run("records.storage")
+    assert seen["rate"] == 0.2
+    assert seen["monthly"] == pytest.approx(0.2 * seen["bytes"] / 1e9, rel=1e-9)
+    assert 0 < seen["gigabyte_hours"] < seen["bytes"] / 1e9, "less than an hour"
+    assert set(seen["free"]) == {False}
+    assert seen["cost"] == pytest.approx(0.2 * seen["gigabyte_hours"] / 720, rel=1e-3, abs=1e-11)
+    with tenant.http() as http:
+        body = {"training_run_id": seen["model_id"], "but_newest": 1}
+        told = http.post("checkpoints/delete", json=body | {"only_tell": True}).json()["checkpoints"]
+        gone = http.post("checkpoints/delete", json=body).json()["checkpoints"]
+        assert [each["checkpoint_id"] for each in gone] == ["weights/a", "weights/b"]
+        assert gone == told
+        assert http.post("checkpoints/delete", json={}).status_code == 400
+        assert http.post("checkpoints/delete", json={"everything": True}).status_code == 422
+        left = http.get("checkpoints").json()["checkpoints"]
+        assert [each["checkpoint_id"] for each in left] == ["weights/c"]
+    assert " storage " in tenant.lorry("usage", "--by", "kind", "--run", seen["model_id"])
+
+
 def test_a_client_says_within_which_time_it_wants_what_it_asks_for(tenant: Tenant) -> None:
     seen = tenant.run("records.in_time")
     assert len(seen["losses"]) == 2
@@ -145,7 +165,8 @@ def test_the_tinker_command_publishes_expires_tells_who_you_are_and_what_you_use
     assert "Logged in as user-" in seen["login"]
     assert "Removed credential" in seen["logout"]
     assert "jargon-1m" in seen["models"]
-    assert [(event["type"], event["token_count"]) for event in seen["usage"]] == [("training", seen["tokens"])]
+    used = [(event["type"], event["token_count"]) for event in seen["usage"] if event["type"] != "storage"]
+    assert used == [("training", seen["tokens"])]
     assert [item["size_bytes"] for item in seen["storage"]] == [seen["size"]]
 
 

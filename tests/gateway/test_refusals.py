@@ -69,6 +69,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "scheduler/access/administration.py::check_project": (1, NO_COMMAND),
     "scheduler/projects.py::checked": (1, NO_COMMAND),
     "scheduler/creating.py::_project": (1, NO_COMMAND),
+    "scheduler/choosing.py::checked": (1, NO_COMMAND),
     "scheduler/creating.py::checked_priority": (1, NO_COMMAND),
     "scheduler/queueing.py::state": (1, NO_COMMAND),
     "scheduler/commands.py::late": (1, IS_OVER),

@@ -63,7 +63,8 @@ from lorry.wire.errors import (
     PermissionDeniedError,
 )
 from lorry.wire.ids import FutureId, LaneId, TenantId, future_id
-from lorry.wire.types import SCOPES, USER_SCOPES, AuditEvent, Limits, LoraConfig, Scope
+from lorry.wire.limits import SCOPES, USER_SCOPES, Limits, Scope
+from lorry.wire.types import AuditEvent, LoraConfig
 
 from .test_client_door import DATUM, Serving
 

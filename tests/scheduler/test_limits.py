@@ -34,8 +34,9 @@ from lorry.wire.catalogue_messages import FutureState, Query, QueueState
 from lorry.wire.client_messages import CommandArguments, CreateRun, CreateSampler, RunCreated, SamplerCreated, Submit
 from lorry.wire.errors import LimitReachedError, NotFoundError, TooManyWaitingError
 from lorry.wire.ids import ActorId, FutureId, KeyId, LaneId, TenantId, future_id
+from lorry.wire.limits import Limits
 from lorry.wire.model_input import ModelInput
-from lorry.wire.types import Limits, LoraConfig, SamplingParams
+from lorry.wire.types import LoraConfig, SamplingParams
 
 from .test_client_door import DATUM, Serving
 

@@ -16,12 +16,14 @@ from lorry.wire.admin_messages import Administer, CreateKey, EndKey, KeyCreated,
 from lorry.wire.catalogue_messages import (
     AssignProject,
     AuditBetween,
+    CheckpointFilter,
     ClientSessionCreated,
     Completions,
     CopyCheckpoint,
     CountClientEvents,
     CreateClientSession,
     DeleteCheckpoint,
+    DeleteCheckpoints,
     ExpireCheckpoint,
     FindRuns,
     FinishClientSession,
@@ -123,7 +125,7 @@ ASKS: dict[type, list[Callable[[int, Things], object]]] = {
         *(lambda n, of, what=what: Query(n, what, of.path) for what in ("weights", "files")),
         *(
             lambda n, of, what=what: Query(n, what)
-            for what in ("capabilities", "usage", "sessions", "tenant", "projects")
+            for what in ("capabilities", "usage", "sessions", "tenant", "projects", "storage_price")
         ),
     ],
     FindRuns: [lambda n, of: FindRuns(n), lambda n, of: FindRuns(n, ProjectId("secret"))],
@@ -133,6 +135,7 @@ ASKS: dict[type, list[Callable[[int, Things], object]]] = {
     FinishClientSession: [lambda n, of: FinishClientSession(n, of.session, "errored")],
     JoinSampler: [lambda n, of: JoinSampler(n, of.sampler)],
     DeleteCheckpoint: [lambda n, of: DeleteCheckpoint(n, of.path)],
+    DeleteCheckpoints: [lambda n, of: DeleteCheckpoints(n, CheckpointFilter(run=of.run))],
     PublishCheckpoint: [lambda n, of: PublishCheckpoint(n, of.path, True)],
     ExpireCheckpoint: [lambda n, of: ExpireCheckpoint(n, of.path, 1)],
     CopyCheckpoint: [lambda n, of: CopyCheckpoint(n, of.nonce, of.path, Slot(of.session, 2))],

@@ -13,7 +13,8 @@ from lorry.wire.catalogue_messages import AssignProject, ClientSessionCreated, C
 from lorry.wire.client_messages import CreateRun, CreateSampler, RunCreated, SamplerCreated
 from lorry.wire.errors import InvalidRequestError, LimitReachedError, NotFoundError
 from lorry.wire.ids import ProjectId, TenantId
-from lorry.wire.types import Limits, LoraConfig, SaveWeightsForSamplerResponse, TrainingRun
+from lorry.wire.limits import Limits
+from lorry.wire.types import LoraConfig, SaveWeightsForSamplerResponse, TrainingRun
 
 from .test_client_door import DATUM, Serving
 

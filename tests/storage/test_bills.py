@@ -151,15 +151,15 @@ def asked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., st
 
 def test_usage_is_printed_for_machines(asked: Callable[..., str]) -> None:
     rows = list(csv.reader(io.StringIO(asked("--csv", "--by", "day", "--by", "tenant"))))
-    assert rows[0] == ["day", "tenant", "tokens", "usd"]
-    assert rows[1] == ["1970-01-01", "alice", "1000000", "0.440000000000"]
+    assert rows[0] == ["day", "tenant", "tokens", "gb_hours", "usd"]
+    assert rows[1] == ["1970-01-01", "alice", "1000000", "0.0", "0.440000000000"]
     assert len(rows) == 4
     found = json.loads(asked("--json", "--by", "tenant", "--since", "1970-01-02"))
     assert found["usage"] == [
-        {"tenant": "bob", "tokens": 10**6, "usd": 0.44},
-        {"tenant": "alice", "tokens": 10**6, "usd": 0.44},
+        {"tenant": "bob", "tokens": 10**6, "gb_hours": 0.0, "usd": 0.44},
+        {"tenant": "alice", "tokens": 10**6, "gb_hours": 0.0, "usd": 0.44},
     ]
-    assert found["sum"] == {"tokens": 2 * 10**6, "usd": 0.88}
+    assert found["sum"] == {"tokens": 2 * 10**6, "gb_hours": 0.0, "usd": 0.88}
 
 
 def test_usage_is_printed_for_people_with_its_sum(asked: Callable[..., str]) -> None:
@@ -167,8 +167,8 @@ def test_usage_is_printed_for_people_with_its_sum(asked: Callable[..., str]) -> 
     assert all(len(line) <= 80 for line in lines)
     assert any("key-1" in line and "2,000,000" in line and "0.880000" in line for line in lines)
     assert any("sum" in line and "2,000,000" in line for line in lines)
-    assert asked("--tenant", "nobody") == "No tokens were used.\n"
-    assert asked("--until", "1970-01-01") == "No tokens were used.\n"
+    assert asked("--tenant", "nobody") == "Nothing was used.\n"
+    assert asked("--until", "1970-01-01") == "Nothing was used.\n"
 
 
 def test_usage_is_verified(asked: Callable[..., str]) -> None:

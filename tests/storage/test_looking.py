@@ -25,7 +25,7 @@ from .test_blobs import PAYLOAD, accept
 from .test_store import ALICE, RUN
 from .test_store import store as store  # a fixture
 
-LAST = "m015_priorities_and_deadlines"
+LAST = "m016_storage_is_billed"
 BESIDE = (f"{FILE}-wal", f"{FILE}-shm")
 
 

@@ -158,7 +158,7 @@ def test_a_name_that_was_taken_again_is_not_deleted_for_the_one_that_had_it(stor
     for checkpoint in (old, new):
         store.checkpoint_saved(checkpoint)
         registry.add_checkpoint(checkpoint)
-    store.checkpoint_deleted(old)
+    store.checkpoint_deleted(old, 3.0)
     registry.remove_checkpoint(old)
     assert store.checkpoints() == [new]
     assert registry.readable(ALICE, "tinker://x") == new

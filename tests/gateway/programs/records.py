@@ -113,6 +113,24 @@ def projects() -> dict[str, Any]:
     }
 
 
+def storage() -> dict[str, Any]:
+    """What is kept is billed by the hour, and goes many at once."""
+    training = new_run(tinker.ServiceClient())
+    for name in "abc":
+        training.save_state(name).result()
+    usage = tinker.AdminClient().get_current_checkpoint_storage_usage().result()
+    kept = [e for e in billed_lately().data if e.event_info.type == "storage"]
+    return {
+        "rate": usage.effective_rate_usd_per_gigabyte_month,
+        "bytes": sum(item.size_bytes for item in usage.data),
+        "monthly": sum(item.estimated_monthly_cost_usd for item in usage.data),
+        "gigabyte_hours": sum(e.event_info.gigabyte_hours for e in kept),
+        "free": [e.event_info.free for e in kept],
+        "cost": sum(e.estimated_cost_usd for e in kept),
+        "model_id": training.model_id,
+    }
+
+
 def in_time() -> dict[str, Any]:
     """A timeout for all that a client asks for: what is in time is as ever, and a long sample is ended."""
     usual = tinker.ServiceClient(default_headers_overrides={"X-Lorry-Timeout-S": "600"})
