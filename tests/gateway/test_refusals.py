@@ -103,7 +103,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "scheduler/commands.py::item": (2, IS_OVER),
     "scheduler/finishing.py::finish": (1, IS_OVER),
     "scheduler/models.py::known": (1, NO_COMMAND),
-    "scheduler/planning/prices.py::parse_prices": (2, AT_START),
+    "scheduler/planning/prices.py::parse_prices": (3, AT_START),
     "scheduler/recovering.py::actor_lost": (1, IS_OVER),
     "scheduler/recovering.py::_break": (1, IS_OVER),
     "scheduler/registry.py::run": (1, NO_PLACE),
