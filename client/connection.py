@@ -100,6 +100,7 @@ class Connection:
         self._welcome: Welcome | None = None
         self._welcomed = anyio.Event()
         self._refused: LorryError | None = None
+        self._put_off: LorryError | None = None
         self._heard = anyio.current_time()
         self._closed = False
 
@@ -207,7 +208,8 @@ class Connection:
     # The conversation ------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Say hello and wait for the welcome. Raises AuthenticationError, ProtocolError, ConnectionLostError."""
+        """Say hello and wait for the welcome. Raises AuthenticationError, ProtocolError, ConnectionLostError, and
+        TooManyWaitingError where the server told it to come again until its time was over."""
         self._channel.on_reconnect = self._greet
         self._hello()
         with anyio.move_on_after(self._timeout_s):
@@ -215,7 +217,7 @@ class Connection:
         if self._refused is not None:
             raise self._refused
         if self._welcome is None:
-            raise ConnectionLostError(f"no answer from {self._address} within {self._timeout_s:g} s")
+            raise self._put_off or ConnectionLostError(f"no answer from {self._address} within {self._timeout_s:g} s")
 
     async def receive(self) -> None:
         while True:
@@ -259,7 +261,9 @@ class Connection:
                     self._send_held(lane, at_most)
 
     def _failed(self, number: int | None, error: LorryError) -> None:
-        if number is None:
+        if number is None and error.after_s is not None and not self._relays:
+            self._put_off = error  # it says hello again, until there is a welcome
+        elif number is None:
             self._refused = error
             self._welcomed.set()
             self._cancelled.clear()

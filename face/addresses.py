@@ -2,6 +2,8 @@
 
 from ipaddress import ip_address
 
+from lorry.gateway.config import HttpSettings
+from lorry.gateway.peers import trusted
 from lorry.wire.errors import InvalidRequestError
 
 
@@ -23,6 +25,15 @@ def is_loopback(bind: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def check_exposure(http: str, settings: HttpSettings) -> None:
+    """Keys and data leave this machine in the clear only where somebody has said so. Raises InvalidRequestError."""
+    said = trusted(settings) or settings.tls_cert or settings.tls_key or settings.plain_http
+    if not said and host_and_port(http) and not is_loopback(f"tcp://{http}"):
+        ways = "--tls-cert and --tls-key encrypt, --trusted-proxies names a proxy that does, --plain-http does without"
+        expected = f"an address on loopback, or a word on who reads along beyond it: {ways}"
+        raise InvalidRequestError.of("http", http, expected)
 
 
 def reached_from_here(bind: str) -> str:

@@ -1,15 +1,16 @@
-"""An actor's settings as words of a command line, as the supervisor writes and `lorry actor` reads them."""
+"""Settings as words of a command line, as the supervisor writes and `lorry actor` and `lorry gateway` read them."""
 
 from dataclasses import fields
 
 from lorry.actors.config import ActorSettings
+from lorry.gateway.config import HttpSettings
 
 
 def option_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def arguments_of(settings: ActorSettings) -> list[str]:
+def arguments_of(settings: ActorSettings | HttpSettings) -> list[str]:
     """A switch is there or not; None, which is a default that depends on the machine, is left out."""
     words: list[str] = []
     for field in fields(settings):

@@ -13,9 +13,10 @@ from anyio import to_thread
 
 from lorry import auditing, benching, billing, limiting, logs, options, tenancy
 from lorry.actors.config import ActorConfig, ActorSettings
-from lorry.addresses import host_and_port, is_loopback
+from lorry.addresses import check_exposure, host_and_port, is_loopback
 from lorry.calling import call, run_async
 from lorry.config import ModelConfig, ServeConfig, chosen_prices, default_data, parse_weights
+from lorry.gateway.config import GatewayConfig, HttpSettings
 from lorry.keys import actor_token, curve_keys, link_key, operator_key
 from lorry.printing import plain_console
 from lorry.scheduler.config import BrokerConfig
@@ -50,6 +51,7 @@ def main(
 
 
 @app.command()
+@options.with_http_settings
 @options.with_actor_settings
 def serve(
     model: options.Models,
@@ -62,10 +64,12 @@ def serve(
     heartbeat_s: options.Heartbeat = 5.0,
     spread_after_s: options.SpreadAfter = 10.0,
     model_weight: options.ModelWeight = None,
+    sessions_per_tenant: options.SessionsPerTenant = 500,
     grace_s: options.Grace = 30.0,
     settings_for: options.SettingsFor = None,
     *,
     settings: ActorSettings,
+    http_settings: HttpSettings,
 ) -> None:
     """Serve base models: starts a broker, a gateway and an actor for each model as child processes."""
     from lorry.administration import first_admin_key
@@ -83,9 +87,11 @@ def serve(
             heartbeat_s=heartbeat_s,
             spread_after_s=spread_after_s,
             model_weights=parse_weights(model_weight, [ModelConfig.parse(text).name for text in model]),
+            sessions_per_tenant=sessions_per_tenant,
             grace_s=grace_s,
             log_level=os.environ["LORRY_LOG_LEVEL"],
             settings_for=tuple(settings_for or ()),
+            http_settings=http_settings,
         )
         console = plain_console()
 
@@ -122,6 +128,7 @@ def broker(
     heartbeat_s: options.Heartbeat = 5.0,
     spread_after_s: options.SpreadAfter = 10.0,
     model_weight: options.ModelWeight = None,
+    sessions_per_tenant: options.SessionsPerTenant = 500,
     supervised: options.Supervised = False,
 ) -> None:
     """Run a broker alone; actors join it with the token in LORRY_ACTOR_TOKEN."""
@@ -141,6 +148,7 @@ def broker(
             actor_curve=None if is_loopback(actor_bind) else curve_keys(folder),
             heartbeat_s=heartbeat_s,
             spread_after_s=spread_after_s,
+            sessions_per_tenant=sessions_per_tenant,
             prices=chosen_prices(prices, model),
             model_weights=parse_weights(model_weight, model),
         )
@@ -176,6 +184,7 @@ def actor(
 
 
 @app.command()
+@options.with_http_settings
 def gateway(
     connect: Annotated[str, typer.Option(help="The broker's address for clients")] = options.LOCAL_BROKER,
     http: options.Http = "127.0.0.1:8000",
@@ -185,14 +194,15 @@ def gateway(
     server_key: options.ServerKey = None,
     url: Annotated[str | None, typer.Option(help="How clients reach this gateway, if by another address")] = None,
     supervised: options.Supervised = False,
+    *,
+    http_settings: HttpSettings,
 ) -> None:
     """Run a gateway alone: the HTTP server for the Tinker SDK, a client of the broker at CONNECT."""
-    from lorry.gateway.config import GatewayConfig
     from lorry.processes import run_gateway
 
-    host, port = host_and_port(http)
-
     def configured() -> GatewayConfig:
+        check_exposure(http, http_settings)
+        host, port = host_and_port(http)
         return GatewayConfig(
             connect=connect,
             host=host,
@@ -201,6 +211,7 @@ def gateway(
             checkpoints=data / "checkpoints" if data else None,
             link_key=link_key(data) if data else b"",
             url=url,
+            http=http_settings,
         )
 
     run_async(lambda: run_gateway(configured, supervised), uvloop=True)

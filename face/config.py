@@ -10,6 +10,7 @@ import structlog
 from platformdirs import user_data_path
 
 from lorry.actors.config import ActorSettings
+from lorry.gateway.config import HttpSettings
 from lorry.scheduler.planning.prices import Prices, parse_prices
 from lorry.wire.errors import InvalidRequestError
 
@@ -101,3 +102,5 @@ class ServeConfig:
     settings_for: tuple[str, ...] = ()
     spread_after_s: float = 10.0
     model_weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    http_settings: HttpSettings = field(default_factory=HttpSettings)
+    sessions_per_tenant: int = 500

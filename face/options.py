@@ -1,4 +1,5 @@
-"""The options that several subcommands share, each with its help, and all of an actor's, made of ActorSettings."""
+"""The options that several subcommands share, each with its help, and all of an actor's and of HTTP's, made of
+ActorSettings and HttpSettings."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -11,6 +12,7 @@ import typer
 
 from lorry.actors.config import ActorSettings
 from lorry.arguments import option_name
+from lorry.gateway.config import HttpSettings
 
 Data = Annotated[
     Path | None,
@@ -56,6 +58,9 @@ Prices = Annotated[
         "sample = 0.4, train = 0.4 [default: all is free]"
     ),
 ]
+SessionsPerTenant = Annotated[
+    int, typer.Option(min=1, help="Connections of a tenant that are open at the same time; more are told to wait")
+]
 LOCAL_BROKER = "tcp://127.0.0.1:5570"
 Connect = Annotated[
     str | None,
@@ -67,23 +72,31 @@ Supervised = Annotated[bool, typer.Option(hidden=True, help="Stop when standard 
 
 def with_actor_settings(command: Callable[..., None]) -> Callable[..., None]:
     """`command` with an option for each field of ActorSettings in place of its parameter `settings`."""
+    return _with_fields(command, "settings", ActorSettings)
 
+
+def with_http_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with an option for each field of HttpSettings in place of its parameter `http_settings`."""
+    return _with_fields(command, "http_settings", HttpSettings)
+
+
+def _with_fields(command: Callable[..., None], name: str, kind: type[Any]) -> Callable[..., None]:
     @wraps(command)
     def collected(**given: Any) -> None:
-        chosen = {field.name: given.pop(field.name) for field in fields(ActorSettings)}
-        command(**given, settings=ActorSettings(**chosen))
+        chosen = {field.name: given.pop(field.name) for field in fields(kind)}
+        command(**given, **{name: kind(**chosen)})
 
-    own = [parameter for parameter in signature(command).parameters.values() if parameter.name != "settings"]
-    parameters = [*own, *_actor_options()]
+    own = [parameter for parameter in signature(command).parameters.values() if parameter.name != name]
+    parameters = [*own, *_options_of(kind)]
     collected.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     vars(collected)["__signature__"] = Signature(parameters)  # where typer, as everybody, looks for parameters
     return collected
 
 
-def _actor_options() -> list[Parameter]:
+def _options_of(settings: type[Any]) -> list[Parameter]:
     options: list[Parameter] = []
-    hints = get_type_hints(ActorSettings, include_extras=True)
-    for field in fields(ActorSettings):
+    hints = get_type_hints(settings, include_extras=True)
+    for field in fields(settings):
         kind, meta = get_args(hints[field.name])
         option = typer.Option(option_name(field.name), min=meta.ge, max=meta.le, help=meta.description)
         annotation = Annotated[kind, option]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -68,11 +69,18 @@ async def run_gateway(configured: Callable[[], GatewayConfig], supervised: bool)
         return configured()
 
     async def serve() -> None:
+        _allow_descriptors()
         async with app.running(await when_the_disk_allows(configuration)) as url:
-            announce({"url": url, "http": url.removeprefix("http://")})
+            announce({"url": url, "http": url.partition("://")[2]})
             await anyio.sleep_forever()
 
     await _until_stopped(serve, supervised)
+
+
+def _allow_descriptors() -> None:
+    """As many as the system lets this process have: each connection is one, and what it has at first may be 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def announce(what: dict[str, str]) -> None:

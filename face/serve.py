@@ -19,9 +19,11 @@ import structlog
 from anyio.abc import ByteReceiveStream, Process, TaskGroup
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from lorry.addresses import check_exposure
 from lorry.administration import administer
 from lorry.arguments import arguments_of
 from lorry.config import ServeConfig
+from lorry.gateway.tls import certificate_of
 from lorry.patience import when_the_disk_allows
 from lorry.placement import PlacedActor, placed
 from lorry.service import Service
@@ -97,11 +99,15 @@ async def serving(config: ServeConfig) -> AsyncGenerator[Deployment]:
     """A deployment for as long as the block lasts; it begins once every actor is ready. At its end actors finish what
     they hold and save their runs, for `grace_s` at the most.
 
-    Raises InvalidRequestError as `placed` does, and ChildFailedError where a process never gets ready. One that once
-    was is started again for ever, and a disk that refuses what a start needs is waited for.
+    Raises InvalidRequestError as `placed` does, and where HTTP is to be what it cannot, and ChildFailedError where a
+    process never gets ready. One that once was is started again for ever, and a disk that refuses what a start needs is
+    waited for.
     """
     environment = {"LORRY_ACTOR_TOKEN": secrets.token_hex(16)}
     placed(config)  # what is wrong with it is told before anything starts
+    if config.http is not None:
+        check_exposure(config.http, config.http_settings)
+        certificate_of(config.http_settings)
     try:
         # Actors load for seconds: theirs is an address that is known before the broker is there.
         with await when_the_disk_allows(_temporary_folder) as private:
@@ -254,6 +260,7 @@ def _broker_command(config: ServeConfig, bind: str, actor_bind: str) -> list[str
     command += [
         word for name, weight in config.model_weights.items() for word in ("--model-weight", f"{name}={weight}")
     ]
+    command += ["--sessions-per-tenant", str(config.sessions_per_tenant)]
     if config.prices:
         command += ["--prices", config.prices]
     return command
@@ -261,6 +268,7 @@ def _broker_command(config: ServeConfig, bind: str, actor_bind: str) -> list[str
 
 def _gateway_command(config: ServeConfig, http: str, announced: Mapping[str, str]) -> list[str]:
     options = ["--connect", announced["clients"], "--http", http, "--data", str(config.data)]
+    options += arguments_of(config.http_settings)
     if key := announced.get("server_key"):
         options += ["--server-key", key]
     return ["--log-level", config.log_level, "gateway", *options, "--supervised"]

@@ -1,18 +1,14 @@
 """The HTTP server: the routers put together, and the process that serves them."""
 
-import contextlib
-import socket
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
-import uvicorn
 from fastapi import FastAPI
 
-from ..wire.errors import InvalidRequestError
 from ..wire.tasks import background_tasks
-from . import admin, errors, health
+from . import admin, errors, health, listening
 from .bodies import BodyBudget
 from .config import GatewayConfig
 from .connections import Connections
@@ -32,6 +28,7 @@ from .tinker import (
     unsupported,
     weights,
 )
+from .tls import certificate_of
 
 _WORK = (training, futures, sampling, weights, models, service, auth)
 _RECORDS = (sessions, runs, downloads, checkpoints, billing, audit, unsupported)
@@ -57,44 +54,23 @@ def build(gateway: Gateway) -> FastAPI:
     return app
 
 
-class _Server(uvicorn.Server):
-    """Signals are the process's business, not the server's."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
-
-
 @asynccontextmanager
 async def running(config: GatewayConfig) -> AsyncGenerator[str]:
-    """A gateway for as long as the block lasts; yields its URL. Raises InvalidRequestError where it cannot listen."""
-    with _listen(config.host, config.port) as listening:
+    """A gateway for as long as the block lasts; yields its URL. Raises InvalidRequestError where it cannot listen,
+    or not as it is to."""
+    certificate = certificate_of(config.http)
+    with listening.listen(config.host, config.port) as socket:
         async with background_tasks() as tasks:
-            connections = Connections(config.connect, config.server_key, config.idle_connection_s, tasks)
-            app = build(Gateway(config, connections, BodyBudget(config.max_body_bytes, config.max_bytes_in_flight)))
-            settings = uvicorn.Config(
-                app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1
+            connections = Connections(
+                config.connect, config.server_key, config.idle_connection_s, tasks, config.http.requests_per_key
             )
-            server = _Server(settings)
-            tasks.start_soon(server.serve, [listening])
+            app = build(Gateway(config, connections, BodyBudget(config.max_body_bytes, config.max_bytes_in_flight)))
+            server = listening.server(app, config.http, certificate)
+            tasks.start_soon(server.serve, [socket])
             host = f"[{config.host}]" if ":" in config.host else config.host
             try:
-                yield f"http://{host}:{listening.getsockname()[1]}"
+                yield f"{'https' if certificate else 'http'}://{host}:{socket.getsockname()[1]}"
             finally:
                 server.should_exit = True
                 with anyio.CancelScope(shield=True), anyio.move_on_after(2):
-                    await server.shutdown([listening])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only where the protocol is named: it would add 40 ms to every answer.
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-    except OSError as error:
-        listening.close()
-        wanted = f"an address that is free ({error.strerror}); --http HOST:PORT names another, --no-http does without"
-        raise InvalidRequestError.of("http", f"{host}:{port}", wanted) from None
-    return listening
+                    await server.shutdown([socket])

@@ -16,6 +16,7 @@ from ..wire.commands import CommandKind
 from ..wire.errors import AuthenticationError, InvalidRequestError, LorryError
 from ..wire.ids import FutureId, LaneId, future_id
 from .errors import LoadingError
+from .peers import peer_of
 from .request_ids import RequestId, ResultKind
 
 T = TypeVar("T")
@@ -130,10 +131,12 @@ def _check_expiry(token: str) -> None:
 
 
 @asynccontextmanager
-async def broker_of(request: Request) -> AsyncGenerator[Broker]:
-    """For the few plain routes that a training loop calls at every step; all others take a BrokerOf."""
+async def broker_of(request: Request, *, waits: bool = False) -> AsyncGenerator[Broker]:
+    """For the few plain routes that a training loop calls at every step; all others take a BrokerOf. One that `waits`
+    is for what was sent before."""
     gateway = request.app.state.gateway
-    async with gateway.connections.use(api_key(request)) as connection:
+    peer = peer_of(request.client.host) if request.client else ""
+    async with gateway.connections.use(api_key(request), peer, waits=waits) as connection:
         yield Broker(connection, gateway.config.answer_within_s, request.headers.get(TIMEOUT_HEADER))
 
 

@@ -18,6 +18,7 @@ from ..wire.errors import (
     PermissionDeniedError,
     SessionFinishedError,
     StorageUnavailableError,
+    TooManyTriesError,
     TooManyWaitingError,
 )
 
@@ -53,6 +54,7 @@ _STATUS: dict[type[LorryError], int] = {
     MessageTooLargeError: 413,
     MalformedBodyError: 422,
     OverloadedError: 429,
+    TooManyTriesError: 429,
     TooManyWaitingError: 429,
     NotSupportedError: 400,
     ConnectionLostError: 503,

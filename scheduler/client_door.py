@@ -1,6 +1,5 @@
 """Where clients come in: every message of theirs is checked here, and answered with a result or a typed error."""
 
-import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
@@ -8,13 +7,12 @@ import structlog
 from anyio.abc import TaskGroup
 
 from ..storage.reader import Reader
-from ..storage.rows import CommandRow, KeyRow, RunRow, SamplerRow
+from ..storage.rows import CommandRow, RunRow, SamplerRow
 from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire.admin_messages import Administer
 from ..wire.catalogue_messages import CatalogueChange, CatalogueRequest, RevokeKey
 from ..wire.client_messages import (
-    VERSION,
     Cancel,
     CommandArguments,
     CreateRun,
@@ -35,7 +33,6 @@ from ..wire.client_messages import (
     Submit,
     Unknown,
     Watch,
-    Welcome,
 )
 from ..wire.codec import MAX_HEADER_BYTES, decode, encode
 from ..wire.commands import CommandKind
@@ -43,10 +40,9 @@ from ..wire.errors import (
     AuthenticationError,
     CommandCancelledError,
     LorryError,
-    ProtocolError,
     StorageUnavailableError,
 )
-from ..wire.ids import ActorId, FutureId, KeyHash, LaneId, SessionId, future_id
+from ..wire.ids import ActorId, FutureId, KeyHash, LaneId, future_id
 from ..wire.sequenced import stamp_of
 from ..wire.sockets import Channel
 from ..wire.types import AuditEvent
@@ -63,6 +59,7 @@ from .config import BrokerConfig
 from .open_commands import holders
 from .orders import Orders
 from .planning.limits import holders_of
+from .reception import Bounds, Reception
 from .registry import Registry
 from .salvage import number_of, refusal_of
 
@@ -104,6 +101,9 @@ class ClientDoor:
         self.post = ClientPost(channel, self._sessions)
         self._results = ClientResults(registry, commands, reader, self.post, self._sessions, tasks)
         self.keyring = Keyring(writer, reader, now, commands.set_weight, commands.set_limits)
+        self.reception = Reception(
+            self.keyring, self._sessions, self.post, writer, tasks, now, monotonic, Bounds.of(config)
+        )
         self.catalogue = Catalogue(registry, commands, writer, reader, config.checkpoints, now, drop, self.keyring)
         self._creating = self.catalogue.creating
         self._orders = Orders(
@@ -141,47 +141,13 @@ class ClientDoor:
             ):
                 self._tasks.start_soon(self._orders.obey, connection, message)
             elif isinstance(message, Hello):
-                self._tasks.start_soon(self._hello, connection, message)
+                self.reception.hear(connection, message)
             elif session := self._sessions.at(connection):
                 self._handle(session, message, payloads[0] if payloads else b"")
             else:
                 self.post.bare(connection, Unknown())
         except LorryError as error:
             self.post.send(connection, Failed(getattr(message, "request", None), error.info))
-
-    async def _hello(self, connection: bytes, hello: Hello) -> None:
-        key = await self.keyring.find(hello.api_key)
-        if hello.version != VERSION:
-            problem = f"the client speaks version {hello.version} of the protocol, the broker version {VERSION}"
-            self.post.bare(connection, Failed(None, ProtocolError(problem, field="version").info))
-        elif key is None:
-            shown = f"{hello.api_key[:8]}…" if hello.api_key else "empty"
-            error = AuthenticationError(f"api_key is {shown}, which is no key of this server", field="api_key")
-            self.post.bare(connection, Failed(None, error.info))
-        elif over := self.keyring.over(key):
-            self.post.bare(connection, Failed(None, over.info))
-        elif self._sessions.is_revoked(key.hash):  # it was looked up before
-            self.post.bare(connection, Failed(None, revoked(key).info))
-        else:
-            self._welcome(connection, key, hello)
-
-    def _welcome(self, connection: bytes, key: KeyRow, hello: Hello) -> None:
-        session = self._sessions.at(connection)
-        if session is None or session.key.hash != key.hash:
-            session = self._begin(connection, key, hello)
-        welcome = Welcome(session.id, self._config.heartbeat_s, self._config.max_payload_bytes)
-        self.post.bare(connection, welcome)
-
-    def _begin(self, connection: bytes, key: KeyRow, hello: Hello) -> Session:
-        id_ = SessionId("session-" + secrets.token_hex(8))
-        link = self.post.link(connection, id_)
-        session = Session(id_, key.tenant, key, connection, self._monotonic(), link, hello.relays)
-        now = self._now()
-        if earlier := self._sessions.open(session):
-            self._writer.write(lambda store: store.session_ended(earlier.id, now))
-        self._writer.write(lambda store: store.session_started(id_, key.tenant, hello.client[:200], now))
-        self._writer.write(lambda store: store.key_used(key.id, now))
-        return session
 
     def _handle(self, session: Session, message: FromClient, payload: bytes) -> None:
         if over := self.keyring.over(session.key):

@@ -23,6 +23,8 @@ class BrokerConfig:
     Of models on one device, one of weight 2 in `model_weights` gets twice the time of one of weight 1 while both have
     work; without any, each takes what it can.
 
+    A tenant has `sessions_per_tenant` connections open at the same time, a gateway's one for each key among them.
+
     `curve` encrypts the clients' socket, `actor_curve` the actors'.
     """
 
@@ -43,6 +45,7 @@ class BrokerConfig:
     operator_key: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
     spread_after_s: float = 10.0
     model_weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    sessions_per_tenant: int = 500
 
     @property
     def checkpoints(self) -> Path:

@@ -88,9 +88,10 @@ class Keys(Connection):
         self._db.table("api_keys").insert(values)
         return key
 
-    def key_with(self, hash_: KeyHash) -> KeyRow | None:
-        """A key has 256 random bits: one SHA-256 is as good as a slow hash, and the index look-up leaks nothing."""
-        rows = self.rows("SELECT * FROM api_keys WHERE hash = ?", hash_)
+    def key_with(self, hash_: KeyHash, tenant: TenantId | None = None) -> KeyRow | None:
+        """A key has 256 random bits: one SHA-256 is as good as a slow hash, and the index look-up leaks nothing. Of a
+        `tenant`, another's takes no longer than none."""
+        rows = self.rows("SELECT * FROM api_keys WHERE hash = ? AND (? IS NULL OR tenant = ?)", hash_, tenant, tenant)
         return _key(rows[0]) if rows else None
 
     def api_keys(self, tenant: TenantId | None = None) -> list[KeyRow]:

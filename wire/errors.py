@@ -99,6 +99,12 @@ class TooManyWaitingError(LorryError):
     """This request changed nothing; send it again after a while, as Lorry's client and the SDK do by themselves."""
 
 
+class TooManyTriesError(LorryError):
+    """Check the key, and come again after a while; a key that was right lately is let in at any time."""
+
+    category = "user"
+
+
 class MessageTooLargeError(LorryError, ValueError):
     """Send less in one request."""
 

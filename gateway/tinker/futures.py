@@ -49,7 +49,7 @@ _read_retrieval = body_of(FutureRetrieveRequest)
 
 async def retrieve_future(request: Request) -> Response:
     """A plain route: a training loop waits for it at every step."""
-    async with broker_of(request) as broker:
+    async with broker_of(request, waits=True) as broker:
         wanted = RequestId.parse((await _read_retrieval(request)).request_id)
         return await _retrieve(broker, request, wanted)
 

@@ -1,5 +1,6 @@
 """Who is connected: one session for each connection that said hello with a valid key. Pure; time is passed in."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from ...storage.rows import KeyRow
@@ -34,12 +35,14 @@ class Session:
 class Sessions:
     def __init__(self) -> None:
         self._by_connection: dict[bytes, Session] = {}
+        self._open = Counter[TenantId]()
         self._revoked: set[KeyHash] = set()
 
     def open(self, session: Session) -> Session | None:
         """Returns the session that this connection had before, if any."""
-        earlier = self._by_connection.get(session.connection)
+        earlier = self.close(session.connection)
         self._by_connection[session.connection] = session
+        self._open[session.tenant] += 1
         return earlier
 
     def at(self, connection: bytes) -> Session | None:
@@ -52,7 +55,16 @@ class Sessions:
         return session
 
     def close(self, connection: bytes) -> Session | None:
-        return self._by_connection.pop(connection, None)
+        session = self._by_connection.pop(connection, None)
+        if session and self._open[session.tenant] > 1:
+            self._open[session.tenant] -= 1
+        elif session:
+            del self._open[session.tenant]
+        return session
+
+    def open_of(self, tenant: TenantId) -> int:
+        """How many."""
+        return self._open[tenant]
 
     def revoke(self, key: KeyHash) -> list[Session]:
         """The key opens no session any more; returns those that it has opened."""

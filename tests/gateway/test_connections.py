@@ -74,7 +74,7 @@ async def test_a_connection_that_ends_unexpectedly_is_opened_anew_at_its_next_us
             connections = Connections(door.address, None, 300.0, tasks)
 
             async def ask() -> str:
-                async with connections.use("tml-key") as connection:
+                async with connections.use("tml-key", "peer") as connection:
                     return await connection.ask(Query(connection.next_request(), "tenant"), str)
 
             with pytest.raises(ConnectionLostError):

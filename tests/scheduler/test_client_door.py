@@ -30,10 +30,18 @@ DATUM = Datum(
 class Serving(AsyncExitStack):
     """A broker of the model m, an actor that computes nothing, and a key."""
 
-    def __init__(self, data: Path, *, heartbeat_s: float = 60.0, max_waiting: int = 1000) -> None:
+    def __init__(
+        self, data: Path, *, heartbeat_s: float = 60.0, max_waiting: int = 1000, sessions_per_tenant: int = 500
+    ) -> None:
         super().__init__()
         self.config = BrokerConfig(
-            data, ("m",), "token", bind="tcp://127.0.0.1:*", heartbeat_s=heartbeat_s, max_waiting=max_waiting
+            data,
+            ("m",),
+            "token",
+            bind="tcp://127.0.0.1:*",
+            heartbeat_s=heartbeat_s,
+            max_waiting=max_waiting,
+            sessions_per_tenant=sessions_per_tenant,
         )
         self.may_work = anyio.Event()
 

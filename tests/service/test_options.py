@@ -1,5 +1,6 @@
 """An actor's settings are declared once: the command line's options and the supervisor's orders follow from them."""
 
+from collections.abc import Callable
 from dataclasses import fields
 
 import pytest
@@ -9,6 +10,7 @@ from typer.main import get_command
 from lorry.actors.config import ActorConfig, ActorSettings
 from lorry.arguments import arguments_of, option_name
 from lorry.cli import app
+from lorry.gateway.config import GatewayConfig, HttpSettings
 
 OTHER = ActorSettings(
     device="cuda:1",
@@ -33,7 +35,17 @@ OTHER = ActorSettings(
     compile=True,
     threads=2,
 )
-"""No field has its default, so that none can be lost unseen."""
+OTHER_HTTP = HttpSettings(
+    tls_cert="cert.pem",
+    tls_key="key.pem",
+    trusted_proxies="10.0.0.0/8,::1",
+    plain_http=True,
+    requests_per_key=7,
+    http_connections=8,
+    connections_per_address=9,
+    slow_after_s=1.5,
+)
+"""No field of either has its default, so that none can be lost unseen."""
 
 
 JOINS = ("actor", "--model", "a=b", "--connect", "ipc://c")
@@ -60,7 +72,7 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> list[ActorConfig]:
     return configs
 
 
-def test_serve_and_actor_list_the_same_options_of_an_actor(
+def test_serve_lists_the_same_options_of_an_actor_and_of_a_gateway_as_these(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "250")
@@ -72,9 +84,12 @@ def test_serve_and_actor_list_the_same_options_of_an_actor(
         return {words[0]: " ".join(words[1:]) for words in lines if words and words[0].startswith("--")}
 
     serve, actor = listed("serve"), listed("actor")
-    for field in fields(ActorSettings):
+    for field, other in (
+        *((field, actor) for field in fields(ActorSettings)),
+        *((field, listed("gateway")) for field in fields(HttpSettings)),
+    ):
         name = option_name(field.name)
-        assert serve[name] == actor[name]
+        assert serve[name] == other[name]
         if field.default not in (None, False):
             assert f"[default: {field.default}]" in serve[name]
 
@@ -85,8 +100,21 @@ def test_an_actor_reads_what_the_supervisor_writes(settings: ActorSettings, conf
     assert [config.settings for config in configured] == [settings]
 
 
-def test_others_than_the_defaults_are_tried() -> None:
-    assert [field.name for field in fields(OTHER) if getattr(OTHER, field.name) == field.default] == []
+@pytest.mark.parametrize("settings", [HttpSettings(), OTHER_HTTP], ids=["defaults", "others"])
+def test_a_gateway_reads_what_the_supervisor_writes(settings: HttpSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[GatewayConfig] = []
+
+    async def run_gateway(configured: Callable[[], GatewayConfig], supervised: bool) -> None:
+        configs.append(configured())
+
+    monkeypatch.setattr("lorry.processes.run_gateway", run_gateway)
+    assert exit_status("gateway", *arguments_of(settings)) == 0
+    assert [config.http for config in configs] == [settings]
+
+
+@pytest.mark.parametrize("other", [OTHER, OTHER_HTTP], ids=["actor", "gateway"])
+def test_others_than_the_defaults_are_tried(other: ActorSettings | HttpSettings) -> None:
+    assert [field.name for field in fields(other) if getattr(other, field.name) == field.default] == []
 
 
 @pytest.mark.parametrize("words", [("--slots", "0"), ("--sample-share", "1"), ("--kv-cache-bytes", "0")])
