@@ -45,8 +45,8 @@ async def import_adapter(address: str, server_key: str | None, order: ImportAdap
     return decode(reply.payload, AdapterImported)
 
 
-async def administer(address: str, server_key: str | None, operator_key: str, order: AdminOrder) -> None:
-    """Returns once it is carried out, and durable.
+async def administer(address: str, server_key: str | None, operator_key: str, order: AdminOrder) -> bytes:
+    """Returns once it is carried out, and durable: the encoded answer, empty where there is none.
 
     Raises InvalidRequestError for another key or for what cannot be, NotFoundError for a key or a tenant that is not
     there, StorageUnavailableError, and ConnectionLostError where nobody answers.
@@ -54,6 +54,7 @@ async def administer(address: str, server_key: str | None, operator_key: str, or
     reply = await _ask(address, server_key, Administer(1, order, operator_key))
     if reply.error is not None:
         raise reply.error
+    return reply.payload
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,14 @@ from ..wire.catalogue_messages import (
     DeleteCheckpoints,
     FindRuns,
     FutureState,
+    OwnJobs,
     Query,
     QueueState,
     SetPriority,
 )
+from ..wire.commands import CommandKind
 from ..wire.ids import FutureId, LaneId, ProjectId
+from ..wire.overview import Jobs
 from ..wire.types import Checkpoint, Project, TrainingRun, UsageRow
 from .connection import Connection
 
@@ -85,3 +88,16 @@ class RestClient:
     async def get_usage_async(self) -> list[UsageRow]:
         """Tokens by run and kind, as they are billed."""
         return await self._connection.ask(Query(self._connection.next_request(), "usage"), list[UsageRow])
+
+    async def list_jobs_async(
+        self,
+        run: str | None = None,
+        base_model: str | None = None,
+        kind: CommandKind | None = None,
+        limit: int = 50,
+        newest: bool = False,
+    ) -> Jobs:
+        """The tenant's commands that are not over, and why, of a run or a sampler, a base model or a kind: the `limit`
+        oldest, 1 to 200, or the newest. Raises NotFoundError for a run or a sampler that is not there."""
+        asked = OwnJobs(self._connection.next_request(), run, base_model, kind, limit, newest)
+        return await self._connection.ask(asked, Jobs)

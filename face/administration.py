@@ -12,7 +12,7 @@ from anyio import to_thread
 
 from lorry.client.operator import administer as ask_broker
 from lorry.keys import operator_key
-from lorry.scheduler.access.administration import Carried, carry_out, checked
+from lorry.scheduler.access.administration import carry_out, checked, done
 from lorry.service import Service
 from lorry.storage.audit import OPERATOR
 from lorry.storage.connection import unusable
@@ -20,6 +20,7 @@ from lorry.storage.lock import served_at
 from lorry.storage.looking import looking
 from lorry.storage.store import Store
 from lorry.wire.admin_messages import (
+    AccessOrder,
     AdminOrder,
     CreateTenant,
     EndKey,
@@ -31,7 +32,7 @@ from lorry.wire.admin_messages import (
     SetTenant,
     new_key_id,
 )
-from lorry.wire.errors import LorryError
+from lorry.wire.codec import decode
 from lorry.wire.ids import TenantId
 from lorry.wire.limits import SCOPES
 from lorry.wire.types import AuditEvent
@@ -43,7 +44,7 @@ ADMIN = TenantId("admin")
 _CONCERNS_BROKER = EndKey | RemoveTenant | CreateTenant | SetTenant | SetLimits
 
 
-async def administer(service: Service, order: AdminOrder, kind: type[T]) -> T:
+async def administer(service: Service, order: AccessOrder, kind: type[T]) -> T:
     """The answer, of this kind. What a broker need not hear of is done in the folder. The rest may be done twice: one
     that comes to serve the folder in this very moment is told, too.
 
@@ -53,28 +54,33 @@ async def administer(service: Service, order: AdminOrder, kind: type[T]) -> T:
     if not isinstance(order, _CONCERNS_BROKER):
         return msgspec.convert(await to_thread.run_sync(_in_the_folder, service.data, order), kind)
     answer: object = None
-    if not (is_served := _is_served(service)):
+    if not (is_served := is_served_now(service)):
         answer = await to_thread.run_sync(_in_the_folder, service.data, order)
-    if is_served or _is_served(service):
+    if is_served or is_served_now(service):
         await ask_broker(service.address, service.server_key, operator_key(service.data), order)
     return msgspec.convert(answer, kind)
 
 
-def _is_served(service: Service) -> bool:
+async def ask(service: Service, order: AdminOrder, kind: type[T]) -> T:
+    """What the broker answers. Raises as `administer` does."""
+    return decode(await ask_broker(service.address, service.server_key, operator_key(service.data), order), kind)
+
+
+def is_served_now(service: Service) -> bool:
     return service.was_named or served_at(service.data) is not None
 
 
-def _in_the_folder(data: Path, order: AdminOrder) -> object:
+def _in_the_folder(data: Path, order: AccessOrder) -> object:
     if isinstance(order, ListKeys | ListTenants | ListLimits):
         with looking(data) as store:
-            return _answer(carry_out(store, order, time.time(), OPERATOR))
+            return done(carry_out(store, order, time.time(), OPERATOR)).answer
     now = time.time()
-    with _changing(data) as store:
-        return _answer(carry_out(store, checked(order, now), now, OPERATOR))
+    with changing(data) as store:
+        return done(carry_out(store, checked(order, now), now, OPERATOR)).answer
 
 
 @contextmanager
-def _changing(data: Path) -> Generator[Store]:
+def changing(data: Path) -> Generator[Store]:
     """In one transaction. Raises StorageUnavailableError where the disk refuses, JournalDamagedError."""
     with closing(Store(data)) as store:
         try:
@@ -84,15 +90,9 @@ def _changing(data: Path) -> Generator[Store]:
             raise unusable(data, error) from error
 
 
-def _answer(carried: Carried | LorryError) -> object:
-    if isinstance(carried, LorryError):
-        raise carried
-    return carried.answer
-
-
 def first_admin_key(data: Path) -> str | None:
     """A key that may do everything, if no administrator ever had one."""
-    with _changing(data) as store:
+    with changing(data) as store:
         if any("admin" in key.scopes for key in store.api_keys()):
             return None
         now = time.time()

@@ -5,16 +5,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
-import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from lorry import options
 from lorry.calling import call
@@ -22,6 +20,7 @@ from lorry.config import default_data
 from lorry.printing import plain_console
 from lorry.storage.bills import PER_USD, By, Line, bill_with_storage, verify
 from lorry.storage.looking import looking
+from lorry.tables import AsJson, print_json, print_table, unix
 
 Dimension = StrEnum("Dimension", list(get_args(By)))
 Moment = Annotated[datetime | None, typer.Option(help="In UTC")]
@@ -51,7 +50,7 @@ def usage(
     since: Moment = None,
     until: Annotated[datetime | None, typer.Option(help="In UTC; what was used at that moment is not in it")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    as_json: AsJson = False,
     check: Annotated[
         bool, typer.Option("--verify", help="Compute all bills again from the journal; exit 1 if they differ")
     ] = False,
@@ -61,7 +60,7 @@ def usage(
     said = {"tenant": tenant, "project": project, "key": key, "run": run, "model": model, "kind": kind}
     where: dict[By, str] = {cast("By", name): value for name, value in said.items() if value is not None}
     grouped: tuple[By, ...] = tuple(cast("By", each.value) for each in dict.fromkeys(by)) if by else _USUAL
-    asked = Asked(grouped, where, _moment(since), _moment(until))
+    asked = Asked(grouped, where, unix(since), unix(until))
     folder = data or default_data()
     if check:
         call(lambda: _verify(folder))
@@ -74,18 +73,12 @@ def print_usage(console: Console, data: Path, asked: Asked) -> None:
     if not lines:
         console.print("Nothing has been used yet." if asked == Asked() else "Nothing was used.")
         return
-    table = Table(title="Tokens", title_justify="left", show_footer=True)
-    for i, name in enumerate(asked.by):
-        table.add_column(name, footer="" if i else "sum")
-    table.add_column("tokens", justify="right", footer=f"{sum(line.tokens for line in lines):,}")
     keeps = any(line.gb_hours for line in lines)
-    if keeps:
-        table.add_column("GB-hours", justify="right", footer=f"{sum(line.gb_hours for line in lines):,.3f}")
-    table.add_column("USD", justify="right", footer=_usd(_sum(lines)))
-    for line in lines:
-        kept = [f"{line.gb_hours:,.3f}"] if keeps else []
-        table.add_row(*(of or "(none)" for of in line.of), f"{line.tokens:,}", *kept, _usd(line.usd))
-    console.print(table)
+    columns = (*asked.by, "tokens", *(["GB-hours"] if keeps else []), "USD")
+    rows = [_row(line, keeps) for line in lines]
+    footer = [*("sum", *[""] * (len(asked.by) - 1))[: len(asked.by)], *_row(_sum(lines), keeps)]
+    widths = {"USD": 14, "tokens": 12, "GB-hours": 9}
+    print_table(columns, rows, "Usage", widths, console, footer)
 
 
 def _print(data: Path, asked: Asked, form: str) -> None:
@@ -99,12 +92,17 @@ def _print(data: Path, asked: Asked, form: str) -> None:
         writer.writerows([*line.of, line.tokens, line.gb_hours, f"{line.usd:f}"] for line in lines)
     else:
         found = [dict(zip(asked.by, line.of, strict=True)) | _amounts(line) for line in lines]
-        total = {
-            "tokens": sum(line.tokens for line in lines),
-            "gb_hours": sum(line.gb_hours for line in lines),
-            "usd": _sum(lines),
-        }
-        print(msgspec.json.Encoder(decimal_format="number").encode({"usage": found, "sum": total}).decode())
+        print_json({"usage": found, "sum": _amounts(_sum(lines))})
+
+
+def _row(line: Line, keeps: bool) -> tuple[str, ...]:
+    kept = [f"{line.gb_hours:,.3f}" if line.gb_hours else ""] if keeps else []
+    return (*(of or "(none)" for of in line.of), f"{line.tokens:,}", *kept, f"{line.usd:,.6f}")
+
+
+def _sum(lines: Sequence[Line]) -> Line:
+    gb_hours = sum(line.gb_hours for line in lines)
+    return Line((), sum(line.tokens for line in lines), sum(line.cost for line in lines), gb_hours)
 
 
 def _amounts(line: Line) -> dict[str, Any]:
@@ -126,15 +124,3 @@ def _verify(data: Path) -> None:
     print(f"{found.commands:,} requests, {usd:f} USD computed again, {said}.")
     if found.findings:
         sys.exit(1)
-
-
-def _sum(lines: Sequence[Line]) -> Decimal:
-    return Decimal(sum(line.cost for line in lines)).scaleb(-12)
-
-
-def _usd(amount: Decimal) -> str:
-    return f"{amount:,.6f}"
-
-
-def _moment(said: datetime | None) -> float | None:
-    return None if said is None else said.replace(tzinfo=UTC).timestamp()

@@ -11,7 +11,7 @@ import anyio
 import typer
 from anyio import to_thread
 
-from lorry import auditing, benching, billing, limiting, logs, options, tenancy
+from lorry import auditing, benching, billing, checkpoints, jobs, limiting, logs, options, runs, tables, tenancy, top
 from lorry.actors.config import ActorConfig, ActorSettings
 from lorry.addresses import check_exposure, host_and_port, is_loopback
 from lorry.calling import call, run_async
@@ -34,6 +34,10 @@ app = typer.Typer(
 app.add_typer(tenancy.tenants, name="tenants")
 app.add_typer(tenancy.keys, name="keys")
 app.add_typer(limiting.limits, name="limits")
+app.command("jobs")(jobs.jobs)
+app.command("runs")(runs.runs)
+app.command("top")(top.top)
+app.add_typer(checkpoints.checkpoints, name="checkpoints")
 app.command("usage")(billing.usage)
 app.command("audit")(auditing.audit)
 app.add_typer(benching.app, name="bench")
@@ -218,7 +222,7 @@ def gateway(
 
 
 @app.command()
-def status(as_json: tenancy.AsJson = False, data: options.Data = None) -> None:
+def status(as_json: tables.AsJson = False, data: options.Data = None) -> None:
     """Print actors, runs, queues and tenants."""
     from lorry.reports import print_status, print_status_as_json
 
@@ -259,12 +263,17 @@ def plan(
     dtype: Annotated[str, typer.Option(help="The base model's: float32, bfloat16, float16")] = "bfloat16",
     rank: Annotated[int, typer.Option(min=1, help="Of the adapters that are to fit")] = 32,
     quantize: Annotated[Quantization, typer.Option(help="As `lorry serve` has it")] = "none",
+    as_json: tables.AsJson = False,
 ) -> None:
     """Print what a base model and its adapters take of memory, from its configuration alone: no weights are read."""
-    from lorry.plan import Devices, print_plan
+    from lorry.plan import Devices, foresee, print_plan
 
-    devices = None if gpu_memory is None else Devices(gpus, gpu_memory)
-    call(lambda: print_plan(plain_console(), model, dtype, rank, devices, quantize))
+    def run() -> None:
+        devices = None if gpu_memory is None else Devices(gpus, gpu_memory)
+        found = foresee(model, dtype, rank, devices, quantize)
+        tables.print_json(found) if as_json else print_plan(plain_console(), found)
+
+    call(run)
 
 
 @app.command()
@@ -328,7 +337,7 @@ def import_(
 
 
 @app.command()
-def doctor(data: options.Data = None) -> None:
+def doctor(as_json: tables.AsJson = False, data: options.Data = None) -> None:
     """Check the database, its files, checkpoints and saved states against each other; exit 1 where something is wrong.
 
     It changes nothing, and may run while the service does.
@@ -337,7 +346,7 @@ def doctor(data: options.Data = None) -> None:
 
     folder = data or default_data()
     well = f"All that is named in {folder} is there, and is what was written."
-    call(lambda: _report(examine(folder), well))
+    call(lambda: _report(examine(folder), well, as_json))
 
 
 @app.command()
@@ -366,11 +375,15 @@ def restore(
     call(run)
 
 
-def _report(findings: "Sequence[Finding]", well: str) -> None:
+def _report(findings: "Sequence[Finding]", well: str, as_json: bool = False) -> None:
     """Prints what is wrong, and ends with 1; where nothing is, that all is `well`."""
     from lorry.reports import print_findings
 
-    if findings:
+    if as_json:
+        tables.print_json(findings)
+    elif findings:
         print_findings(plain_console(), findings)
+    else:
+        plain_console().print(well, soft_wrap=True)
+    if findings:
         sys.exit(1)
-    plain_console().print(well, soft_wrap=True)

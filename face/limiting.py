@@ -1,14 +1,18 @@
 """`lorry limits`: how much a tenant, a project, a key, or everyone may have."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
 
 import msgspec
 import typer
+from rich.console import Console
 
 from lorry import options
+from lorry.printing import plain_console
 from lorry.service import find_service
-from lorry.tenancy import AsJson, carry_out, change, print_json, print_table
+from lorry.tables import AsJson, print_json, print_table
+from lorry.tenancy import carry_out, change
 from lorry.wire.admin_messages import LimitsInfo, ListLimits, SetLimits
 from lorry.wire.limits import Limits
 
@@ -22,9 +26,8 @@ def list_limits(as_json: AsJson = False, data: options.Data = None) -> None:
     def show(found: list[LimitsInfo]) -> None:
         if as_json:
             print_json(found)
-            return
-        rows = [(info.holder, _told(info.limits)) for info in found]
-        print_table(("holder", "limits"), rows)
+        else:
+            print_limits(plain_console(), found)
 
     carry_out(partial(find_service, None, None, data), ListLimits(), list[LimitsInfo], show)
 
@@ -80,6 +83,11 @@ def set_limits(
     wanted = Limits(**said)
     find = partial(find_service, connect, server_key, data)
     change(SetLimits(holder, wanted), find, f"{holder}: {_told(wanted) or 'no limits of its own'}.")
+
+
+def print_limits(console: Console, found: Sequence[LimitsInfo]) -> None:
+    rows = [(info.holder, _told(info.limits)) for info in found]
+    print_table(("holder", "limits"), rows, console=console)
 
 
 def _told(wanted: Limits) -> str:

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from transformers import PreTrainedConfig
 
 from lorry.actors.group.dividing import outline_of_rank
-from lorry.actors.model.recomputing import PassCost
 from lorry.actors.model.sizing import PASS_TOKENS, Sizing, described, sizing
 from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.training.foreseen import Share, foresee_pass
+from lorry.tables import print_table
 from lorry.wire.errors import InvalidRequestError
 from lorry.wire.types import Quantization
 
@@ -40,51 +39,67 @@ def floating(dtype: str) -> torch.dtype:
     return found
 
 
-def print_plan(
-    console: Console, model: str, dtype: str, rank: int, devices: Devices | None, quantize: Quantization
-) -> None:
+@dataclass(frozen=True, slots=True)
+class PassTaken:
+    """Of one row, with a rank 8 adapter, beside the base; with every layer computed again, too."""
+
+    tokens: int
+    bytes: int
+    bytes_computed_again: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterTaken:
+    """With its optimizer, on the device."""
+
+    on: str
+    rank: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`weights_bytes` are by dtype. `cache_bytes` are the keys and values of a token. `verdict` is of the devices that
+    were asked about."""
+
+    model: str
+    parameters: int
+    weights_bytes: dict[str, int]
+    cache_bytes: int
+    frozen_experts: str | None
+    passes: list[PassTaken]
+    adapters: list[AdapterTaken]
+    verdict: str | None
+
+
+def foresee(model: str, dtype: str, rank: int, devices: Devices | None, quantize: Quantization) -> Plan:
     """Raises UnsupportedModelError and InvalidRequestError."""
     itemsize = floating(dtype).itemsize
     config = described(model)
     size, cost = sizing(config), foresee_pass(config, floating(dtype))
-    console.print(_of_model(model, size, dtype, itemsize, quantize))
-    console.print(_of_passes(cost))
-    console.print(_of_adapters(size, itemsize))
-    if devices is not None:
-        console.print(_verdict(config, size, floating(dtype), AdapterSpec(rank), devices, quantize), soft_wrap=True)
-
-
-def _of_model(model: str, size: Sizing, dtype: str, itemsize: int, quantize: Quantization) -> Table:
-    table = Table(model, "", title="The base model", title_justify="left")
-    table.add_row("parameters", f"{size.parameters / 1e9:,.3f} billion")
-    for name, width in {dtype: itemsize, "float32": 4}.items():
-        table.add_row(f"weights in {name}", f"{size.weights_bytes(width) / _GIB:,.1f} GiB")
+    weights = {name: size.weights_bytes(width) for name, width in {dtype: itemsize, "float32": 4}.items()}
     if quantize != "none":
-        taken = size.weights_bytes(itemsize, quantize)
-        table.add_row(f"weights in {quantize}, the rest in {dtype}", f"{taken / _GIB:,.1f} GiB")
-    table.add_row("keys and values of a token", f"{size.cache_numbers * itemsize / 1024:,.0f} KiB")
-    if size.sites.frozen_experts:
-        table.add_row("MLPs", f"are {size.sites.frozen_experts}, and stay frozen")
-    return table
+        weights[f"{quantize}, the rest in {dtype}"] = size.weights_bytes(itemsize, quantize)
+    asked = devices and _verdict(config, size, floating(dtype), AdapterSpec(rank), devices, quantize)
+    passes = [PassTaken(n, int(cost.bytes([n], 0)), int(cost.bytes([n], cost.layers))) for n in _ROWS]
+    return Plan(
+        model,
+        size.parameters,
+        {name: int(taken) for name, taken in weights.items()},
+        int(size.cache_numbers * itemsize),
+        size.sites.frozen_experts,
+        passes,
+        _adapters(size, itemsize),
+        asked,
+    )
 
 
-def _of_passes(cost: PassCost) -> Table:
-    table = Table("a training pass of one row", title="With a rank 8 adapter, without the base", title_justify="left")
-    table.add_column("GiB", justify="right")
-    table.add_column("with all layers computed again", justify="right")
-    for tokens in _ROWS:
-        each = (cost.bytes([tokens], again) / _GIB for again in (0, cost.layers))
-        table.add_row(f"{tokens:,} tokens", *(f"{taken:,.1f}" for taken in each))
-    return table
-
-
-def _of_adapters(size: Sizing, itemsize: int) -> Table:
-    table = Table("an adapter", "rank", title="With its optimizer, on the device", title_justify="left")
-    table.add_column("parameters", justify="right")
-    table.add_column("GiB", justify="right")
-    kinds = {"on everything": AdapterSpec(1), "on attention": AdapterSpec(1, train_mlp=False, train_unembed=False)}
+def _adapters(size: Sizing, itemsize: int) -> list[AdapterTaken]:
+    taken: list[AdapterTaken] = []
+    kinds = {"everything": AdapterSpec(1), "attention": AdapterSpec(1, train_mlp=False, train_unembed=False)}
     if any(target.experts for target in size.sites.targets):
-        kinds["on everything, independent experts"] = AdapterSpec(1, expert_lora="independent")
+        kinds["everything, independent experts"] = AdapterSpec(1, expert_lora="independent")
     for name, kind in kinds.items():
         for rank in _RANKS:
             spec = AdapterSpec(
@@ -93,9 +108,45 @@ def _of_adapters(size: Sizing, itemsize: int) -> Table:
                 train_unembed=kind.train_unembed,
                 expert_lora=kind.expert_lora,
             )
-            parameters, taken = size.adapter_parameters(spec), size.adapter_bytes(spec, itemsize)
-            table.add_row(name, str(rank), f"{parameters / 1e6:,.1f} million", f"{taken / _GIB:,.2f}")
-    return table
+            taken.append(
+                AdapterTaken(name, rank, size.adapter_parameters(spec), int(size.adapter_bytes(spec, itemsize)))
+            )
+    return taken
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    _print_model(console, plan)
+    _print_passes(console, plan)
+    _print_adapters(console, plan)
+    if plan.verdict is not None:
+        console.print(plan.verdict, soft_wrap=True)
+
+
+def _print_model(console: Console, plan: Plan) -> None:
+    rows = [("parameters", f"{plan.parameters / 1e9:,.3f} billion")]
+    rows += [(f"weights in {name}", f"{taken / _GIB:,.1f} GiB") for name, taken in plan.weights_bytes.items()]
+    rows.append(("keys and values of a token", f"{plan.cache_bytes / 1024:,.0f} KiB"))
+    if plan.frozen_experts:
+        rows.append(("MLPs", f"are {plan.frozen_experts}, and stay frozen"))
+    print_table((plan.model, ""), rows, "The base model", console=console)
+
+
+def _print_passes(console: Console, plan: Plan) -> None:
+    rows = [
+        (f"{each.tokens:,} tokens", f"{each.bytes / _GIB:,.1f}", f"{each.bytes_computed_again / _GIB:,.1f}")
+        for each in plan.passes
+    ]
+    columns = ("a training pass of one row", "GiB", "with all layers computed again")
+    print_table(columns, rows, "With a rank 8 adapter, without the base", console=console)
+
+
+def _print_adapters(console: Console, plan: Plan) -> None:
+    rows = [
+        (f"on {each.on}", f"{each.rank}", f"{each.parameters / 1e6:,.1f} million", f"{each.bytes / _GIB:,.2f}")
+        for each in plan.adapters
+    ]
+    columns = ("an adapter", "rank", "parameters", "GiB")
+    print_table(columns, rows, "With its optimizer, on the device", console=console)
 
 
 def _verdict(

@@ -1,21 +1,21 @@
 """`lorry tenants` and `lorry keys`: who may come in, and how large a share each has."""
 
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from enum import StrEnum
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
-import msgspec
 import typer
-from rich.table import Table
+from rich.console import Console
 
 from lorry import options
 from lorry.calling import run_async
 from lorry.printing import plain_console
 from lorry.service import Service, find_service
+from lorry.tables import AsJson, day, print_json, print_table, unix
 from lorry.wire.admin_messages import (
-    AdminOrder,
+    AccessOrder,
     CreateKey,
     CreateTenant,
     EndKey,
@@ -39,7 +39,6 @@ keys = typer.Typer(help="API keys: every client needs one.", no_args_is_help=Tru
 ScopeName = StrEnum("ScopeName", list(SCOPES))
 Tenant = Annotated[str, typer.Argument(help="As `lorry tenants ls` calls it")]
 Weight = Annotated[float, typer.Option(help="One of weight 2 gets twice the tokens of one of 1 while both wait")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 
 
 @tenants.command("ls")
@@ -53,7 +52,7 @@ def list_tenants(
         if as_json:
             print_json(found)
         else:
-            print_table(("tenant", "weight", "keys", "since", "removed"), map(_tenant_cells, found))
+            print_tenants(plain_console(), found)
 
     carry_out(partial(find_service, None, None, data), ListTenants(), list[TenantInfo], show)
 
@@ -118,7 +117,7 @@ def list_keys(
         if as_json:
             print_json(found)
         else:
-            print_table(("key", "tenant", "name", "scopes", "until", "last used"), map(_key_cells, found))
+            print_keys(plain_console(), found)
 
     carry_out(partial(find_service, None, None, data), order, list[KeyInfo], show)
 
@@ -137,8 +136,7 @@ def create_key(
 ) -> None:
     """Print a new API key of TENANT. It is shown this once: only its hash is stored."""
     chosen: dict[str, Any] = {"scopes": [each.value for each in scope]} if scope else {}
-    until = expires.replace(tzinfo=UTC).timestamp() if expires else None
-    order = CreateKey(new_key_id(), TenantId(tenant), name, expires_at=until, **chosen)
+    order = CreateKey(new_key_id(), TenantId(tenant), name, expires_at=unix(expires), **chosen)
 
     carry_out(partial(find_service, None, None, data), order, KeyCreated, lambda created: print(created.api_key))
 
@@ -154,12 +152,12 @@ def revoke_key(
     change(EndKey(KeyId(key)), partial(find_service, connect, server_key, data), f"{key} opens nothing any more.")
 
 
-def change(order: AdminOrder, find: Callable[[], Service], done: str) -> None:
+def change(order: AccessOrder, find: Callable[[], Service], done: str) -> None:
     """Carried out, it is `done`."""
     carry_out(find, order, type(None), lambda _: plain_console().print(done, soft_wrap=True))
 
 
-def carry_out(find: Callable[[], Service], order: AdminOrder, kind: type[T], show: Callable[[T], None]) -> None:
+def carry_out(find: Callable[[], Service], order: AccessOrder, kind: type[T], show: Callable[[T], None]) -> None:
     from lorry.administration import administer
 
     async def run() -> None:
@@ -168,27 +166,21 @@ def carry_out(find: Callable[[], Service], order: AdminOrder, kind: type[T], sho
     run_async(run)
 
 
+def print_tenants(console: Console, found: Sequence[TenantInfo]) -> None:
+    print_table(("tenant", "weight", "keys", "since", "removed"), map(_tenant_cells, found), console=console)
+
+
 def _tenant_cells(info: TenantInfo) -> tuple[str, ...]:
-    return info.tenant, f"{info.weight:g}", str(info.keys), _day(info.created_at), _day(info.removed_at)
+    return info.tenant, f"{info.weight:g}", str(info.keys), day(info.created_at), day(info.removed_at)
+
+
+def print_keys(console: Console, found: Sequence[KeyInfo]) -> None:
+    columns = ("key", "tenant", "name", "scopes", "until", "last used")
+    print_table(
+        columns, map(_key_cells, found), least={"key": len(new_key_id()), "until": 10, "last used": 10}, console=console
+    )
 
 
 def _key_cells(info: KeyInfo) -> tuple[str, ...]:
-    until = f"revoked {_day(info.revoked_at)}" if info.revoked_at else _day(info.expires_at)
-    return info.key, info.tenant, info.name, ", ".join(info.scopes), until, _day(info.used_at)
-
-
-def print_table(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
-    table = Table()
-    for column in columns:
-        table.add_column(column, overflow="fold")  # an id that is cut off is of no use
-    for row in rows:
-        table.add_row(*row)
-    plain_console().print(table)
-
-
-def print_json(found: object) -> None:
-    print(msgspec.json.encode(found).decode())
-
-
-def _day(moment: float | None) -> str:
-    return "" if moment is None else datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d")
+    until = f"revoked {day(info.revoked_at)}" if info.revoked_at else day(info.expires_at)
+    return info.key, info.tenant, info.name, ", ".join(info.scopes), until, day(info.used_at)

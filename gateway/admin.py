@@ -1,4 +1,4 @@
-"""Tenants and keys over HTTP, for keys with the scope `admin`; described in OpenAPI at /admin/openapi.json."""
+"""Tenants, keys and what goes on over HTTP, for keys with the scope `admin`; described at /admin/openapi.json."""
 
 from typing import Annotated, Any, TypeVar
 
@@ -17,6 +17,7 @@ from ..wire.admin_messages import (
     KeyCreated,
     KeyInfo,
     LimitsInfo,
+    ListJobs,
     ListKeys,
     ListLimits,
     ListTenants,
@@ -28,7 +29,8 @@ from ..wire.admin_messages import (
 )
 from ..wire.ids import KeyId, TenantId
 from ..wire.limits import USER_SCOPES, Limits, Scope
-from . import errors
+from ..wire.overview import Jobs, JobsWanted
+from . import errors, jobs
 from .bodies import body_of
 from .broker import Broker, BrokerOf
 
@@ -174,6 +176,21 @@ async def set_limits(
     wanted = msgspec.convert(limits.model_dump(exclude_none=True), Limits)
     await _tell(broker, SetLimits(holder, wanted))
     return Response(status_code=204)
+
+
+@router.get("/jobs")
+async def list_jobs(
+    broker: BrokerOf,
+    tenant: Annotated[str | None, Query(description="Only this tenant's")] = None,
+    run: jobs.Run = None,
+    model: str | None = None,
+    kind: jobs.Kind = None,
+    limit: jobs.Limit = 50,
+    newest: jobs.Newest = False,
+) -> jobs.JobList:
+    """What was accepted and is not over, whose, and why."""
+    wanted = JobsWanted(None if tenant is None else TenantId(tenant), run, model, kind, limit, newest)
+    return jobs.listed(await _ask(broker, ListJobs(wanted), Jobs))
 
 
 def app(gateway: object) -> FastAPI:

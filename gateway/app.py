@@ -8,7 +8,7 @@ import anyio
 from fastapi import FastAPI
 
 from ..wire.tasks import background_tasks
-from . import admin, errors, health, listening
+from . import admin, errors, health, jobs, listening
 from .bodies import BodyBudget
 from .config import GatewayConfig
 from .connections import Connections
@@ -32,7 +32,7 @@ from .tls import certificate_of
 
 _WORK = (training, futures, sampling, weights, models, service, auth)
 _RECORDS = (sessions, runs, downloads, checkpoints, billing, audit, unsupported)
-_ROUTERS = (health, *_WORK, *_RECORDS)
+_ROUTERS = (health, jobs, *_WORK, *_RECORDS)
 
 
 @dataclass(frozen=True, slots=True)

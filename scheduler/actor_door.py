@@ -135,6 +135,7 @@ class ActorDoor:
                 self._lose(peer, "it left", "stopped")
             case ActorPing():
                 peer.link.beat([encode(ActorPong())])
+                self._commands.overview.measured(peer.id, message)
                 self._writer.write(lambda store: store.actor_measured(peer.id, message))
 
     def _may_join(self, connection: bytes, hello: ActorHello | LoadFailed) -> bool:
@@ -184,6 +185,7 @@ class ActorDoor:
             state="ready",
             started_at=self._now(),
         )
+        self._commands.overview.joined(row)
         self._writer.write(lambda store: store.actor_started(row))
         self._bare(connection, ActorWelcome(session, self._config.heartbeat_s))
         log.info("actor ready", actor=hello.actor, base_model=hello.base_model, pid=hello.pid)
@@ -263,6 +265,7 @@ class ActorDoor:
         tell = log.warning if state == "lost" else log.info
         tell(f"actor {state}", actor=peer.id, why=why)
         del self._peers[peer.connection]
+        self._commands.overview.left(peer.id)
         self._gone.add(peer.connection)
         peer.died_of = why if state == "lost" else None
         peer.gone.set()

@@ -35,6 +35,7 @@ from ..wire.catalogue_messages import (
     JoinSampler,
     LaneState,
     MintToken,
+    OwnJobs,
     PublishCheckpoint,
     Query,
     QueueState,
@@ -84,6 +85,7 @@ class Catalogue:
     ) -> None:
         self._registry, self._commands, self._keyring = registry, commands, keyring
         self._writer, self._reader, self._now = writer, reader, now
+        self.overview = commands.overview
         self.sessions = ClientSessions()
         self.projects = Projects(writer, now)
         self.creating = Creating(registry, self.sessions, self.projects, checkpoints, now)
@@ -136,6 +138,8 @@ class Catalogue:
                 return self._commands.queueing.state(request.future)
             case SetPriority():
                 return await self._prioritise(session, request)
+            case OwnJobs():
+                return await self.overview.own_jobs(tenant, request)
             case Completions():
                 return await self._completions(tenant, request)
 

@@ -231,6 +231,7 @@ class ClientDoor:
         return CommandRow(
             key=session.key.id,
             project=lane.project,
+            accepted_at=self._now(),
             future=future_id(lane_id, seq),
             lane=lane_id,
             seq=seq,

@@ -15,6 +15,7 @@ from .accepting import Accepting
 from .config import BrokerConfig
 from .finishing import Deliver, Finishing
 from .open_commands import OpenCommands, Payloads
+from .overview import Overlook
 from .planning.lanes import Command
 from .planning.ledger import Lost
 from .planning.limits import Holder
@@ -55,6 +56,7 @@ class Commands:
         self.spreading = Spreading(
             planner, self.finishing, config.checkpoints, work_arrived, sweeper.keep, sweeper.let_go
         )
+        self.overview = Overlook(self._open, registry, planner, writer, self.finishing.tokens, self.queueing.state, now)
         self.accepting = Accepting(
             self._open,
             registry,

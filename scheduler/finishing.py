@@ -1,5 +1,6 @@
 """The second half of a command's life: its result and usage are recorded in one transaction, and its waiters told."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
@@ -40,7 +41,7 @@ _CANCELLED = CommandCancelledError.__name__
 
 
 class Finishing:
-    """`offer` gets the folders that may have become nobody's."""
+    """`offer` gets the folders that may have become nobody's. `tokens` are what was used since the start."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class Finishing:
         self._open, self._registry, self._waiters, self._writer = open_, registry, waiters, writer
         self._prices, self._now, self._deliver, self._offer, self._meters = prices, now, deliver, offer, meters
         self._told: set[FutureId] = set()
+        self.tokens = Counter[UsageKind]()
 
     def finish(self, outcome: Outcome, payload: bytes, actor: ActorId) -> None:
         """Record how a command ended, with its usage, and tell its waiters once that is durable."""
@@ -74,6 +76,7 @@ class Finishing:
         if row.kind in SAVES or row.kind == "load_state":
             payload = encode(weights_response(row, sampler))
         usage = self._usage(row, outcome)
+        self.tokens.update({entry.kind: entry.tokens for entry in usage})
         self._meters.spent(holders(row), sum(entry.cost for entry in usage), self._now())
         self._record(row, ResultRow(row.future, None, payload), "done", actor, usage, checkpoint, sampler)
 

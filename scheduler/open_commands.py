@@ -1,14 +1,19 @@
 """What was accepted and is not over, and what stands in a run's way. It holds; it decides and does nothing."""
 
+from collections import Counter
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from ..storage.rows import CommandRow
-from ..wire.commands import SAMPLING_KINDS
+from ..wire.commands import SAMPLING_KINDS, CommandKind
 from ..wire.errors import LorryError
-from ..wire.ids import FutureId, LaneId
+from ..wire.ids import FutureId, LaneId, TenantId
 from .planning.deadlines import Deadlines
 from .planning.lanes import Command
 from .planning.limits import Holder, Meters, holders_of
+
+Queue: TypeAlias = tuple[TenantId, str, CommandKind]
+"""Whose, of which model, and what."""
 
 
 class Payloads:
@@ -37,7 +42,8 @@ class OpenCommands:
     """`payloads` are those at hand; `meters` know who has how much. `replays` are rebuilding a
     run. `ending` are to end with this error when they are
     journalled, or when their actor has let go of them. `broken` runs are lost, and why. `dormant` ones have
-    a state that nobody holds: they are rebuilt when their next command comes, not before."""
+    a state that nobody holds: they are rebuilt when their next command comes, not before. `counts` and `tokens` are of
+    the rows, so that nobody has to walk them."""
 
     payloads: Payloads
     meters: Meters
@@ -47,19 +53,30 @@ class OpenCommands:
     deadlines: Deadlines = field(default_factory=Deadlines)
     broken: dict[LaneId, str] = field(default_factory=dict[LaneId, str])
     dormant: set[LaneId] = field(default_factory=set[LaneId])
+    counts: Counter[Queue] = field(default_factory=Counter[Queue])
+    tokens: Counter[Queue] = field(default_factory=Counter[Queue])
 
     def add(self, row: CommandRow) -> None:
         self.rows[row.future] = row
+        self._count(row, 1)
         self.meters.opened(holders(row), row.lane, row.tokens)
         if row.deadline is not None:
             self.deadlines.add(row.future, row.deadline)
 
     def forget(self, future: FutureId) -> None:
         row = self.rows.pop(future)
+        self._count(row, -1)
         self.meters.closed(holders(row), row.lane, row.tokens)
         self.payloads.let_go(future)
         self.ending.pop(future, None)
         self.deadlines.over(future)
+
+    def _count(self, row: CommandRow, one: int) -> None:
+        queue = (row.tenant, row.base_model, row.kind)
+        self.counts[queue] += one
+        self.tokens[queue] += one * row.tokens
+        if not self.counts[queue]:
+            del self.counts[queue], self.tokens[queue]
 
 
 def holders(row: CommandRow) -> tuple[Holder, ...]:

@@ -6,10 +6,20 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from ..storage.audit import OPERATOR
 from ..storage.writer import Writer
-from ..wire.admin_messages import Administer
+from ..wire.admin_messages import (
+    Administer,
+    AdminOrder,
+    FindHomes,
+    LimitCheckpoints,
+    ListJobs,
+    LookOver,
+    RemoveCheckpoints,
+    ShareCheckpoints,
+)
 from ..wire.client_messages import Drain, Failed, ImportAdapter
 from ..wire.errors import InvalidRequestError, LorryError, StorageUnavailableError
 from ..wire.ids import ActorId, KeyHash
+from .access.administration import Carried
 from .access.keyring import Keyring
 from .access.sessions import Session
 from .catalogue import Catalogue
@@ -34,7 +44,7 @@ class Orders:
 
     async def administer(self, session: Session, message: Administer) -> None:
         try:
-            carried = await self._keyring.carry_out(message.order, session.key.id)
+            carried = await self._carry_out(message.order, session.key.id)
         except LorryError as error:
             self._post.send(session.connection, Failed(message.request, error.info))
         else:
@@ -49,7 +59,7 @@ class Orders:
             if isinstance(order, Drain):
                 await self._drain(order.actor)
             elif isinstance(order, Administer):
-                carried = await self._keyring.carry_out(order.order, OPERATOR)
+                carried = await self._carry_out(order.order, OPERATOR)
                 self._turn_out(key.hash for key in carried.ended)
                 answer = carried.answer
             elif self._writer.trouble is not None:
@@ -60,3 +70,16 @@ class Orders:
             self._post.bare(connection, Failed(order.request, error.info))
         else:
             self._post.answer(connection, order.request, answer)
+
+    async def _carry_out(self, order: AdminOrder, by: str) -> Carried:
+        match order:
+            case ListJobs():
+                return Carried(await self._catalogue.overview.jobs(order.wanted))
+            case LookOver():
+                return Carried(await self._catalogue.overview.look())
+            case FindHomes():
+                return Carried(self._catalogue.overview.homes(order.runs))
+            case RemoveCheckpoints() | ShareCheckpoints() | LimitCheckpoints():
+                return Carried(await self._catalogue.shelf.checkpoints.carry_out(order, by))
+            case _:
+                return await self._keyring.carry_out(order, by)

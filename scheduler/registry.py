@@ -229,6 +229,11 @@ class Registry:
         mine = (c for c in self._checkpoints.values() if c.tenant == tenant and not c.ephemeral)
         return [c for c in mine if run in (None, c.run) and not self._is_over(c)]
 
+    def named(self, path: str) -> CheckpointRow | None:
+        """Whoever's it is; one with a name of a user's choosing, which is not over."""
+        row = self._unexpired(path)
+        return None if row is None or row.ephemeral else row
+
     def expired(self) -> list[CheckpointRow]:
         return [c for c in self._checkpoints.values() if self._is_over(c)]
 

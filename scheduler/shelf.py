@@ -26,12 +26,13 @@ from ..wire.ids import LaneId, TenantId
 from ..wire.types import AuditEvent, Checkpoint
 from .access.administration import no_tenant
 from .access.sessions import Session
+from .checkpoints import Checkpoints
 from .choosing import checked, chosen
 from .commands import Commands
 from .creating import Creating
 from .planning.limits import holders_of
 from .projects import Projects
-from .registry import Registry, no_checkpoint
+from .registry import Registry
 
 ShelfRequest: TypeAlias = DeleteCheckpoint | DeleteCheckpoints | PublishCheckpoint | ExpireCheckpoint | CopyCheckpoint
 
@@ -49,7 +50,8 @@ class Shelf:
         drop: Callable[[str], Awaitable[None]],
     ) -> None:
         self._registry, self._commands, self._creating, self._projects = registry, commands, creating, projects
-        self._writer, self._reader, self._now, self._drop = writer, reader, now, drop
+        self._writer, self._reader, self._now = writer, reader, now
+        self.checkpoints = Checkpoints(registry, writer, now, drop)
 
     async def answer(self, session: Session, request: ShelfRequest) -> CheckpointCopied | list[Checkpoint] | None:
         """Raises NotFoundError, InvalidRequestError, LimitReachedError."""
@@ -57,13 +59,14 @@ class Shelf:
             case DeleteCheckpoint():
                 checkpoint = self._own(session.tenant, request.path)
                 did = did_by(session, self._now(), "checkpoint_deleted", request.path)
-                return await self._remove_checkpoint(checkpoint, did)
+                return await self.checkpoints.remove(checkpoint, did)
             case DeleteCheckpoints():
                 return await self._remove_all(session, request)
             case PublishCheckpoint():
                 event = f"checkpoint_{'' if request.public else 'un'}published"
                 did = did_by(session, self._now(), event, request.path)
-                return await self._change(replace(self._own(session.tenant, request.path), public=request.public), did)
+                shared = replace(self._own(session.tenant, request.path), public=request.public)
+                return await self.checkpoints.change(shared, did)
             case ExpireCheckpoint():
                 return await self._expire(session, request)
             case CopyCheckpoint():
@@ -72,39 +75,17 @@ class Shelf:
     def _own(self, tenant: TenantId, path: str) -> CheckpointRow:
         return self._registry.checkpoint(tenant, path)
 
-    async def _change(self, checkpoint: CheckpointRow, did: AuditEvent) -> None:
-        """Raises NotFoundError where it went in this very moment."""
-        self._registry.add_checkpoint(checkpoint)
-
-        def record(store: Store) -> bool:
-            if is_there := store.checkpoint_changed(checkpoint, did.at):
-                store.audited(did)
-            return is_there
-
-        if not await self._writer.write_and_wait(record):
-            raise no_checkpoint(checkpoint.path)
-
     async def _expire(self, session: Session, request: ExpireCheckpoint) -> None:
         checkpoint = self._own(session.tenant, request.path)
         changed = replace(checkpoint, expires_at=self._expiry(request.ttl_seconds), ephemeral=False)
         ttl = "never" if request.ttl_seconds is None else f"in {request.ttl_seconds} s"
-        await self._change(changed, did_by(session, self._now(), "checkpoint_expiry_set", request.path, expires=ttl))
+        did = did_by(session, self._now(), "checkpoint_expiry_set", request.path, expires=ttl)
+        await self.checkpoints.change(changed, did)
 
     def _expiry(self, ttl_seconds: int | None) -> float | None:
         if ttl_seconds is not None and ttl_seconds < 1:
             raise InvalidRequestError.of("ttl_seconds", ttl_seconds, "a whole number from 1, or None for ever")
         return None if ttl_seconds is None else self._now() + ttl_seconds
-
-    async def _remove_checkpoint(self, checkpoint: CheckpointRow, did: AuditEvent) -> None:
-        """Its name is gone at once; its folder too, or when nothing needs it any more."""
-        self._registry.remove_checkpoint(checkpoint)
-
-        def record(store: Store) -> None:
-            store.checkpoint_deleted(checkpoint, did.at)
-            store.audited(did)
-
-        await self._writer.write_and_wait(record)
-        await self._drop(checkpoint.folder)
 
     async def _remove_all(self, session: Session, request: DeleteCheckpoints) -> list[Checkpoint]:
         wanted = checked(request.chosen)
@@ -112,7 +93,7 @@ class Shelf:
         found = chosen(there, wanted, lambda run: self._registry.run(session.tenant, run).project, self._now())
         told = [self.shown(each) for each in found]
         for each in () if request.only_tell else found:
-            await self._remove_checkpoint(each, did_by(session, self._now(), "checkpoint_deleted", each.path))
+            await self.checkpoints.remove(each, did_by(session, self._now(), "checkpoint_deleted", each.path))
         return told
 
     def shown(self, row: CheckpointRow) -> Checkpoint:

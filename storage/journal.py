@@ -217,8 +217,9 @@ class Journal(Connection):
         self._db.execute(f"UPDATE commands SET payload = NULL, payload_file = NULL WHERE {where}", values)
 
 
-_KEPT = tuple(field.name for field in fields(CommandRow) if field.name not in ("arguments", "prefix"))
+_KEPT = tuple(field.name for field in fields(CommandRow) if field.name not in ("arguments", "prefix", "accepted_at"))
 
 
 def _command(row: dict[str, Any]) -> CommandRow:
-    return CommandRow(**{name: row[name] for name in _KEPT}, arguments=decode(row["arguments"], CommandArguments))
+    arguments = decode(row["arguments"], CommandArguments)
+    return CommandRow(**{name: row[name] for name in _KEPT}, arguments=arguments, accepted_at=row["submitted_at"])

@@ -4,12 +4,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..wire.ids import ProjectId, TenantId
+from ..wire.overview import Job, JobsWanted
 from ..wire.types import UsageEvent, UsageRow
 from .kept import Kept
 from .store import Store
 
 _USD = "total(cost) / 1e12"
 """A sum() ends at 2**63, which are some nine million dollars."""
+_RUN_OF_PATH = "substr(model_path, 10, instr(substr(model_path, 10), '/') - 1)"
+_NOBODY = "no broker serves this data: it goes on when one does"
 
 
 def usage(store: Store, tenant: TenantId | None = None) -> list[UsageRow]:
@@ -62,12 +65,19 @@ def actors(store: Store) -> list[dict[str, Any]]:
     return store.rows("SELECT * FROM actors ORDER BY state = 'ready' DESC, started_at DESC LIMIT 20")
 
 
-def recent_runs(store: Store) -> list[dict[str, Any]]:
+def recent_runs(
+    store: Store, tenant: str | None = None, base_model: str | None = None, limit: int = 50
+) -> list[dict[str, Any]]:
+    """The one used last comes first."""
     return store.rows(
         "SELECT runs.*, (SELECT count(*) FROM commands WHERE lane = runs.id AND state = 'queued') AS queued,"
         " (SELECT count(*) FROM commands WHERE lane = runs.id AND state != 'queued') AS finished,"
         " (SELECT count(*) FROM commands WHERE lane = runs.id AND state IN ('failed', 'discarded')) AS failed"
-        " FROM runs ORDER BY last_request_at DESC LIMIT 50"
+        " FROM runs WHERE (:tenant IS NULL OR tenant = :tenant) AND (:base_model IS NULL OR base_model = :base_model)"
+        " ORDER BY last_request_at DESC LIMIT :limit",
+        tenant=tenant,
+        base_model=base_model,
+        limit=limit,
     )
 
 
@@ -135,6 +145,26 @@ def queues(store: Store) -> list[dict[str, Any]]:
         "SELECT base_model, tenant, kind, count(*) AS commands, sum(tokens) AS tokens FROM commands"
         " WHERE state = 'queued' GROUP BY base_model, tenant, kind ORDER BY base_model, tenant, kind"
     )
+
+
+def waiting(store: Store, wanted: JobsWanted) -> tuple[list[Job], int]:
+    """What the journal holds as not over, and how many there are: for where no broker serves that knows more."""
+    where = (
+        " FROM commands LEFT JOIN samplers ON samplers.id = lane WHERE state = 'queued'"
+        " AND (:tenant IS NULL OR commands.tenant = :tenant)"
+        " AND (:base_model IS NULL OR commands.base_model = :base_model)"
+        f" AND (:kind IS NULL OR kind = :kind) AND (:run IS NULL OR lane = :run OR {_RUN_OF_PATH} = :run)"
+    )
+    said = {name: getattr(wanted, name) for name in ("tenant", "base_model", "kind", "run")}
+    rows = store.rows(
+        "SELECT future, commands.tenant, commands.project, lane, commands.base_model, kind, tokens,"
+        " submitted_at AS accepted_at,"
+        f" CASE WHEN samplers.id IS NULL THEN lane ELSE {_RUN_OF_PATH} END AS run{where}"
+        f" ORDER BY commands.rowid {'DESC' if wanted.newest else ''} LIMIT {wanted.limit}",
+        **said,
+    )
+    (all_,) = store.rows(f"SELECT count(*) AS n{where}", **said)
+    return [Job(**row, state="paused_capacity", reason=_NOBODY) for row in rows], all_["n"]
 
 
 def requests_between(store: Store, base_model: str, start: float, end: float) -> list[dict[str, Any]]:

@@ -134,7 +134,7 @@ class CommandRow:
     """`folder` is what a save writes and a load reads: names are looked up once, when the command is accepted. `prefix`
     names the beginnings of a prompt, and who may share what is computed of them; the journal does not keep it. `key` is
     the one that it came with, `project` the one that its run or sampler was in.
-    `deadline`, in Unix seconds, is `timeout_s` after it was accepted."""
+    `deadline`, in Unix seconds, is `timeout_s` after it was accepted, at `accepted_at`."""
 
     future: FutureId
     lane: LaneId
@@ -152,6 +152,7 @@ class CommandRow:
     project: ProjectId = DEFAULT_PROJECT
     deadline: float | None = None
     timeout_s: float | None = None
+    accepted_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

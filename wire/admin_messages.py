@@ -5,12 +5,16 @@ with a key whose scopes are `admin` among others.
 """
 
 import secrets
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
-from .ids import KeyId, TenantId
+from .ids import KeyId, RunId, TenantId
 from .limits import USER_SCOPES, Limits, Scope
+from .overview import JobsWanted
+
+NAMES_AT_ONCE = 200
+TTL_AT_MOST_S = 100 * 366 * 86400
 
 
 def new_key_id() -> KeyId:
@@ -76,14 +80,65 @@ class ListLimits(msgspec.Struct, frozen=True, tag="list_limits"):
     pass
 
 
-AdminOrder: TypeAlias = (
+class ListJobs(msgspec.Struct, frozen=True, tag="list_jobs"):
+    """Commands that are not over, and why; of whatever tenant."""
+
+    wanted: JobsWanted = JobsWanted()
+
+
+class LookOver(msgspec.Struct, frozen=True, tag="look_over"):
+    """Actors, queues, tokens and who waits longest. Cheap enough to be asked every second."""
+
+
+class FindHomes(msgspec.Struct, frozen=True, tag="find_homes"):
+    """Which actor has the state of each: the answer is by run, without those that none has."""
+
+    runs: Annotated[list[RunId], msgspec.Meta(max_length=NAMES_AT_ONCE)]
+
+
+class Chosen(msgspec.Struct, frozen=True):
+    """A checkpoint as somebody saw it. Another that has taken its name since is not meant."""
+
+    path: str
+    created_at: float
+
+
+Choice: TypeAlias = Annotated[list[Chosen], msgspec.Meta(max_length=NAMES_AT_ONCE)]
+
+
+class RemoveCheckpoints(msgspec.Struct, frozen=True, tag="remove_checkpoints"):
+    """Of whatever tenants. The answer of this and of the next two are the paths of those that are not there."""
+
+    chosen: Choice
+
+
+class ShareCheckpoints(msgspec.Struct, frozen=True, tag="share_checkpoints"):
+    """A public one can be read by every tenant who knows its path."""
+
+    chosen: Choice
+    public: bool
+
+
+class LimitCheckpoints(msgspec.Struct, frozen=True, tag="limit_checkpoints"):
+    """They are gone `ttl_seconds` from now; None keeps them for ever."""
+
+    chosen: Choice
+    ttl_seconds: Annotated[int, msgspec.Meta(ge=1, le=TTL_AT_MOST_S)] | None
+
+
+AccessOrder: TypeAlias = (
     CreateKey | ListKeys | EndKey | CreateTenant | SetTenant | RemoveTenant | ListTenants | SetLimits | ListLimits
 )
+"""Who may come in, and how much each may have."""
+LookOrder: TypeAlias = ListJobs | LookOver | FindHomes
+"""What the broker alone knows, and only while it serves."""
+CheckpointOrder: TypeAlias = RemoveCheckpoints | ShareCheckpoints | LimitCheckpoints
+AdminOrder: TypeAlias = AccessOrder | LookOrder | CheckpointOrder
 
 
 class Administer(msgspec.Struct, frozen=True, tag="administer"):
-    """The answer's payload is a KeyCreated, a list of KeyInfo, TenantInfo or LimitsInfo, or nothing. `operator_key` is
-    empty over a session."""
+    """The answer's payload is a KeyCreated, a list of KeyInfo, TenantInfo or LimitsInfo, Jobs, an Overview, or nothing.
+    `operator_key` is empty over a session."""
 
     request: int
     order: AdminOrder

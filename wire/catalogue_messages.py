@@ -4,7 +4,9 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
+from .commands import CommandKind
 from .ids import FutureId, LaneId, ProjectId
+from .overview import JobLimit
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 """What the database can hold and add up."""
@@ -205,6 +207,17 @@ class QueueState(msgspec.Struct, frozen=True, tag="queue_state"):
     future: FutureId
 
 
+class OwnJobs(msgspec.Struct, frozen=True, tag="own_jobs"):
+    """The asking tenant's commands that are not over, as `JobsWanted` has it."""
+
+    request: int
+    run: str | None = None
+    base_model: str | None = None
+    kind: CommandKind | None = None
+    limit: JobLimit = 50
+    newest: bool = False
+
+
 class Completions(msgspec.Struct, frozen=True, tag="completions"):
     """What resolved in a lane after `cursor`, with seqs from `low` to below `high`. The answer waits up to `timeout_s`
     seconds for the first."""
@@ -242,6 +255,7 @@ CatalogueRequest: TypeAlias = (
     | AuditBetween
     | LaneState
     | QueueState
+    | OwnJobs
     | Completions
     | CatalogueChange
 )

@@ -9,7 +9,7 @@ import msgspec
 from ...storage.rows import KeyRow
 from ...storage.store import Store
 from ...wire.admin_messages import (
-    AdminOrder,
+    AccessOrder,
     CreateKey,
     CreateTenant,
     EndKey,
@@ -49,7 +49,14 @@ class Carried:
     limits: tuple[tuple[Holder, Limits], ...] = ()
 
 
-def checked(order: AdminOrder, now: float) -> AdminOrder:
+def done(carried: Carried | LorryError) -> Carried:
+    """Raises the error: outside the transaction, or from within it, to change nothing."""
+    if isinstance(carried, LorryError):
+        raise carried
+    return carried
+
+
+def checked(order: AccessOrder, now: float) -> AccessOrder:
     """Raises InvalidRequestError for what no deployment could carry out."""
     if isinstance(order, CreateKey):
         _check_key(order, now)
@@ -76,7 +83,7 @@ def _check_key(order: CreateKey, now: float) -> None:
         raise InvalidRequestError.of("expires_at", order.expires_at, "Unix seconds in the future, or None for never")
 
 
-def carry_out(store: Store, order: AdminOrder, now: float, by: str) -> Carried | LorryError:
+def carry_out(store: Store, order: AccessOrder, now: float, by: str) -> Carried | LorryError:
     """Inside a transaction, which an error that is returned has changed nothing in. `order` is `checked`; `by` is the
     id of the key that it came with, or the operator."""
     carried = _carry_out(store, order, now)
@@ -86,7 +93,7 @@ def carry_out(store: Store, order: AdminOrder, now: float, by: str) -> Carried |
     return carried
 
 
-def _told(order: AdminOrder, carried: Carried) -> tuple[str, str, str, dict[str, str]] | None:
+def _told(order: AccessOrder, carried: Carried) -> tuple[str, str, str, dict[str, str]] | None:
     """For the audit log: what is done, of which tenant, to what, and how; None for what changes nothing."""
     match order:
         case CreateKey():
@@ -110,7 +117,7 @@ def _told(order: AdminOrder, carried: Carried) -> tuple[str, str, str, dict[str,
             return None
 
 
-def _carry_out(store: Store, order: AdminOrder, now: float) -> Carried | LorryError:
+def _carry_out(store: Store, order: AccessOrder, now: float) -> Carried | LorryError:
     match order:
         case CreateKey():
             if (problem := _no_place_for(store, order)) is not None:

@@ -8,14 +8,14 @@ from ...storage.reader import Reader
 from ...storage.rows import KeyRow
 from ...storage.store import Store
 from ...storage.writer import Writer
-from ...wire.admin_messages import AdminOrder
-from ...wire.errors import AuthenticationError, LorryError, NotFoundError, StorageUnavailableError
+from ...wire.admin_messages import AccessOrder
+from ...wire.errors import AuthenticationError, NotFoundError, StorageUnavailableError
 from ...wire.ids import KeyHash, TenantId
 from ...wire.limits import Limits
 from ...wire.types import AuditEvent
 from ..planning.limits import Holder
 from . import administration, tokens
-from .administration import Carried, is_open
+from .administration import Carried, done, is_open
 from .sessions import Session
 
 
@@ -76,15 +76,13 @@ class Keyring:
 
         await self._writer.write_and_wait(record)
 
-    async def carry_out(self, order: AdminOrder, by: str) -> Carried:
+    async def carry_out(self, order: AccessOrder, by: str) -> Carried:
         """Raises InvalidRequestError, NotFoundError, StorageUnavailableError."""
         if self._writer.trouble is not None:
             raise StorageUnavailableError(self._writer.trouble)
         now = self._now()
         order = administration.checked(order, now)
-        carried = await self._writer.write_and_wait(lambda store: administration.carry_out(store, order, now, by))
-        if isinstance(carried, LorryError):
-            raise carried
+        carried = done(await self._writer.write_and_wait(lambda store: administration.carry_out(store, order, now, by)))
         for tenant, weight in carried.weights:
             self._weigh(tenant, weight)
         for holder, limits in carried.limits:

@@ -19,6 +19,7 @@ from ...wire.catalogue_messages import (
     JoinSampler,
     LaneState,
     MintToken,
+    OwnJobs,
     PublishCheckpoint,
     Query,
     QueueState,
@@ -54,7 +55,7 @@ NEEDED: Mapping[type, tuple[Scope, ...]] = MappingProxyType(
         ),
         **dict.fromkeys((CreateSampler, JoinSampler), ("sample",)),
         **dict.fromkeys((Submit, Refuse, Cancel), _WORK),
-        **dict.fromkeys((FindRuns, UsageBetween), ("read",)),
+        **dict.fromkeys((FindRuns, OwnJobs, UsageBetween), ("read",)),
         **dict.fromkeys((AssignProject, SetPriority), _WORK),
         AuditBetween: ("read", "admin"),
         Query: ("read",),  # but for some

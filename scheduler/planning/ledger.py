@@ -14,7 +14,7 @@ from ...wire.ids import ActorId, BatchId, FutureId, LaneId, TenantId
 from .fairness import Shares
 from .lanes import Command, Lane
 from .limits import Meters
-from .pools import Actor, Held, Pool
+from .pools import Actor, Held, Load, Pool
 from .queue import Queue
 
 MAX_ATTEMPTS = 3
@@ -289,6 +289,10 @@ class Ledger:
         if kind in SAMPLING_KINDS:
             return any(pool.samples.values()) or any(actor.sample_rows for actor in pool.actors.values())
         return bool(pool.ready) or any(actor.train_batches for actor in pool.actors.values())
+
+    def load(self, actor_id: ActorId) -> Load:
+        actor = self._actors[actor_id]
+        return Load(len(actor.homed), sum(actor.train_batches.values()), actor.sample_rows, actor.is_leaving)
 
     def actors_of(self, base_model: str) -> list[ActorId]:
         """Those that are to stay."""

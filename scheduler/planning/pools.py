@@ -36,6 +36,15 @@ class Actor:
         return self.capacity.credits * self.capacity.token_budget - sum(self.train_batches.values())
 
 
+class Load(NamedTuple):
+    """Of an actor: runs at home there, and tokens to train and sequences to sample that it has not ended."""
+
+    runs: int
+    tokens: int
+    sequences: int
+    is_leaving: bool
+
+
 class Held(NamedTuple):
     """A command that an actor has: of which batch, and how many actors had died of it when it was handed out."""
 

@@ -20,7 +20,7 @@ from lorry.actors.model.lora import attach_lora
 from lorry.actors.model.sizing import Sizing, size_of, sizing
 from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.model.survey import survey
-from lorry.plan import Devices, print_plan
+from lorry.plan import Devices, foresee, print_plan
 from lorry.wire.errors import InvalidRequestError, UnsupportedModelError
 from lorry.wire.types import Quantization
 
@@ -168,7 +168,7 @@ def printed(
     model: str, dtype: str = "bfloat16", devices: Devices | None = None, quantize: Quantization = "none"
 ) -> str:
     console = Console(record=True, width=160)
-    print_plan(console, model, dtype, 32, devices, quantize)
+    print_plan(console, foresee(model, dtype, 32, devices, quantize))
     return " ".join(console.export_text().split())
 
 

@@ -14,6 +14,7 @@ from lorry.wire.limits import SCOPES, Scope
 from tests.conftest import Server
 
 from .conftest import Tenant
+from .test_requests import a_pass, a_run
 
 
 @pytest.fixture
@@ -86,6 +87,25 @@ def test_what_cannot_be_is_refused_by_name_and_changes_nothing(
     assert answer.status_code == status
     assert says in json.dumps(answer.json(), ensure_ascii=False)
     assert (boss.get("keys").json(), boss.get("tenants").json()) == before
+
+
+def test_what_waits_is_told_to_its_tenant_and_to_administrators(
+    boss: httpx.Client, new_tenant: Callable[[], Tenant]
+) -> None:
+    """The second request of a run waits for the first, which does not come."""
+    with new_tenant().http() as owner, new_tenant().http() as stranger:
+        run = a_run(owner)
+        owner.post("forward_backward", content=a_pass(run, 2))
+        (job,) = owner.get("jobs").json()["jobs"]
+        assert job["future"] == f"{run}:2"
+        assert "request 1" in job["reason"]
+        assert stranger.get("jobs").json()["total"] == 0
+        assert stranger.get("jobs", params={"run": run}).status_code == 404
+        asked = {"tenant": job["tenant"], "run": run, "kind": "forward_backward", "limit": 1, "newest": True}
+        found = boss.get("jobs", params=asked).json()
+        assert (found["total"], found["jobs"]) == (1, [job])
+        assert boss.get("jobs", params={"limit": 0}).status_code == 422
+        assert boss.get("jobs", params={"kind": "nothing"}).status_code == 422
 
 
 def routes() -> list[tuple[str, str]]:

@@ -93,6 +93,7 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "scheduler/orders.py::obey": (2, NO_COMMAND),
     "scheduler/shelf.py::import_adapter": (2, NO_COMMAND),
     "scheduler/creating.py::imported": (2, NO_COMMAND),
+    "scheduler/checkpoints.py::carry_out": (1, ADMINISTRATION),  # the disk is full
     "scheduler/shelf.py::_expiry": (1, NO_COMMAND),
     "scheduler/client_door.py::_handle": (1, COMES_AGAIN),
     "scheduler/reception.py::_refuse_later": (1, f"{AT_START}: tests/scheduler/test_reception"),

@@ -31,6 +31,7 @@ from lorry.wire.catalogue_messages import (
     JoinSampler,
     LaneState,
     MintToken,
+    OwnJobs,
     PublishCheckpoint,
     Query,
     QueueState,
@@ -146,6 +147,7 @@ ASKS: dict[type, list[Callable[[int, Things], object]]] = {
     LaneState: [lambda n, of: LaneState(n, LaneId(of.run), 0.1), lambda n, of: LaneState(n, LaneId(of.sampler), 0.1)],
     QueueState: [lambda n, of: QueueState(n, FutureId(of.future))],
     Completions: [lambda n, of: Completions(n, LaneId(of.run), 0, 9, timeout_s=0.1)],
+    OwnJobs: [lambda n, of: OwnJobs(n, of.run), lambda n, of: OwnJobs(n, of.sampler)],
     Administer: [lambda n, of: Administer(n, EndKey(of.key))],  # type: ignore[arg-type]
     Drain: [lambda n, of: Drain(n, "", ActorId("scripted"))],
     ImportAdapter: [lambda n, of: ImportAdapter(n, "", TenantId("alice"), RunId(of.run), "m", LORA, "a", 1, "")],

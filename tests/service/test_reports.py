@@ -21,21 +21,25 @@ from lorry.wire.ids import ActorId, FutureId, LaneId, TenantId
 ACTOR = ActorId("base#0")
 
 
-def line_of_actor(folder: Path) -> list[str]:
+def lines_of_actor(folder: Path) -> list[str]:
     output = StringIO()
     print_status(Console(file=output, width=200), folder)
-    (line,) = [line for line in output.getvalue().splitlines() if ACTOR in line]
-    return [word.strip() for word in line.strip("│").split("│")]
+    lines = output.getvalue().splitlines()
+    (line,) = [line for line in lines if ACTOR in line]
+    at = lines.index(line)
+    return [word.strip() for row in lines[at : at + 2] for word in row.strip("│").split("│")]
 
 
 def test_the_time_spent_sampling_is_shown_beside_its_share(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with store.transaction():
         store.actor_started(ActorRow(ACTOR, "base", 1, "cpu", "float32", 16, 0.25, "ready", 1.0))
-    assert line_of_actor(tmp_path)[6:10] == ["", "", "", "25%"]
+    assert lines_of_actor(tmp_path)[3:6] == ["", "", "16"]
+    assert lines_of_actor(tmp_path)[10:12] == ["of 25%", ""]
     with store.transaction():
         store.actor_measured(ACTOR, ActorPing(train_s=30.0, sample_s=20.0, swaps=3))
-    assert line_of_actor(tmp_path)[6:10] == ["3", "50.0", "40%", "25%"]
+    assert lines_of_actor(tmp_path)[3:6] == ["50.0", "40%", "16"]
+    assert lines_of_actor(tmp_path)[10:12] == ["of 25%", "3"]
 
 
 def test_the_same_is_told_to_programs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

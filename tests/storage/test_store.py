@@ -38,7 +38,9 @@ RUN = RunRow(RunId("run-1"), ALICE, "nonce", "base", LoraConfig(rank=4, seed=7),
 
 def command(seq: int, kind: str = "forward_backward") -> CommandRow:
     lane = LaneId(RUN.id)
-    return CommandRow(FutureId(f"{lane}:{seq}"), lane, seq, kind, ALICE, "base", 10, 1, CommandArguments(name="n"))  # type: ignore[arg-type]
+    return CommandRow(
+        FutureId(f"{lane}:{seq}"), lane, seq, kind, ALICE, "base", 10, 1, CommandArguments(name="n"), accepted_at=1.0
+    )  # type: ignore[arg-type]
 
 
 @pytest.fixture
