@@ -20,6 +20,7 @@ from .model.base_model import BaseModel
 from .model.memory import memory_ran_out, told_as_ours
 from .orders import Sample
 from .sampling.decoder import Decoder
+from .sampling.sequences import Usage
 
 log = structlog.get_logger("lorry.actor")
 
@@ -113,17 +114,17 @@ class Arrivals:
     def add(self, sample: Sample) -> None:
         self._waiting.append(Arrival(sample, self._base))
 
-    def cancel(self, future: FutureId) -> BatchId | None:
-        """Of one that waits or decodes, its batch; it is forgotten."""
+    def cancel(self, future: FutureId) -> tuple[BatchId, Usage | None] | None:
+        """Of one that waits or decodes, its batch, and what was computed for it; it is forgotten."""
         waiting = next((arrival for arrival in self._waiting if arrival.future == future), None)
         if waiting is not None:
             waiting.close()
             self._waiting.remove(waiting)
-            return waiting.sample.batch
+            return waiting.sample.batch, None
         if future not in self.decoding:
             return None
-        self._decoder.cancel(future)
-        return self.leave(future)
+        usage = self._decoder.cancel(future)
+        return self.leave(future), usage
 
     def leave(self, future: FutureId) -> BatchId:
         """It decodes no more."""

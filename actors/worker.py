@@ -178,11 +178,14 @@ class Worker:
                 self._stopped = True
 
     def _cancel(self, future: FutureId) -> None:
-        batch = self._arrivals.cancel(future)
-        if batch is None:
+        if (cancelled := self._arrivals.cancel(future)) is None:
             return
-        error = CommandCancelledError(f"{future} was cancelled")
-        self._post(Completion(batch, [Outcome(future, error.info)], done=True), [b""])
+        (batch, usage), error = cancelled, CommandCancelledError(f"{future} was cancelled")
+        outcome = Outcome(future, error.info)
+        if usage is not None:  # nobody is billed for it; its tenant had the device all the same
+            computed = usage.prefill_tokens - usage.cached_tokens
+            outcome = Outcome(future, error.info, computed, usage.sample_tokens)
+        self._post(Completion(batch, [outcome], done=True), [b""])
 
     # Sampling --------------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lorry.bench.records import Record
     from lorry.bench.workload import Workload as Parsed
 
-app = typer.Typer(help="Measure a server by a workload; compare two measurements.", no_args_is_help=True)
+app = typer.Typer(name="bench", help="Measure a server by a workload; compare two measurements.", no_args_is_help=True)
 
 
 Workload = Annotated[Path, typer.Argument(help="A TOML file; docs/benchmarking.md says what is in it")]

@@ -29,15 +29,17 @@ from lorry.storage.store import Store
 from lorry.tables import ONE_RUN, AsJson, day, lasting, print_json, print_table, size
 from lorry.wire.admin_messages import (
     NAMES_AT_ONCE,
-    TTL_AT_MOST_S,
     CheckpointOrder,
     Chosen,
     LimitCheckpoints,
     RemoveCheckpoints,
     ShareCheckpoints,
 )
+from lorry.wire.limits import TTL_AT_MOST_S
 
-checkpoints = typer.Typer(help="Checkpoints of all tenants, and how long they stay.", no_args_is_help=True)
+checkpoints = typer.Typer(
+    name="checkpoints", help="Checkpoints of all tenants, and how long they stay.", no_args_is_help=True
+)
 
 Kind = StrEnum("Kind", list(get_args(CheckpointKind)))
 

@@ -11,7 +11,21 @@ import anyio
 import typer
 from anyio import to_thread
 
-from lorry import auditing, benching, billing, checkpoints, jobs, limiting, logs, options, runs, tables, tenancy, top
+from lorry import (
+    auditing,
+    benching,
+    billing,
+    checkpoints,
+    jobs,
+    limiting,
+    logs,
+    options,
+    runs,
+    storing,
+    tables,
+    tenancy,
+    top,
+)
 from lorry.actors.config import ActorConfig, ActorSettings
 from lorry.addresses import check_exposure, host_and_port, is_loopback
 from lorry.calling import call, run_async
@@ -31,16 +45,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.add_typer(tenancy.tenants, name="tenants")
-app.add_typer(tenancy.keys, name="keys")
-app.add_typer(limiting.limits, name="limits")
-app.command("jobs")(jobs.jobs)
-app.command("runs")(runs.runs)
-app.command("top")(top.top)
-app.add_typer(checkpoints.checkpoints, name="checkpoints")
-app.command("usage")(billing.usage)
-app.command("audit")(auditing.audit)
-app.add_typer(benching.app, name="bench")
+for group in (tenancy.tenants, tenancy.keys, limiting.limits, checkpoints.checkpoints, benching.app):
+    app.add_typer(group)
+for command in (jobs.jobs, runs.runs, top.top, billing.usage, storing.storage, auditing.audit):
+    app.command(command.__name__)(command)
 
 
 @app.callback()

@@ -1,5 +1,6 @@
 """What `lorry export` does: a checkpoint's adapter leaves the data, as a folder for PEFT or as a model."""
 
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +17,16 @@ from lorry.actors.export.folders import (
     merge_adapter,
     trains_head,
 )
+from lorry.administration import changing
 from lorry.backup import check_new
 from lorry.bases import base_folder
 from lorry.plan import floating
+from lorry.storage.audit import OPERATOR
 from lorry.storage.checkpoints import place_of
 from lorry.storage.holding import held
 from lorry.storage.looking import looking
 from lorry.wire.errors import InvalidRequestError, NotFoundError
+from lorry.wire.types import AuditEvent
 
 TIED = (
     "It trains the output head. Where the base ties that to its embeddings, merge with `lorry export --merge`, which "
@@ -75,8 +79,12 @@ def _export(
 @contextmanager
 def _folder_of(data: Path, path: str) -> Generator[Path]:
     """It is not deleted meanwhile, nor is anything else: what takes long is done with a copy."""
-    with held(data), looking(data) as store:
-        found = next((row for row in store.checkpoints() if row.path == path), None)
+    with held(data):
+        with looking(data) as store:
+            found = next((row for row in store.checkpoints() if row.path == path), None)
         if found is None:
             raise NotFoundError(f"path is {path!r}, expected that of a checkpoint in {data}", field="path")
+        did = AuditEvent(time.time(), found.tenant, OPERATOR, "checkpoint_exported", path)
+        with changing(data) as store:
+            store.audited(did)
         yield data / "checkpoints" / Path(*place_of(Path(found.folder)))

@@ -16,7 +16,7 @@ from lorry.tenancy import carry_out, change
 from lorry.wire.admin_messages import LimitsInfo, ListLimits, SetLimits
 from lorry.wire.limits import Limits
 
-limits = typer.Typer(help="How much a tenant, a key, or everyone may have.", no_args_is_help=True)
+limits = typer.Typer(name="limits", help="How much a tenant, a key, or everyone may have.", no_args_is_help=True)
 
 
 @limits.command("ls")

@@ -31,6 +31,9 @@ NUMBERS = frozenset(
         "GiB",
         "with all layers computed again",
         "a second",
+        "checkpoints",
+        "size",
+        "USD a month",
     )
 )
 """Columns that stand to the right."""

@@ -33,8 +33,8 @@ from lorry.wire.limits import SCOPES
 
 T = TypeVar("T")
 
-tenants = typer.Typer(help="Who is billed, and how large a share each has.", no_args_is_help=True)
-keys = typer.Typer(help="API keys: every client needs one.", no_args_is_help=True)
+tenants = typer.Typer(name="tenants", help="Who is billed, and how large a share each has.", no_args_is_help=True)
+keys = typer.Typer(name="keys", help="API keys: every client needs one.", no_args_is_help=True)
 
 ScopeName = StrEnum("ScopeName", list(SCOPES))
 Tenant = Annotated[str, typer.Argument(help="As `lorry tenants ls` calls it")]

@@ -28,7 +28,7 @@ from ..wire.admin_messages import (
     new_key_id,
 )
 from ..wire.ids import KeyId, TenantId
-from ..wire.limits import USER_SCOPES, Limits, Scope
+from ..wire.limits import TTL_AT_MOST_S, USER_SCOPES, Limits, Scope
 from ..wire.overview import Jobs, JobsWanted
 from . import errors, jobs
 from .bodies import body_of
@@ -98,9 +98,9 @@ class SomeLimits(_Body):
     stored_bytes: int | None = Field(None, ge=0, lt=2**53, description="Of checkpoints with names")
     monthly_usd: float | None = Field(None, ge=0, le=1e9, description="In a calendar month of UTC")
     models: list[str] | None = None
-    training_ttl_s: int | None = Field(None, ge=1, lt=2**53, description="For training states saved without one")
-    sampler_ttl_s: int | None = Field(None, ge=1, lt=2**53, description="For sampler weights saved without one")
-    external_ttl_s: int | None = Field(None, ge=1, lt=2**53, description="For weights to be downloaded, without one")
+    training_ttl_s: int | None = Field(None, ge=1, le=TTL_AT_MOST_S, description="Of training states")
+    sampler_ttl_s: int | None = Field(None, ge=1, le=TTL_AT_MOST_S, description="Of sampler weights")
+    external_ttl_s: int | None = Field(None, ge=1, le=TTL_AT_MOST_S, description="Of external weights")
     keep_last: int | None = Field(None, ge=1, lt=2**53, description="With names, of each kind, that a run keeps")
 
 

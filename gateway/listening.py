@@ -28,7 +28,30 @@ _LEAST_BYTES = 16 * 1024
 
 
 class Server(uvicorn.Server):
-    """Signals are the process's business, not the server's."""
+    """Signals are the process's business, not the server's. A handshake takes `slow_after_s` at most."""
+
+    def __init__(self, config: uvicorn.Config, slow_after_s: float) -> None:
+        super().__init__(config)
+        self._slow_after_s = slow_after_s
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, which knows no limit to a handshake. `lifespan` is off."""
+        loop, config = asyncio.get_running_loop(), self.config
+
+        def connected() -> asyncio.Protocol:
+            return config.http_protocol_class(config=config, server_state=self.server_state, app_state={})  # type: ignore[call-arg]
+
+        self.servers = [
+            await loop.create_server(
+                connected,
+                sock=each,
+                ssl=config.ssl,
+                backlog=config.backlog,
+                ssl_handshake_timeout=self._slow_after_s if config.ssl else None,
+            )
+            for each in sockets or ()
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -41,6 +64,7 @@ def server(app: FastAPI, http: HttpSettings, certificate: Certificate | None) ->
     settings = uvicorn.Config(
         app,
         http=_protocol(_Bounds(http, proxies)),
+        ws="none",
         log_level="warning",
         access_log=False,
         lifespan="off",
@@ -49,7 +73,7 @@ def server(app: FastAPI, http: HttpSettings, certificate: Certificate | None) ->
         forwarded_allow_ips=[str(network) for network in proxies],
         ssl_context_factory=listening_with(certificate) if certificate else None,
     )
-    return Server(settings)
+    return Server(settings, http.slow_after_s)
 
 
 def listen(host: str, port: int) -> socket.socket:

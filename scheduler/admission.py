@@ -8,6 +8,7 @@ from ..storage.rows import CommandRow, RunRow, SamplerRow
 from ..wire.commands import MAX_SEQ, SAMPLING_KINDS
 from ..wire.errors import InvalidRequestError, MessageTooLargeError, TooManyWaitingError
 from ..wire.ids import LaneId, TenantId
+from ..wire.limits import TTL_AT_MOST_S
 from .config import BrokerConfig
 from .open_commands import holders
 from .planning.limits import Holder, Meters, holders_of
@@ -20,6 +21,13 @@ _LONGEST_S = 30 * 86400.0
 def timed(row: CommandRow, timeout_s: float | None, now: float) -> CommandRow:
     """With its deadline; what cannot be one is found by `Admission.admit`."""
     return row if timeout_s is None else replace(row, timeout_s=timeout_s, deadline=now + timeout_s)
+
+
+def check_ttl(ttl_seconds: int) -> None:
+    """Raises InvalidRequestError."""
+    if not 1 <= ttl_seconds <= TTL_AT_MOST_S:
+        expected = f"a whole number from 1 to {TTL_AT_MOST_S:,}, or None for ever"
+        raise InvalidRequestError.of("ttl_seconds", ttl_seconds, expected)
 
 
 class Admission:
@@ -83,8 +91,8 @@ class Admission:
         if row.timeout_s is not None and not 0 < row.timeout_s <= _LONGEST_S:
             raise InvalidRequestError.of("timeout_s", row.timeout_s, f"seconds above 0, up to {_LONGEST_S:,.0f}")
         ttl = row.arguments.ttl_seconds
-        if ttl is not None and ttl < 1:
-            raise InvalidRequestError.of("ttl_seconds", ttl, "a whole number from 1, or None for ever")
+        if ttl is not None:
+            check_ttl(ttl)
         if isinstance(lane, SamplerRow):
             if lane.outlived:
                 raise weights_gone(lane)

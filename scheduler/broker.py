@@ -29,6 +29,7 @@ from ..wire.errors import ErrorInfo
 from ..wire.ids import FutureId
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
+from ..wire.types import AuditEvent
 from .accepting import kept_costs
 from .actor_door import ActorDoor
 from .client_door import ClientDoor
@@ -65,8 +66,9 @@ async def running(config: BrokerConfig) -> AsyncGenerator[Addresses]:
         back = stack.enter_context(sockets.bind(config.actor_bind, frame_limit, config.actor_curve))
         writing = stack.enter_context(contextlib.closing(await to_thread.run_sync(Store, config.data)))
         reading = stack.enter_context(contextlib.closing(await to_thread.run_sync(Store, config.data)))
+        leisurely = stack.enter_context(contextlib.closing(await to_thread.run_sync(Store, config.data)))
         async with background_tasks() as tasks:
-            broker = _Broker(config, front, back, writing, Reader(reading), tasks)
+            broker = _Broker(config, front, back, writing, Reader(reading, leisurely), tasks)
             await to_thread.run_sync(_load, broker, writing, config.data)
             tasks.start_soon(broker.writer.run)
             tasks.start_soon(broker.serve_clients)
@@ -207,6 +209,7 @@ class _Broker:
                 await self._alarm_moved.wait()
             for future, actor in self._commands.late(time.time()):
                 self._actors.cancel(actor, future)
+            await anyio.lowlevel.checkpoint()
 
     async def keep_house(self) -> None:
         """What expired. It waits for the disk, which nobody else's time may depend on."""
@@ -226,10 +229,18 @@ class _Broker:
             self._forget(checkpoint)
         self.sweeper.want()
         if self._config.prices.storage:
-            costs = await self._reader.read(lambda store: kept_costs(store, now))
-            self._commands.meters.kept(costs, now)
+            at = time.time()
+            costs = await self._reader.read_at_leisure(lambda store: kept_costs(store, at))
+            self._commands.meters.kept(costs, at)
 
     def _forget(self, checkpoint: CheckpointRow) -> None:
         self._registry.remove_checkpoint(checkpoint)
         now = time.time()
-        self.writer.write(lambda store: store.checkpoint_deleted(checkpoint, now))
+        did = AuditEvent(now, checkpoint.tenant, "expiry", "checkpoint_expired", checkpoint.path)
+
+        def record(store: Store) -> None:
+            store.checkpoint_deleted(checkpoint, now)
+            if not checkpoint.ephemeral:
+                store.audited(did)
+
+        self.writer.write(record)

@@ -46,6 +46,7 @@ from ..wire.catalogue_messages import (
     TouchClientSession,
     UsageBetween,
 )
+from ..wire.errors import InvalidRequestError
 from ..wire.ids import LaneId, TenantId
 from ..wire.types import (
     ClientSession,
@@ -69,6 +70,8 @@ from .registry import Registry
 from .shelf import Shelf, did_by
 
 MAX_WAIT_S = 60.0
+_LONGEST_S = 31 * 86_400.0
+"""Of what was used by the hour."""
 
 
 class Catalogue:
@@ -126,11 +129,14 @@ class Catalogue:
                 )
             case UsageBetween():
                 start, end = request.start, request.end
-                return await self._reader.read(lambda store: usage_between(store, tenant, start, end, self._now()))
+                if not 0 <= end - start <= _LONGEST_S:
+                    raise InvalidRequestError.of("end", end, f"up to {_LONGEST_S / 86_400:.0f} days after start")
+                now = self._now()
+                return await self._reader.read_at_leisure(lambda s: usage_between(s, tenant, start, end, now))
             case AuditBetween():
                 whose = None if "admin" in session.key.scopes else tenant
                 between = request.start, request.end
-                return await self._reader.read(lambda store: store.audit(whose, *between))
+                return await self._reader.read_at_leisure(lambda store: store.audit(whose, *between))
             case LaneState():
                 return await self._lane_state(tenant, request)
             case QueueState():
@@ -166,7 +172,7 @@ class Catalogue:
                 run = self._registry.run(tenant, query.subject).id if query.subject else None
                 return [self.shelf.shown(row) for row in self._registry.checkpoints_of(tenant, run)]
             case "usage":
-                return await self._reader.read(lambda store: usage(store, tenant))
+                return await self._reader.read_at_leisure(lambda store: usage(store, tenant))
             case "sessions":
                 return [self._session(row) for row in self.sessions.of(tenant)]
             case "weights" | "files":
@@ -260,7 +266,7 @@ class Catalogue:
         did = did_by(session, self._now(), "session_project_set", request.session, project=project, before=before)
 
         def record(store: Store) -> None:
-            store.session_assigned(request.session, project)
+            store.session_assigned(request.session, project, did.at)
             store.audited(did)
 
         await self._writer.write_and_wait(record)

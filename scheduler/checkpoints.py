@@ -29,11 +29,14 @@ class Checkpoints:
         if await self._writer.write_and_wait(lambda store: recorded(store, [(checkpoint, checkpoint, did)])):
             raise no_checkpoint(checkpoint.path)
 
-    async def remove(self, checkpoint: CheckpointRow, did: AuditEvent) -> None:
-        """Its name is gone at once; its folder too, or when nothing needs it any more."""
-        self._registry.remove_checkpoint(checkpoint)
-        await self._writer.write_and_wait(lambda store: recorded(store, [(checkpoint, None, did)]))
-        await self._drop(checkpoint.folder)
+    async def remove(self, *gone: tuple[CheckpointRow, AuditEvent]) -> None:
+        """Their names are gone at once, in one transaction; their folders too, or when nothing needs them any more."""
+        changes: list[Change] = [(checkpoint, None, did) for checkpoint, did in gone]
+        for checkpoint, _ in gone:
+            self._registry.remove_checkpoint(checkpoint)
+        await self._writer.write_and_wait(lambda store: recorded(store, changes))
+        for checkpoint, _ in gone:
+            await self._drop(checkpoint.folder)
 
     async def carry_out(self, order: CheckpointOrder, by: str) -> list[str]:
         """In one transaction: the paths of those that are not there. `by` is a key's id, or the operator. Raises

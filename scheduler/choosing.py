@@ -11,7 +11,8 @@ from ..wire.ids import ProjectId, RunId
 
 def checked(wanted: CheckpointFilter) -> CheckpointFilter:
     """Raises InvalidRequestError for one that says nothing: it would mean everything."""
-    if wanted in (CheckpointFilter(), CheckpointFilter(public=True)):
+    said = (wanted.run, wanted.project, wanted.kind, wanted.older_than_s, wanted.user_metadata, wanted.but_newest)
+    if not any(said):
         expected = "something of run, project, kind, older_than_s, user_metadata or but_newest"
         raise InvalidRequestError.of("chosen", "everything", expected)
     return wanted

@@ -7,7 +7,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from ..storage.reader import Reader
-from ..storage.rows import CommandRow, RunRow, SamplerRow
+from ..storage.rows import CommandRow, KeyRow, RunRow, SamplerRow
 from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire.admin_messages import Administer
@@ -42,7 +42,7 @@ from ..wire.errors import (
     LorryError,
     StorageUnavailableError,
 )
-from ..wire.ids import ActorId, FutureId, KeyHash, LaneId, future_id
+from ..wire.ids import ActorId, FutureId, LaneId, future_id
 from ..wire.sequenced import stamp_of
 from ..wire.sockets import Channel
 from ..wire.types import AuditEvent
@@ -107,7 +107,7 @@ class ClientDoor:
         self.catalogue = Catalogue(registry, commands, writer, reader, config.checkpoints, now, drop, self.keyring)
         self._creating = self.catalogue.creating
         self._orders = Orders(
-            config.operator_key, self.post, self.keyring, self.catalogue, writer, drain, self._close_opened_with
+            config.operator_key, self.post, self.keyring, self.catalogue, writer, drain, self._end_all_of
         )
 
     # In --------------------------------------------------------------------------------------------------------------
@@ -314,8 +314,8 @@ class ClientDoor:
         except LorryError as error:
             self.post.send(session.connection, Failed(request.request, error.info))
         else:
-            if isinstance(request, RevokeKey) and (key := self.keyring.hash_of(request.api_key)):
-                self._close_opened_with([key])
+            if isinstance(request, RevokeKey) and (key := await self.keyring.find(request.api_key, session.tenant)):
+                self._end_all_of([key])
 
     # Out, and leaving ------------------------------------------------------------------------------------------------
 
@@ -335,10 +335,13 @@ class ClientDoor:
             log.info("session expired", session=session.id)
             self._leave(session)
 
-    def _close_opened_with(self, keys: Iterable[KeyHash]) -> None:
+    def _end_all_of(self, keys: Iterable[KeyRow]) -> None:
+        """That were revoked: what they had opened, and what was asked for with them and is not over."""
         for key in keys:
-            for session in self._sessions.revoke(key):
-                self._turn_out(session, revoked(session.key))
+            for session in self._sessions.revoke(key.hash):
+                self._turn_out(session, revoked(key))
+            for future, actor in self._commands.end_asked_with(key.id, revoked(key)):
+                self._cancel_in_flight(actor, future)
 
     def _turn_out(self, session: Session, error: AuthenticationError) -> None:
         self.post.send(session.connection, Failed(None, error.info))

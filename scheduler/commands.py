@@ -9,7 +9,7 @@ from ..storage.writer import Writer
 from ..wire.actor_messages import AdapterState, Item, Outcome
 from ..wire.client_messages import Readiness
 from ..wire.errors import DeadlineExceededError, LorryError, NotFoundError
-from ..wire.ids import ActorId, BatchId, FutureId, LaneId, TenantId
+from ..wire.ids import ActorId, BatchId, FutureId, KeyId, LaneId, TenantId
 from ..wire.limits import Limits
 from .accepting import Accepting
 from .config import BrokerConfig
@@ -27,6 +27,9 @@ from .saves import weights_gone
 from .spreading import Spreading
 from .sweeping import Sweeper
 from .waiters import Waiters
+
+_LATE_AT_ONCE, _WITH_A_REASON = 200, 10
+"""Why one waits may take a walk through all that wait before it, and nobody else is served meanwhile."""
 
 
 class Commands:
@@ -189,11 +192,19 @@ class Commands:
             self._open.ending.setdefault(future, error)
         return self._planner.holder(future)
 
+    def end_asked_with(self, key: KeyId, error: LorryError) -> list[tuple[FutureId, ActorId]]:
+        """End all that came with a key and is not over; returns what an actor is to be told of."""
+        futures = [row.future for row in self._open.rows.values() if row.key == key]
+        ended = [(future, self.end(future, error)) for future in futures]
+        self._work_arrived()
+        return [(future, actor) for future, actor in ended if actor is not None]
+
     def late(self, now: float) -> list[tuple[FutureId, ActorId]]:
-        """End what should be over by now; returns what an actor is to be told of."""
+        """End some of what should be over by now; returns what an actor is to be told of. What is left is due still."""
         told: list[tuple[FutureId, ActorId]] = []
-        for future in self._open.deadlines.passed(now):
-            row, why = self._open.rows[future], self.queueing.state(future).reason
+        for number, future in enumerate(self._open.deadlines.passed(now, _LATE_AT_ONCE)):
+            row = self._open.rows[future]
+            why = self.queueing.state(future).reason if number < _WITH_A_REASON else "as did others, it waited"
             error = DeadlineExceededError(f"{future} was not over {row.timeout_s:g} s after it was accepted: {why}")
             if (actor := self.end(future, error)) is not None:
                 told.append((future, actor))

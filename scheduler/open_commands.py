@@ -48,6 +48,9 @@ class OpenCommands:
     payloads: Payloads
     meters: Meters
     rows: dict[FutureId, CommandRow] = field(default_factory=dict[FutureId, CommandRow])
+    by_tenant: dict[TenantId, dict[FutureId, CommandRow]] = field(
+        default_factory=dict[TenantId, dict[FutureId, CommandRow]]
+    )
     replays: dict[FutureId, CommandRow] = field(default_factory=dict[FutureId, CommandRow])
     ending: dict[FutureId, LorryError] = field(default_factory=dict[FutureId, LorryError])
     deadlines: Deadlines = field(default_factory=Deadlines)
@@ -58,6 +61,7 @@ class OpenCommands:
 
     def add(self, row: CommandRow) -> None:
         self.rows[row.future] = row
+        self.by_tenant.setdefault(row.tenant, {})[row.future] = row
         self._count(row, 1)
         self.meters.opened(holders(row), row.lane, row.tokens)
         if row.deadline is not None:
@@ -65,6 +69,9 @@ class OpenCommands:
 
     def forget(self, future: FutureId) -> None:
         row = self.rows.pop(future)
+        self.by_tenant[row.tenant].pop(future)
+        if not self.by_tenant[row.tenant]:
+            del self.by_tenant[row.tenant]
         self._count(row, -1)
         self.meters.closed(holders(row), row.lane, row.tokens)
         self.payloads.let_go(future)

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable
 
 from ..storage.audit import OPERATOR
+from ..storage.rows import KeyRow
 from ..storage.writer import Writer
 from ..wire.admin_messages import (
     Administer,
@@ -18,7 +19,7 @@ from ..wire.admin_messages import (
 )
 from ..wire.client_messages import Drain, Failed, ImportAdapter
 from ..wire.errors import InvalidRequestError, LorryError, StorageUnavailableError
-from ..wire.ids import ActorId, KeyHash
+from ..wire.ids import ActorId
 from .access.administration import Carried
 from .access.keyring import Keyring
 from .access.sessions import Session
@@ -27,7 +28,7 @@ from .client_post import ClientPost
 
 
 class Orders:
-    """`turn_out` closes what keys have opened that open nothing any more."""
+    """`turn_out` ends what was opened, and asked for, with keys that open nothing any more."""
 
     def __init__(
         self,
@@ -37,7 +38,7 @@ class Orders:
         catalogue: Catalogue,
         writer: Writer,
         drain: Callable[[ActorId], Awaitable[None]],
-        turn_out: Callable[[Iterable[KeyHash]], None],
+        turn_out: Callable[[Iterable[KeyRow]], None],
     ) -> None:
         self._operator_key, self._post, self._keyring, self._catalogue = operator_key, post, keyring, catalogue
         self._writer, self._drain, self._turn_out = writer, drain, turn_out
@@ -49,7 +50,7 @@ class Orders:
             self._post.send(session.connection, Failed(message.request, error.info))
         else:
             self._post.answer(session.connection, message.request, carried.answer)
-            self._turn_out(key.hash for key in carried.ended)
+            self._turn_out(carried.ended)
 
     async def obey(self, connection: bytes, order: Drain | ImportAdapter | Administer) -> None:
         answer: object = None
@@ -60,7 +61,7 @@ class Orders:
                 await self._drain(order.actor)
             elif isinstance(order, Administer):
                 carried = await self._carry_out(order.order, OPERATOR)
-                self._turn_out(key.hash for key in carried.ended)
+                self._turn_out(carried.ended)
                 answer = carried.answer
             elif self._writer.trouble is not None:
                 raise StorageUnavailableError(self._writer.trouble)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
+import anyio
 import anyio.lowlevel
 
 from ..storage.rows import ActorRow, CommandRow
@@ -49,6 +50,7 @@ class Overlook:
         self._tokens, self._queue_state, self._now = tokens, queue_state, now
         self._counted_since = now()
         self._actors: dict[ActorId, _Seen] = {}
+        self._one_at_a_time = anyio.Lock()
 
     # Actors ----------------------------------------------------------------------------------------------------------
 
@@ -80,13 +82,15 @@ class Overlook:
 
     async def jobs(self, wanted: JobsWanted) -> Jobs:
         found: list[CommandRow] = []
-        rows = list(self._open.rows.values())  # in the order in which they were accepted
-        for start in range(0, len(rows), _WALKED_AT_ONCE):
-            walked = rows[start : start + _WALKED_AT_ONCE]
-            found += [row for row in walked if is_wanted(row, self._run_of(row), wanted)]
-            await anyio.lowlevel.checkpoint()
-        chosen = found[: -wanted.limit - 1 : -1] if wanted.newest else found[: wanted.limit]
-        jobs = await self._told(chosen)
+        async with self._one_at_a_time:  # each holds all that it walks
+            whose = self._open.rows if wanted.tenant is None else self._open.by_tenant.get(wanted.tenant, {})
+            rows = list(whose.values())  # in the order in which they were accepted
+            for start in range(0, len(rows), _WALKED_AT_ONCE):
+                walked = rows[start : start + _WALKED_AT_ONCE]
+                found += [row for row in walked if is_wanted(row, self._run_of(row), wanted)]
+                await anyio.lowlevel.checkpoint()
+            chosen = found[: -wanted.limit - 1 : -1] if wanted.newest else found[: wanted.limit]
+            jobs = await self._told(chosen)
         return Jobs(self._now(), len(found) - len(chosen) + len(jobs), jobs)
 
     async def look(self) -> Overview:

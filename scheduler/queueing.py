@@ -9,7 +9,7 @@ from ..wire.commands import SAMPLING_KINDS
 from ..wire.errors import LorryError, NotFoundError
 from ..wire.ids import FutureId
 from .open_commands import OpenCommands
-from .planning.foresight import Ahead
+from .planning.foresight import Ahead, Foresight
 from .planning.planner import Planner
 from .planning.rates import Rates
 from .registry import Registry
@@ -25,7 +25,7 @@ class Queueing:
         now: Callable[[], float],
     ) -> None:
         self._open, self._registry, self._planner, self._writer, self._now = open_, registry, planner, writer, now
-        self.rates = Rates()
+        self.rates, self._foresight = Rates(), Foresight(planner)
 
     def ended(self, row: CommandRow, cost: int) -> None:
         """A command that an actor executed, of so many tokens as were planned."""
@@ -63,7 +63,7 @@ class Queueing:
         return FutureState("active", f"{base_model} is ready")
 
     def _in_turn(self, row: CommandRow) -> FutureState:
-        ahead = self._planner.ahead(row.tenant, row.base_model, row.lane, row.future, row.seq)
+        ahead = self._foresight.ahead(row.tenant, row.base_model, row.lane, row.future, row.seq, self._now())
         if ahead is None:  # it is on its way into the journal
             return FutureState("active", "it waits for its turn")
         what = "sampling" if row.kind in SAMPLING_KINDS else "training"

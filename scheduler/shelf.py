@@ -21,11 +21,12 @@ from ..wire.catalogue_messages import (
     PublishCheckpoint,
 )
 from ..wire.client_messages import AdapterImported, ImportAdapter
-from ..wire.errors import InvalidRequestError, NotFoundError
+from ..wire.errors import NotFoundError
 from ..wire.ids import LaneId, TenantId
 from ..wire.types import AuditEvent, Checkpoint
 from .access.administration import no_tenant
 from .access.sessions import Session
+from .admission import check_ttl
 from .checkpoints import Checkpoints
 from .choosing import checked, chosen
 from .commands import Commands
@@ -59,7 +60,7 @@ class Shelf:
             case DeleteCheckpoint():
                 checkpoint = self._own(session.tenant, request.path)
                 did = did_by(session, self._now(), "checkpoint_deleted", request.path)
-                return await self.checkpoints.remove(checkpoint, did)
+                return await self.checkpoints.remove((checkpoint, did))
             case DeleteCheckpoints():
                 return await self._remove_all(session, request)
             case PublishCheckpoint():
@@ -83,8 +84,8 @@ class Shelf:
         await self.checkpoints.change(changed, did)
 
     def _expiry(self, ttl_seconds: int | None) -> float | None:
-        if ttl_seconds is not None and ttl_seconds < 1:
-            raise InvalidRequestError.of("ttl_seconds", ttl_seconds, "a whole number from 1, or None for ever")
+        if ttl_seconds is not None:
+            check_ttl(ttl_seconds)
         return None if ttl_seconds is None else self._now() + ttl_seconds
 
     async def _remove_all(self, session: Session, request: DeleteCheckpoints) -> list[Checkpoint]:
@@ -92,8 +93,9 @@ class Shelf:
         there = self._registry.checkpoints_of(session.tenant)
         found = chosen(there, wanted, lambda run: self._registry.run(session.tenant, run).project, self._now())
         told = [self.shown(each) for each in found]
-        for each in () if request.only_tell else found:
-            await self.checkpoints.remove(each, did_by(session, self._now(), "checkpoint_deleted", each.path))
+        if not request.only_tell:
+            now = self._now()
+            await self.checkpoints.remove(*((c, did_by(session, now, "checkpoint_deleted", c.path)) for c in found))
         return told
 
     def shown(self, row: CheckpointRow) -> Checkpoint:

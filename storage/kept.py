@@ -9,6 +9,7 @@ difference of two such numbers: so parts add up to the whole, however it is divi
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from ..wire.types import DEFAULT_PROJECT
@@ -17,6 +18,13 @@ from .rows import CheckpointRow
 
 By: TypeAlias = Literal["tenant", "project", "key", "run", "model", "kind", "day", "hour"]
 _BYTE_US_A_MONTH = 10**9 * 720 * 3600 * 10**6
+_COLUMNS: Mapping[By, str] = {
+    "tenant": "tenant",
+    "project": "project",
+    "key": "coalesce(key, '')",
+    "run": "run",
+    "model": "base_model",
+}
 _SPAN_S = {"day": 86_400, "hour": 3_600}
 
 
@@ -38,15 +46,20 @@ class Keeping(Connection):
 
     def storage_priced(self, price: int, now: float) -> None:
         """From now on, of what is kept already, too. In micro-dollars for a GB and a month."""
-        if self.storage_price() == price:
-            return
-        self._db.execute("DELETE FROM storage_price")
-        self._db.execute("INSERT INTO storage_price (price) VALUES (?)", [price])
-        kept = self.rows("SELECT * FROM stored WHERE until IS NULL")
-        self._db.execute("UPDATE stored SET until = ? WHERE until IS NULL", [now])
-        for row in kept:
-            values = {name: value for name, value in row.items() if name != "id"}
-            self._db.table("stored").insert(values | {"since": now, "price": price})
+        if self.storage_price() != price:
+            self._db.execute("DELETE FROM storage_price")
+            self._db.execute("INSERT INTO storage_price (price) VALUES (?)", [price])
+            self._go_on("until IS NULL", now, price=price)
+
+    def _go_on(self, where: str, now: float, *values: object, **changed: object) -> None:
+        """From now on something of what is kept is another: it is kept until now, and goes on as that. What has expired
+        ended then."""
+        for row in self.rows(f"SELECT * FROM stored WHERE {where} AND until IS NULL", *values):
+            ends = max(row["since"], now if row["expires_at"] is None else min(now, row["expires_at"]))
+            self._db.execute("UPDATE stored SET until = ? WHERE id = ?", [ends, row["id"]])
+            if row["expires_at"] is None or row["expires_at"] > ends:
+                goes_on = {name: value for name, value in row.items() if name != "id"}
+                self._db.table("stored").insert(goes_on | {"since": ends} | changed)
 
     def storage_price(self) -> int:
         rows = self.rows("SELECT price FROM storage_price")
@@ -64,8 +77,14 @@ class Keeping(Connection):
             "bytes": checkpoint.size_bytes,
             "price": self.storage_price(),
             "since": since,
+            "expires_at": checkpoint.expires_at,
         }
         self._db.table("stored").insert(values | whose)
+
+    def _expire(self, checkpoint: CheckpointRow) -> None:
+        """It has another end."""
+        end = "UPDATE stored SET expires_at = ? WHERE path = ? AND until IS NULL"
+        self._db.execute(end, [checkpoint.expires_at, checkpoint.path])
 
     def _let_go(self, path: str, at: float) -> None:
         self._db.execute("UPDATE stored SET until = max(since, ?) WHERE path = ? AND until IS NULL", [at, path])
@@ -80,24 +99,25 @@ class Keeping(Connection):
     ) -> list[Kept]:
         """From `start` on, before `end`, in Unix seconds, and by `now` at the latest; what was saved first comes first.
         `where` cannot be a time."""
+        conditions = [f"{_COLUMNS[each]} = :{each}" for each in where or {} if each in _COLUMNS]
+        if (where or {}).get("kind", "storage") != "storage":
+            return []
         rows = self.rows(
-            "SELECT * FROM stored WHERE since < :end AND coalesce(until, :now) > :start ORDER BY since",
+            "SELECT *, min(coalesce(until, :now), coalesce(expires_at, :now), :end) AS ends FROM stored"
+            f" WHERE since < :end AND ends > :start{''.join(f' AND {each}' for each in conditions)} ORDER BY since",
             start=start or 0.0,
             end=min(now, end if end is not None else now),
             now=now,
+            **{str(name): value for name, value in (where or {}).items()},
         )
-        rows = [row for row in rows if _is_of(row, where or {})]
-        found: dict[tuple[str, ...], Kept] = {}
+        found: dict[tuple[str, ...], list[int]] = {}
         for row in rows:
             low = max(row["since"], start or 0.0)
-            high = min(now if row["until"] is None else row["until"], now, end if end is not None else now)
-            for began, ended in _divided(low, high, by):
-                of = tuple(_named(row, each, began) for each in by)
-                before = found.get(of, Kept(of, 0, 0))
-                byte_us = row["bytes"] * (_us(ended) - _us(began))
-                cost = _cost_by(row, ended) - _cost_by(row, began)
-                found[of] = Kept(of, before.byte_us + byte_us, before.cost + cost)
-        return list(found.values())
+            for began, ended in _divided(low, row["ends"], by):
+                sums = found.setdefault(tuple([_named(row, each, began) for each in by]), [0, 0])
+                sums[0] += row["bytes"] * (_us(ended) - _us(began))
+                sums[1] += _cost_by(row, ended) - _cost_by(row, began)
+        return [Kept(of, *sums) for of, sums in found.items()]
 
     def storage_findings(self) -> list[str]:
         """What the intervals and the checkpoints disagree about."""
@@ -124,22 +144,23 @@ def _divided(low: float, high: float, by: Sequence[By]) -> Iterator[tuple[float,
         low = ends
 
 
-def _is_of(row: dict[str, object], where: Mapping[By, str]) -> bool:
-    return all(_named(row, each, 0.0) == value for each, value in where.items())
-
-
 def _named(row: dict[str, object], each: By, began: float) -> str:
     match each:
         case "kind":
             return "storage"
         case "day":
-            return datetime.fromtimestamp(began, UTC).strftime("%Y-%m-%d")
+            return _moment(began // 86_400 * 86_400, "%Y-%m-%d")
         case "hour":
-            return datetime.fromtimestamp(began, UTC).strftime("%Y-%m-%dT%H:00")
+            return _moment(began // 3_600 * 3_600, "%Y-%m-%dT%H:00")
         case "model":
             return str(row["base_model"])
         case _:
             return str(row[each] or "")
+
+
+@lru_cache(maxsize=2048)
+def _moment(at: float, form: str) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime(form)
 
 
 def _us(at: float) -> int:

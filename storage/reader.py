@@ -12,10 +12,16 @@ T = TypeVar("T")
 
 
 class Reader:
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._thread = anyio.CapacityLimiter(1)
+    """`at_leisure` is a connection for what may take long, so that nobody else waits for that."""
+
+    def __init__(self, store: Store, at_leisure: Store) -> None:
+        self._store, self._at_leisure = store, at_leisure
+        self._thread, self._slow_thread = anyio.CapacityLimiter(1), anyio.CapacityLimiter(1)
 
     async def read(self, question: Callable[[Store], T]) -> T:
         """`question` runs in a thread, with the store."""
         return await to_thread.run_sync(question, self._store, limiter=self._thread)
+
+    async def read_at_leisure(self, question: Callable[[Store], T]) -> T:
+        """The same, beside all others: sums over what was used, and lists that grow for ever."""
+        return await to_thread.run_sync(question, self._at_leisure, limiter=self._slow_thread)

@@ -1,7 +1,8 @@
 """What is told of the whole: usage, actors, runs, queues, failures, tenants. It changes nothing."""
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from ..wire.ids import ProjectId, TenantId
 from ..wire.overview import Job, JobsWanted
@@ -9,6 +10,14 @@ from ..wire.types import UsageEvent, UsageRow
 from .kept import Kept
 from .store import Store
 
+Grouping: TypeAlias = Literal["tenant", "project", "key", "run", "kind"]
+_GROUPS: Mapping[Grouping, str] = {
+    "tenant": "checkpoints.tenant",
+    "project": "runs.project",
+    "key": "coalesce(runs.key, '')",
+    "run": "checkpoints.run",
+    "kind": "checkpoints.kind",
+}
 _USD = "total(cost) / 1e12"
 """A sum() ends at 2**63, which are some nine million dollars."""
 _RUN_OF_PATH = "substr(model_path, 10, instr(substr(model_path, 10), '/') - 1)"
@@ -41,11 +50,12 @@ def usage_between(store: Store, tenant: TenantId, start: float, end: float, now:
     runs = store.rows("SELECT id, session FROM runs WHERE tenant = ?", tenant)
     sessions = {row["id"]: row["session"] for row in runs}
     kept = store.kept(("hour", "run", "project", "model"), now, start, end, {"tenant": tenant})
-    stored = [_stored(each, sessions, store.storage_price() / 1e6) for each in kept]
+    stored = [_stored(each, sessions) for each in kept]
     return sorted([*(UsageEvent(**row) for row in rows), *stored], key=lambda event: event.hour)
 
 
-def _stored(kept: Kept, sessions: dict[str, str | None], usd: float) -> UsageEvent:
+def _stored(kept: Kept, sessions: dict[str, str | None]) -> UsageEvent:
+    cost_usd = kept.cost / 1e12
     hour, run, project, model = kept.of
     return UsageEvent(
         hour=datetime.fromisoformat(hour).replace(tzinfo=UTC).timestamp(),
@@ -54,10 +64,26 @@ def _stored(kept: Kept, sessions: dict[str, str | None], usd: float) -> UsageEve
         base_model=model,
         kind="storage",
         tokens=0,
-        usd_per_million=usd,
-        cost_usd=kept.cost / 1e12,
+        usd_per_million=cost_usd / kept.gb_hours * 720 if kept.gb_hours else 0.0,
+        cost_usd=cost_usd,
         project=ProjectId(project),
         gb_hours=kept.gb_hours,
+    )
+
+
+def kept_now(store: Store, by: Sequence[Grouping], tenant: str | None, now: float) -> list[dict[str, Any]]:
+    """Checkpoints with names, grouped, the largest group first: how many, their `bytes`, of how many `tenants`, and of
+    which one, where it is one."""
+    names = "".join(f"{_GROUPS[each]} AS {each}, " for each in by)
+    return store.rows(
+        f"SELECT {names}count(*) AS checkpoints, sum(size_bytes) AS bytes,"
+        " count(DISTINCT checkpoints.tenant) AS tenants, min(checkpoints.tenant) AS tenant_of"
+        " FROM checkpoints JOIN runs ON runs.id = checkpoints.run"
+        " WHERE NOT ephemeral AND (expires_at IS NULL OR expires_at > :now)"
+        " AND (:tenant IS NULL OR checkpoints.tenant = :tenant)"
+        f" GROUP BY {', '.join(str(n + 1) for n in range(len(by)))} ORDER BY bytes DESC",
+        now=now,
+        tenant=tenant,
     )
 
 

@@ -311,11 +311,14 @@ def m016_storage_is_billed(db: Database) -> None:
     db.table("storage_price").create({"price": int})
     # What is kept under a name, until when, and at which price; NULL while it is.
     columns = {"id": int, "path": str, "run": str, "tenant": str, "project": str, "key": str, "base_model": str}
-    db.table("stored").create(columns | {"bytes": int, "price": int, "since": float, "until": float}, pk="id")
+    db.table("stored").create(
+        columns | {"bytes": int, "price": int, "since": float, "until": float, "expires_at": float}, pk="id"
+    )
     db.table("stored").create_index(["path"])
     db.table("stored").create_index(["tenant", "since"])
     db.execute(
-        "INSERT INTO stored (path, run, tenant, project, key, base_model, bytes, price, since)"
-        " SELECT path, run, checkpoints.tenant, project, key, base_model, size_bytes, 0, checkpoints.created_at"
+        "INSERT INTO stored (path, run, tenant, project, key, base_model, bytes, price, since, expires_at)"
+        " SELECT path, run, checkpoints.tenant, project, key, base_model, size_bytes, 0, checkpoints.created_at,"
+        " expires_at"
         " FROM checkpoints JOIN runs ON runs.id = run WHERE NOT ephemeral"
     )

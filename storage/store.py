@@ -20,7 +20,6 @@ from .audit import Audit
 from .checkpoints import place_of
 from .connection import values_of
 from .journal import Journal
-from .kept import Keeping
 from .keys import Keys
 from .projects import Projects
 from .rows import ActorRow, CheckpointRow, ClientSessionRow, RunRow, SamplerRow
@@ -45,9 +44,9 @@ _FOLDER_COLUMNS = (
 )
 
 
-class Store(Journal, Keys, Projects, Keeping, Audit):
+class Store(Journal, Keys, Projects, Audit):
     """`Connection` says how it is opened, `Journal` what becomes of commands, `Keys` who may come in, `Projects` what
-    they work on, `Keeping` what is kept of it and for how long, and `Audit` who did what."""
+    they work on and what is kept of it (`Keeping`), and `Audit` who did what."""
 
     # Clients' events and tokens ---------------------------------------------------------------------------------------
 
@@ -192,6 +191,7 @@ class Store(Journal, Keys, Projects, Keeping, Audit):
             return False
         if was[0]["ephemeral"] and not checkpoint.ephemeral:
             self._keep(checkpoint, now)
+        self._expire(checkpoint)
         return True
 
     def checkpoint_deleted(self, checkpoint: CheckpointRow, now: float) -> None:

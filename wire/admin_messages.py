@@ -10,11 +10,10 @@ from typing import Annotated, TypeAlias
 import msgspec
 
 from .ids import KeyId, RunId, TenantId
-from .limits import USER_SCOPES, Limits, Scope
+from .limits import USER_SCOPES, Limits, Scope, Ttl
 from .overview import JobsWanted
 
 NAMES_AT_ONCE = 200
-TTL_AT_MOST_S = 100 * 366 * 86400
 
 
 def new_key_id() -> KeyId:
@@ -123,7 +122,7 @@ class LimitCheckpoints(msgspec.Struct, frozen=True, tag="limit_checkpoints"):
     """They are gone `ttl_seconds` from now; None keeps them for ever."""
 
     chosen: Choice
-    ttl_seconds: Annotated[int, msgspec.Meta(ge=1, le=TTL_AT_MOST_S)] | None
+    ttl_seconds: Ttl | None
 
 
 AccessOrder: TypeAlias = (

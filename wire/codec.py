@@ -47,9 +47,15 @@ def _from_wire(kind: type, value: object) -> object:
 
 
 def encode(message: object) -> bytes:
-    """Any declared type to MessagePack; the same value is always the same bytes."""
-    plain = msgspec.to_builtins(message, builtin_types=(bytes,), enc_hook=_to_wire, order="deterministic")
-    return cast(bytes, msgpack.packb(plain))
+    """Any declared type to MessagePack; the same value is always the same bytes.
+
+    Raises InvalidRequestError for a number that has no place in 64 bits.
+    """
+    try:
+        plain = msgspec.to_builtins(message, builtin_types=(bytes,), enc_hook=_to_wire, order="deterministic")
+        return cast(bytes, msgpack.packb(plain))
+    except OverflowError:
+        raise InvalidRequestError("a number in it is beyond 64 bits") from None
 
 
 @overload

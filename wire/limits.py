@@ -13,6 +13,9 @@ USER_SCOPES: tuple[Scope, ...] = ("train", "sample", "read")
 
 Amount: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1, lt=2**53)]
+TTL_AT_MOST_S = 100 * 366 * 86_400
+"""A later end is none that a calendar could tell."""
+Ttl: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=TTL_AT_MOST_S)]
 
 
 class Limits(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -31,7 +34,7 @@ class Limits(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
     stored_bytes: Amount | None = None
     monthly_usd: Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None = None
     models: list[str] | None = None
-    training_ttl_s: Positive | None = None
-    sampler_ttl_s: Positive | None = None
-    external_ttl_s: Positive | None = None
+    training_ttl_s: Ttl | None = None
+    sampler_ttl_s: Ttl | None = None
+    external_ttl_s: Ttl | None = None
     keep_last: Positive | None = None

@@ -112,12 +112,14 @@ class Decoder:
         seen = prompt if isinstance(prompt, Read) else self._read(prompt)
         self._join(Request.to_score(key, self._next(), seen, adapter, owner), [])
 
-    def cancel(self, key: Hashable) -> None:
-        """The request is forgotten, and nothing is reported of it; an unknown key is one that ended already."""
+    def cancel(self, key: Hashable) -> Usage | None:
+        """The request is forgotten; what was computed for it by now. An unknown key is one that ended already."""
         request = self._requests.pop(key, None)
-        if request is not None:
-            self.lineup.remove(request)
-            self._rest()
+        if request is None:
+            return None
+        self.lineup.remove(request)
+        self._rest()
+        return request.usage if request.cached_tokens is not None else Usage(0, 0)
 
     @torch.inference_mode()
     def step(self, *, others_hold_memory: bool = False) -> list[Finished]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from tinker.types import Checkpoint as SdkCheckpoint
 from tinker.types import CopyWeightsRequest, CopyWeightsResponse, Cursor, TrainingRunsResponse, WeightsInfoResponse
 from tinker.types import TrainingRun as SdkTrainingRun
@@ -31,7 +31,7 @@ class _WeightsInfo(BaseModel):
 
 
 class _Priority(BaseModel):
-    priority: int
+    priority: int = Field(ge=-(2**31), lt=2**31)
 
 
 def checkpoint_to_sdk(checkpoint: Checkpoint) -> SdkCheckpoint:

@@ -1,6 +1,7 @@
 """By when clients want their commands to be over. Pure: the time is passed in, in Unix seconds."""
 
 import heapq
+from math import inf
 
 from ...wire.ids import FutureId
 
@@ -26,10 +27,10 @@ class Deadlines:
             heapq.heappop(self._by_time)
         return self._by_time[0][0] if self._by_time else None
 
-    def passed(self, now: float) -> list[FutureId]:
-        """Those whose time is up, the earliest first; each is told once."""
+    def passed(self, now: float, most: float = inf) -> list[FutureId]:
+        """Those whose time is up, the earliest first, so many at `most`; each is told once."""
         found: list[FutureId] = []
-        while (at := self.next_at()) is not None and at <= now:
+        while len(found) < most and (at := self.next_at()) is not None and at <= now:
             _, future = heapq.heappop(self._by_time)
             del self._open[future]
             found.append(future)

@@ -3,9 +3,9 @@
 The broker tells it (`submit`, `complete`, `batch_done`, `actor_lost`...); `planner` decides by it.
 """
 
-from collections import defaultdict, deque
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections import Counter, defaultdict, deque
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ...wire.actor_messages import Capacity
@@ -13,8 +13,8 @@ from ...wire.commands import SAMPLING_KINDS, CommandKind
 from ...wire.ids import ActorId, BatchId, FutureId, LaneId, TenantId
 from .fairness import Shares
 from .lanes import Command, Lane
-from .limits import Meters
-from .pools import Actor, Held, Load, Pool
+from .limits import Meters, tenant_holder
+from .pools import Actor, Before, Held, Load, Pool, Run, Waiting
 from .queue import Queue
 
 MAX_ATTEMPTS = 3
@@ -57,8 +57,12 @@ class Ledger:
         """Of a run or a sampler, from now on, and of what waits already."""
         if run := self._lanes.get(lane):
             run.priority = priority
-        elif queue := self._pools[base_model].samples.get(tenant):
+            return
+        if queue := self._pools[base_model].samples.get(tenant):
             queue.prioritise(lane, priority)
+        for future, held in list(self._in_flight.items()):  # should its actor die
+            if held.command.lane == lane:
+                self._in_flight[future] = held._replace(command=replace(held.command, priority=priority))
 
     def add_actor(self, actor: ActorId, base_model: str, capacity: Capacity, device: str = "") -> None:
         added = Actor(actor, base_model, capacity, device=device)
@@ -282,6 +286,33 @@ class Ledger:
     def holder(self, future: FutureId) -> ActorId | None:
         """The actor that holds a command in flight."""
         return self._in_flight[future].actor.id if future in self._in_flight else None
+
+    def waiting(self, base_model: str) -> Waiting:
+        pool, held = self._pools[base_model], Counter[LaneId]()
+        for command, *_ in self._in_flight.values():
+            if command.base_model == base_model:
+                held[command.lane] += command.cost
+        in_training = sum(cost for lane, cost in held.items() if lane in self._lanes)
+        runs = {tenant: self._runs_of(tenant, base_model, held) for tenant in pool.shares.active()}
+        samples = {tenant: queue.tokens for tenant, queue in pool.samples.items()}
+        return Waiting(runs, samples, in_training, held.total() - in_training)
+
+    def _runs_of(self, tenant: TenantId, base_model: str, held: Mapping[LaneId, int]) -> dict[LaneId, Run]:
+        tokens = self.meters.open_tokens(tenant_holder(tenant))
+        lanes = (lane for each in tokens if (lane := self._lanes.get(each)) and lane.base_model == base_model)
+        return {
+            lane.id: Run(max(0, tokens[lane.id] - held.get(lane.id, 0)), lane.queued, lane.priority) for lane in lanes
+        }
+
+    def before(self, tenant: TenantId, base_model: str, lane_id: LaneId, future: FutureId, seq: int) -> Before | None:
+        """What waits before a command; None for one that does not wait here."""
+        if lane := self._lanes.get(lane_id):
+            mine = lane.before(seq)
+            return Before(len(mine), sum(command.cost for command in mine), lane.priority)
+        queue = self._pools[base_model].samples.get(tenant)
+        if queue is None or queue.find(future) is None:
+            return None
+        return Before(requests := queue.before(future), queue.tokens * requests / len(queue), None)
 
     def is_busy(self, base_model: str, kind: CommandKind) -> bool:
         """Whether anything of the same sort waits or runs: training or sampling."""

@@ -124,8 +124,10 @@ class Meters:
     def kept(self, costs: Mapping[Holder, int], now: float) -> None:
         """What storage has cost in this month by now, in millionths of a micro-dollar."""
         for holder, cost in costs.items():
-            self._this_month(holder, now).kept = cost
-            self._note_spend(holder, now)
+            meter = self._this_month(holder, now)
+            if meter.month == month_of(now):
+                meter.kept = cost
+                self._note_spend(holder, now)
 
     def _note_spend(self, holder: Holder, now: float) -> None:
         if (most := self.limits(holder).monthly_usd) is not None:
@@ -265,7 +267,7 @@ class Meters:
 
     def _this_month(self, holder: Holder, now: float) -> _Meter:
         meter, month = self._meters[holder], month_of(now)
-        if meter.month != month:
+        if meter.month < month:  # never back, should the clock be
             meter.month, meter.spent, meter.kept = month, 0, 0
         return meter
 

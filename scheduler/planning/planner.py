@@ -11,12 +11,11 @@ from types import MappingProxyType
 from typing import Literal
 
 from ...wire.commands import PHASES, SAMPLING_KINDS
-from ...wire.ids import ActorId, BatchId, FutureId, LaneId, TenantId
+from ...wire.ids import ActorId, BatchId, FutureId, LaneId
 from .devices import DeviceShares
-from .foresight import Ahead, Other, of_others, of_own_runs
 from .lanes import COMPUTE, Command, Lane
 from .ledger import MAX_ATTEMPTS, Ledger, blamed_for
-from .limits import Holder, tenant_holder
+from .limits import Holder
 from .pools import Actor, Held, Pool
 from .spreading import parts_for
 
@@ -42,6 +41,7 @@ class Planner(Ledger):
         super().__init__()
         self._spread_after_s = spread_after_s
         self._devices = DeviceShares(model_weights)
+        self._held_back = set[ActorId]()
         self._batches = self.spreads = 0
 
     def look_again_after(self, now: float) -> float:
@@ -54,16 +54,24 @@ class Planner(Ledger):
         for device in shared:
             here = [actor for actor in actors if actor.device == device]
             working = {actor.base_model for actor in here if actor.is_working}
-            busy = working | {actor.base_model for actor in here if self._pools[actor.base_model].waits}
+            waits = (actor for actor in here if self._pools[actor.base_model].waits and not actor.finds_nothing)
+            busy = working | {actor.base_model for actor in waits}
             self._devices.passed(device, busy, working, now)
-        held = (self._devices.held_back(actor.device, actor.base_model) for actor in actors)
-        return min((seconds for seconds in held if seconds), default=inf)
+        held = {actor.id: self._devices.held_back(actor.device, actor.base_model) for actor in actors}
+        freed = self._held_back - {id_ for id_, seconds in held.items() if seconds}
+        self._held_back = {id_ for id_, seconds in held.items() if seconds}
+        return 0.0 if freed else min((seconds for seconds in held.values() if seconds), default=inf)
 
     def next_micro_batch(self, actor_id: ActorId) -> Plan | None:
         """Work for this actor, or None where it has all it can take or nothing waits for it."""
         actor = self._actors[actor_id]
         if actor.is_leaving or (self._devices and self._devices.held_back(actor.device, actor.base_model)):
             return None
+        plan = self._next_micro_batch(actor)
+        actor.finds_nothing = plan is None and not actor.is_working
+        return plan
+
+    def _next_micro_batch(self, actor: Actor) -> Plan | None:
         if self._attempts:
             if any(holder is actor and self._is_last_chance(c) for c, holder, *_ in self._in_flight.values()):
                 return None
@@ -254,37 +262,6 @@ class Planner(Ledger):
             if most is not None and under_way[holder] and under_way[holder] + command.rows > most:
                 return holder
         return None
-
-    def ahead(self, tenant: TenantId, base_model: str, lane_id: LaneId, future: FutureId, seq: int) -> Ahead | None:
-        """What is before a command that waits; None for one that does not."""
-        pool, held = self._pools[base_model], Counter[LaneId]()
-        for command, *_ in self._in_flight.values():
-            if command.base_model == base_model:
-                held[command.lane] += command.cost
-        if lane := self._lanes.get(lane_id):
-            mine = lane.before(seq)
-            others = self._open_runs(tenant, base_model, held)
-            requests, tokens = of_own_runs(len(mine), lane.priority, (others[i] for i in others if i != lane_id))
-            requests, own = len(mine) + requests, tokens + sum(command.cost for command in mine)
-            runs = ((other, self._open_runs(other, base_model, held).values()) for other in pool.shares.active())
-            waiting = [(other, sum(run.tokens for run in found)) for other, found in runs]
-            under_way = sum(cost for each, cost in held.items() if each in self._lanes)
-        elif (queue := pool.samples.get(tenant)) and queue.find(future):
-            requests = queue.before(future)
-            own = queue.tokens * requests / len(queue)
-            waiting = [(other, others.tokens) for other, others in pool.samples.items()]
-            under_way = sum(cost for each, cost in held.items() if each not in self._lanes)
-        else:
-            return None
-        return Ahead(requests, round(own + of_others(pool.shares, tenant, own, waiting) + under_way))
-
-    def _open_runs(self, tenant: TenantId, base_model: str, held: Mapping[LaneId, int]) -> dict[LaneId, Other]:
-        """What waits of each of a tenant's runs."""
-        tokens = self.meters.open_tokens(tenant_holder(tenant))
-        lanes = (lane for each in tokens if (lane := self._lanes.get(each)) and lane.base_model == base_model)
-        return {
-            lane.id: Other(max(0, tokens[lane.id] - held.get(lane.id, 0)), lane.queued, lane.priority) for lane in lanes
-        }
 
     def held_back_by(self, future: FutureId, base_model: str) -> str | None:
         """Which limit a sample waits for: itself, or an older one of the same holder's."""

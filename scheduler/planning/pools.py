@@ -14,7 +14,8 @@ from .queue import Queue
 
 @dataclass(slots=True)
 class Actor:
-    """`tokens_per_s` is what it has trained lately, None while nobody knows. Actors of one `device` share it."""
+    """`tokens_per_s` is what it has trained lately, None while nobody knows. Actors of one `device` share it. It
+    `finds_nothing` of what waits that it could take, as it was when it was asked last."""
 
     id: ActorId
     base_model: str
@@ -25,6 +26,7 @@ class Actor:
     is_leaving: bool = False
     tokens_per_s: float | None = None
     device: str = ""
+    finds_nothing: bool = False
 
     @property
     def is_working(self) -> bool:
@@ -52,6 +54,32 @@ class Held(NamedTuple):
     actor: Actor
     batch: BatchId
     deaths: int
+
+
+class Run(NamedTuple):
+    """What waits of one: tokens and requests."""
+
+    tokens: int
+    requests: int
+    priority: int
+
+
+class Waiting(NamedTuple):
+    """What waits of one base model: each tenant's runs, and tokens of its samples. And what actors have of it, in
+    tokens."""
+
+    runs: dict[TenantId, dict[LaneId, Run]]
+    samples: dict[TenantId, int]
+    in_training: int
+    in_sampling: int
+
+
+class Before(NamedTuple):
+    """Of the same run or, of samples, of the same tenant, before one that waits. `priority` is None for a sample."""
+
+    requests: int
+    tokens: float
+    priority: int | None
 
 
 @dataclass(slots=True)

@@ -51,9 +51,14 @@ class Queue:
 
     def prioritise(self, lane: LaneId, priority: int) -> None:
         """What waits of one sampler; it keeps its place among those of the same priority."""
-        for key, command in [item for item in self._commands.items() if item[1].lane == lane]:
-            self.remove(command)
-            self._add((-priority, key[1]), replace(command, priority=priority))
+        moved = [item for item in self._commands.items() if item[1].lane == lane and item[1].priority != priority]
+        if not moved:
+            return
+        for key, command in moved:
+            del self._commands[key]
+            new = -priority, key[1]
+            self._commands[new], self._keys[command.future] = replace(command, priority=priority), new
+        self._order = sorted(self._commands)
 
     def _add(self, key: _Key, command: Command) -> None:
         insort(self._order, key)

@@ -14,6 +14,7 @@ from lorry.actors.model.base_model import BaseModel, wrap_model
 from lorry.actors.model.spec import AdapterSpec
 from lorry.actors.model.survey import survey
 from lorry.actors.sampling.decoder import BLOCK_TOKENS, Decoder
+from lorry.actors.sampling.sequences import Usage
 from lorry.wire.commands import SampleInput
 from lorry.wire.errors import NonFiniteError
 from lorry.wire.model_input import ModelInput
@@ -310,8 +311,12 @@ def test_a_cancelled_request_frees_its_rows_and_reports_nothing() -> None:
     decoder.add("next", request(PROMPTS[2], 2), None, 3)
     decoder.step()
     decoder.step()
-    decoder.cancel("running")
-    decoder.cancel("waiting")
+    cancelled = decoder.cancel("running")
+    assert cancelled is not None, "what was computed for it by then is told"
+    assert cancelled.prefill_tokens == len(PROMPTS[0])
+    assert 2 <= cancelled.sample_tokens <= 4
+    assert decoder.cancel("waiting") == Usage(0, 0)
+    assert decoder.cancel("nobody") is None
     results = run(decoder)
     assert list(results) == ["next"]
     assert tokens_of(results["next"]) == tokens_of(sample(base, request(PROMPTS[2], 2), seed=3))

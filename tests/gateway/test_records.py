@@ -98,6 +98,9 @@ def test_storage_is_billed_and_checkpoints_go_many_at_once(tenant: Tenant) -> No
         assert [each["checkpoint_id"] for each in gone] == ["weights/a", "weights/b"]
         assert gone == told
         assert http.post("checkpoints/delete", json={}).status_code == 400
+        for wrong in (0, 10**12, 10**20):
+            place = f"training_runs/{seen['model_id']}/checkpoints/weights/c/ttl"
+            assert http.put(place, json={"ttl_seconds": wrong}).status_code == 400
         assert http.post("checkpoints/delete", json={"everything": True}).status_code == 422
         left = http.get("checkpoints").json()["checkpoints"]
         assert [each["checkpoint_id"] for each in left] == ["weights/c"]

@@ -70,6 +70,9 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "scheduler/projects.py::checked": (1, NO_COMMAND),
     "scheduler/creating.py::_project": (1, NO_COMMAND),
     "scheduler/choosing.py::checked": (1, NO_COMMAND),
+    "scheduler/admission.py::check_ttl": (1, NO_COMMAND),  # as a save's: tests/scheduler/test_retention
+    "scheduler/catalogue.py::answer": (1, NO_COMMAND),
+    "wire/codec.py::encode": (1, "of a body: tests/gateway/test_records"),
     "scheduler/creating.py::checked_priority": (1, NO_COMMAND),
     "scheduler/queueing.py::state": (1, NO_COMMAND),
     "scheduler/commands.py::late": (1, IS_OVER),
@@ -94,7 +97,6 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "scheduler/shelf.py::import_adapter": (2, NO_COMMAND),
     "scheduler/creating.py::imported": (2, NO_COMMAND),
     "scheduler/checkpoints.py::carry_out": (1, ADMINISTRATION),  # the disk is full
-    "scheduler/shelf.py::_expiry": (1, NO_COMMAND),
     "scheduler/client_door.py::_handle": (1, COMES_AGAIN),
     "scheduler/reception.py::_refuse_later": (1, f"{AT_START}: tests/scheduler/test_reception"),
     "scheduler/reception.py::hear": (2, f"{AT_START}: tests/scheduler/test_reception"),

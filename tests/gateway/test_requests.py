@@ -218,6 +218,7 @@ def test_who_waits_is_told_what_is_before_it_and_priorities_change_it(tenant: Te
         sampler = a_sampler(http)
         assert http.put(f"samplers/{sampler}/priority", json={"priority": 3}).status_code == 204
         assert http.put(f"samplers/{sampler}/priority", json={"priority": 300}).status_code == 400
+        assert http.put(f"samplers/{sampler}/priority", json={"priority": 10**20}).status_code == 422
         run = a_run(http)
         assert http.put(f"training_runs/{run}/priority", json={"priority": -3}).status_code == 204
         assert http.put("training_runs/nobody/priority", json={"priority": -3}).status_code == 404

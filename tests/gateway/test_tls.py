@@ -262,3 +262,12 @@ def test_neither_command_serves_everybody_in_the_clear_by_accident(command: tupl
     assert ended.returncode != 0
     assert "http is '0.0.0.0:0'" in ended.stderr and "--plain-http" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+async def test_a_handshake_that_never_ends_is_ended(files: Files) -> None:
+    http = replace(files.settings, slow_after_s=1.0)
+    async with running(GatewayConfig(NOBODY, port=0, http=http)) as url:
+        async with await anyio.connect_tcp("127.0.0.1", int(url.rpartition(":")[2])) as silent:
+            with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                await silent.receive()
+        assert await works(url, files.ca)

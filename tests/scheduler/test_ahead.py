@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lorry
+from lorry.scheduler.planning.foresight import Foresight
 from lorry.scheduler.planning.lanes import Command, Lane
 from lorry.scheduler.planning.limits import holders_of
 from lorry.scheduler.planning.planner import Planner
@@ -80,7 +81,7 @@ def test_what_is_said_to_be_before_a_request_is_executed_before_it(
     """Those of one micro-batch are executed together; and what whose turn it is varies, in whole requests."""
     planner, commands = loaded(weights, runs)
     chosen = data.draw(st.sampled_from(commands))
-    ahead = planner.ahead(chosen.tenant, M, chosen.lane, chosen.future, chosen.seq)
+    ahead = Foresight(planner).ahead(chosen.tenant, M, chosen.lane, chosen.future, chosen.seq, 1e9)
     assert ahead is not None
     batches = handed_out(planner)
     at = next(number for number, batch in enumerate(batches) if chosen in batch)

@@ -36,8 +36,9 @@ def test_each_is_told_once_when_its_time_has_come_and_never_after_it_is_over(
         elif step == "pass":
             now = max(now, at)
             due = sorted((at, each) for each, at in expected.items() if at <= now)
-            assert deadlines.passed(now) == [each for _, each in due]
-            for _, each in due:
+            most = number if number > 5 else len(due)
+            assert deadlines.passed(now, most) == [each for _, each in due[:most]]
+            for _, each in due[:most]:
                 del expected[each]
         assert deadlines.next_at() == min(expected.values(), default=None)
 
@@ -54,12 +55,28 @@ async def test_what_waits_ends_with_the_reason_and_those_behind_it_go_on(tmp_pat
     async with Serving(tmp_path) as service, lorry.connect(service.address, api_key=service.key) as client:
         sampler = await client.create_sampling_client_async(base_model="m")
         full = [sampler.sample(PROMPT, 1, ONE) for _ in range(ROWS)]
+        await client.create_sampling_client_async(base_model="m")  # what was asked before is in the journal, too
         with lorry.deadline(0.2), lorry.deadline(60):  # the earlier one counts
             late = sampler.sample(PROMPT, 1, ONE)
         behind = sampler.sample(PROMPT, 1, ONE)
-        said = r" was not over 0\.\d+ s after it was accepted: it waits for its turn: 0 requests of yours are before it"
+        said = r" was not over 0\.\d+ s after it was accepted: it waits for its turn"
         with pytest.raises(DeadlineExceededError, match=said):
             await late
+        service.may_work.set()
+        for future in (*full, behind):
+            await future
+
+
+async def test_many_that_are_late_at_once_all_end(tmp_path: Path) -> None:
+    async with Serving(tmp_path) as service, lorry.connect(service.address, api_key=service.key) as client:
+        sampler = await client.create_sampling_client_async(base_model="m")
+        full = [sampler.sample(PROMPT, 1, ONE) for _ in range(ROWS)]
+        with lorry.deadline(0.3):
+            late = [sampler.sample(PROMPT, 1, ONE) for _ in range(500)]
+        behind = sampler.sample(PROMPT, 1, ONE)
+        for future in late:
+            with pytest.raises(DeadlineExceededError, match=r"not over 0\.\d+ s after it was accepted: "):
+                await future
         service.may_work.set()
         for future in (*full, behind):
             await future
@@ -87,9 +104,10 @@ async def test_a_deadline_outlives_the_broker(tmp_path: Path) -> None:
         client = lorry.ServiceClient(alice)
         training = await client.create_lora_training_client_async("m", rank=4)
         lane = LaneId(training.model_id)
-        submit = Submit(alice.next_request(), lane, 1, "forward_backward", timeout_s=1.0)
+        submit = Submit(alice.next_request(), lane, 1, "forward_backward", timeout_s=5.0)
         acknowledged = alice.submit(submit, b"", alice.expect(future_id(lane, 1)))  # 0 never comes
         await acknowledged.wait()
+        assert service.states(lane) == ["queued"], "or the machine is so slow that this shows nothing"
     async with Serving(tmp_path) as again, open_connection(again.address, key) as alice:
         with pytest.raises(DeadlineExceededError, match="goes on with request 0, which has not arrived"):
             await alice.watch(future_id(lane, 1))

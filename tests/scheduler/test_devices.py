@@ -102,3 +102,22 @@ def test_what_is_no_weight_is_refused(wrong: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"model_weight is '{wrong}', expected"):
         parse_weights([wrong], ["m"])
     assert parse_weights(["m=2", "a=b=1"], ["m", "a=b"]) == {"m": 2.0, "a=b": 1.0}
+
+
+def test_nobody_waits_for_a_model_that_can_take_nothing_there() -> None:
+    """Its work is homed on another device, or waits for a limit of its tenant's."""
+    bench = Bench({"a": 1.0, "b": 1.0}, {"a": 0.1, "b": 0.1})
+    planner, elsewhere = bench.planner, ActorId("a elsewhere")
+    planner.add_actor(
+        elsewhere, "a", Capacity(slots=4, token_budget=1, sample_rows=1, max_rank=8, credits=1), "box/other"
+    )
+    planner.add_lane(Lane(lane := LaneId("homed there"), TENANT, "a", home=elsewhere))
+    for seq in range(2):
+        planner.submit(Command(future_id(lane, seq), lane, seq, "forward", TENANT, "a"))
+    assert planner.next_micro_batch(elsewhere) is not None, "and the second waits for the first"
+    bench.ask("b", 700)
+    bench.run(20.0)
+    assert bench.used_s["b"] == pytest.approx(20.0, rel=1e-2)
+    bench.ask("a", 700)
+    bench.run(40.0)
+    assert bench.used_s["a"] == pytest.approx(10.0, abs=QUANTUM_S + 0.4), "once it has some, it gets its part"

@@ -53,6 +53,7 @@ from lorry.wire.client_messages import (
     Hello,
     ImportAdapter,
     Probe,
+    SamplerCreated,
     Submit,
 )
 from lorry.wire.errors import (
@@ -355,3 +356,27 @@ def carried_out(store: Store, order: AdminOrder) -> object:
     if isinstance(carried, LorryError):
         raise carried
     return carried.answer
+
+
+async def test_what_was_asked_for_with_a_key_that_is_revoked_ends_and_the_others_go_on(tmp_path: Path) -> None:
+    async with Serving(tmp_path) as service:
+        operator, rows = service.config.operator_key, 64  # what the scripted actor samples at the same time
+        mine = service.store.create_key(ALICE, 1.0, "laptop")
+        (id_,) = [key.id for key in service.store.api_keys(ALICE) if key.name == "laptop"]
+        async with open_connection(service.address, service.key) as other:
+            lane = LaneId((await other.ask(CreateSampler(1, "n", base_model="m"), SamplerCreated)).sampler)
+            for seq in range(rows):
+                other.submit(Submit(other.next_request(), lane, seq, "sample"), b"", other.expect(future_id(lane, seq)))
+            async with open_connection(service.address, mine) as laptop:
+                for seq in range(rows, rows + 3):
+                    asked = Submit(laptop.next_request(), lane, seq, "sample")
+                    await laptop.submit(asked, b"", laptop.expect(future_id(lane, seq))).wait()
+                behind = other.expect(future_id(lane, rows + 3))
+                other.submit(Submit(other.next_request(), lane, rows + 3, "sample"), b"", behind)
+                await administer(service.address, None, operator, EndKey(id_))
+            for seq in range(rows, rows + 3):
+                with pytest.raises(AuthenticationError, match=f"api_key is {id_} .laptop., which was revoked"):
+                    await other.watch(future_id(lane, seq))
+            service.may_work.set()
+            await behind
+        assert service.states(lane) == [*["done"] * rows, *["failed"] * 3, "done"]

@@ -1,6 +1,7 @@
 """A tenant with another's ids, in every message that there is, learns nothing: it is told what it is told of ids that
 nobody has. And nothing that is secret is written down."""
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ ASKS: dict[type, list[Callable[[int, Things], object]]] = {
     ExpireCheckpoint: [lambda n, of: ExpireCheckpoint(n, of.path, 1)],
     CopyCheckpoint: [lambda n, of: CopyCheckpoint(n, of.nonce, of.path, Slot(of.session, 2))],
     RevokeKey: [lambda n, of: RevokeKey(n, of.key)],
-    UsageBetween: [lambda n, of: UsageBetween(n, 0.0, 1e12)],
+    UsageBetween: [lambda n, of: UsageBetween(n, time.time() - 86_400, time.time() + 60)],
     AuditBetween: [lambda n, of: AuditBetween(n, 0.0, 1e12)],
     LaneState: [lambda n, of: LaneState(n, LaneId(of.run), 0.1), lambda n, of: LaneState(n, LaneId(of.sampler), 0.1)],
     QueueState: [lambda n, of: QueueState(n, FutureId(of.future))],

@@ -24,7 +24,7 @@ async def test_a_tenant_has_so_many_connections_and_another_its_own(tmp_path: Pa
         second = service.store.create_key(TenantId("alice"), 1.0)
         async with open_connection(service.address, service.key), open_connection(service.address, second):
             with pytest.raises(TooManyWaitingError) as refused:
-                async with open_connection(service.address, service.key, timeout_s=0.1):
+                async with open_connection(service.address, service.key, timeout_s=2.0):
                     pass
             assert "tenant 'alice' has 2 connections open, which is the limit" in str(refused.value)
             assert refused.value.field == "sessions_per_tenant"
@@ -75,7 +75,7 @@ async def test_so_many_unknown_keys_wait_to_be_looked_up_and_one_that_was_right_
     monkeypatch.setattr(reception, "_UNKNOWN_AT_MOST", 0)
     async with Serving(tmp_path) as service:
         with pytest.raises(TooManyWaitingError):
-            async with open_connection(service.address, service.key, timeout_s=0.1):
+            async with open_connection(service.address, service.key, timeout_s=2.0):
                 pass
         monkeypatch.setattr(reception, "_UNKNOWN_AT_MOST", 1)
         async with open_connection(service.address, service.key):

@@ -1,7 +1,10 @@
 """How long checkpoints are kept where nothing was said, how many, and how many go at once."""
 
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,8 +14,8 @@ from lorry.client.operator import administer
 from lorry.scheduler.choosing import chosen
 from lorry.storage.rows import CheckpointRow
 from lorry.wire.admin_messages import SetLimits
-from lorry.wire.catalogue_messages import CheckpointFilter
-from lorry.wire.errors import InvalidRequestError, LimitReachedError
+from lorry.wire.catalogue_messages import CheckpointFilter, PublishCheckpoint
+from lorry.wire.errors import InvalidRequestError, LimitReachedError, NotFoundError
 from lorry.wire.ids import ProjectId, RunId, TenantId
 from lorry.wire.limits import Limits
 from lorry.wire.types import Checkpoint
@@ -149,6 +152,8 @@ async def test_many_go_at_once_and_what_they_are_is_told_first(tmp_path: Path) -
             await training.save_state(name, user_metadata={"keep": "yes" if name == "a" else "no"})
         with pytest.raises(InvalidRequestError, match="chosen is 'everything', expected something of run, project"):
             await rest.delete_checkpoints_async()
+        with pytest.raises(InvalidRequestError, match="chosen is 'everything'"):
+            await rest.delete_checkpoints_async(older_than_s=0.0, but_newest=0, public=True)
         told = await rest.delete_checkpoints_async(user_metadata={"keep": "no"}, but_newest=1, only_tell=True)
         assert [each.checkpoint_id for each in told] == ["weights/b", "weights/c"]
         assert len(await listed(rest)) == 4
@@ -161,3 +166,34 @@ async def test_many_go_at_once_and_what_they_are_is_told_first(tmp_path: Path) -
         await administer(service.address, None, service.config.operator_key, order)
         with pytest.raises(LimitReachedError, match="stored_bytes"):
             await training.save_state("e")
+
+
+async def test_an_end_that_no_calendar_could_tell_is_refused(tmp_path: Path) -> None:
+    async with Serving(tmp_path) as service, lorry.connect(service.address, api_key=service.key) as client:
+        service.may_work.set()
+        training = await client.create_lora_training_client_async("m", rank=4)
+        for wrong in (0, 10**11, 2**60):
+            with pytest.raises(
+                InvalidRequestError, match=f"ttl_seconds is {wrong}, expected a whole number from 1 to 3,16"
+            ):
+                await training.save_state("a", ttl_seconds=wrong)
+        await training.save_state("a", ttl_seconds=1)
+
+
+async def test_what_changes_while_many_go_is_as_the_database_says(tmp_path: Path) -> None:
+    async with Serving(tmp_path) as service, lorry.connect(service.address, api_key=service.key) as client:
+        service.may_work.set()
+        rest = client.create_rest_client()
+        training = await client.create_lora_training_client_async("m", rank=4)
+        paths = [(await training.save_state(str(number))).path for number in range(20)]
+
+        async def publish(path: str) -> None:
+            with suppress(NotFoundError):
+                await client._connection.tell(PublishCheckpoint(client._connection.next_request(), path, True))  # pyright: ignore[reportPrivateUsage]
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(rest.delete_checkpoints_async, run=training.model_id))
+            for path in reversed(paths):
+                tasks.start_soon(publish, path)
+        there = {row["path"] for row in service.store.rows("SELECT path FROM checkpoints")}
+        assert {checkpoint.tinker_path for checkpoint in await listed(rest)} == there

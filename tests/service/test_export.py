@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 import lorry
 from lorry.cli import app
+from lorry.storage.looking import looking
 from tests.conftest import BASE_MODEL, MODEL, Server
 
 from .test_training import Key, datum
@@ -75,3 +76,7 @@ async def test_mistakes_are_told_and_leave_nothing_behind(server: Server, new_ke
         assert words in " ".join(result.output.split()), arguments
         assert not new.exists()
     assert (await to_thread.run_sync(export, server, path, new)).exit_code == 0
+    with looking(server.data) as store:
+        told = [(event.by, event.event) for event in store.audit() if event.subject == path]
+    assert told[0][1] == "checkpoint_created"
+    assert set(told[1:]) == {("operator", "checkpoint_exported")}, "tried, or done"

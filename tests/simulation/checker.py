@@ -257,6 +257,8 @@ class Checker:
                 yield Finding("money", f"{tokens} tokens of {kind} cost {cost}")
             if event.facts["owner"] != event.facts["tenant"]:
                 yield Finding("privacy", f"usage of {event.facts['owner']} shown to {event.facts['tenant']}")
+        for event in self._of("bill"):  # computed again from the journal, and storage from the checkpoints
+            yield Finding("money", event.facts["finding"])
         audited = {event.facts["tenant"] for event in self._of("audited")}
         for key in sorted(expected.keys() | billed.keys()):
             if expected[key] != billed[key] and key[0] in audited:

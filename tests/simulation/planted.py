@@ -247,6 +247,12 @@ FAULTS = (
         "            self._put_back(self.spread.whole)\n",
         "",
     ),
+    Fault(
+        "what is kept no longer is billed on",
+        STORE,
+        "        if self.rows(gone, checkpoint.path, checkpoint.folder):\n",
+        "        if not self.rows(gone, checkpoint.path, checkpoint.folder):\n",
+    ),
     Fault("a deadline comes before its time", DEADLINES, "at <= now:", "at <= now + 5:"),
     Fault("a snapshot is without its pending gradient", STATES, "asdict(self)", "asdict(replace(self, pending=()))"),
 )

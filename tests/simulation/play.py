@@ -8,7 +8,7 @@ import sqlite3
 import tempfile
 import traceback
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -23,6 +23,7 @@ from lorry.scheduler import broker, finishing
 from lorry.scheduler.config import BrokerConfig
 from lorry.scheduler.planning.prices import ModelPrices, Prices
 from lorry.storage import journal
+from lorry.storage.bills import verify
 from lorry.storage.connection import FILE
 from lorry.storage.store import Store
 from lorry.wire import sockets
@@ -117,12 +118,15 @@ async def _history(world: World, keys: dict[str, str]) -> None:
                 await _audited(world, tenant, numbers, tasks)
         world.note("over")
         tasks.cancel_scope.cancel()
+    with closing(Store(world.folder)) as store:
+        for finding in verify(store).findings:
+            world.note("bill", finding=finding)
 
 
 async def _brokers(world: World) -> None:
     """One after another, on the same disk."""
     config = BrokerConfig(world.folder, (MODEL,), TOKEN, CLIENTS, ACTORS, heartbeat_s=world.heartbeat_s)
-    config = replace(config, prices=Prices({MODEL: ModelPrices(**USD_PER_MILLION)}))
+    config = replace(config, prices=Prices({MODEL: ModelPrices(**USD_PER_MILLION)}, 1.0))
     config = replace(config, spread_after_s=0.0 if world.flavour.spreads else inf)
     if world.flavour.reads:
         config = replace(config, waiting_bytes=0)

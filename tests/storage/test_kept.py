@@ -140,8 +140,8 @@ FAULTS = {
     "UPDATE stored SET until = 200": "kept, and no interval says so",
     "UPDATE stored SET bytes = 1": "kept, and no interval says so",
     "DELETE FROM checkpoints": "billed as kept, and gone",
-    f"INSERT INTO stored SELECT 9, path, {OTHER}, NULL FROM stored": "billed twice",
-    f"INSERT INTO stored SELECT 9, 'x', {OTHER}, 140 FROM stored": "billed from 150.0 until 140.0",
+    f"INSERT INTO stored SELECT 9, path, {OTHER}, NULL, NULL FROM stored": "billed twice",
+    f"INSERT INTO stored SELECT 9, 'x', {OTHER}, 140, NULL FROM stored": "billed from 150.0 until 140.0",
 }
 
 
@@ -170,6 +170,39 @@ def test_it_is_told_by_the_hour_and_counts_for_the_months_limit(store: Store) ->
     with pytest.raises(LimitReachedError, match=r"monthly_usd is 0\.694444, the limit of tenant:alice is 0\.600000"):
         meters.check_spend(holders, now)
     meters.check_spend(holders, now + 32 * 86400)
+
+
+def test_what_expired_was_kept_until_then_whoever_finds_out_when(store: Store) -> None:
+    saved(store, expires_at=100.0 + MONTH_S)
+    saved(store, path="tinker://b", expires_at=None)
+    assert cost(store, 100.0 + 5 * MONTH_S) == (1 + 5) * 500_000 * 10**6, "before anybody swept"
+    with store.transaction():
+        store.storage_priced(2_000_000, 100.0 + 5 * MONTH_S)  # at a start, after a while of standing still
+    assert cost(store, 100.0 + 6 * MONTH_S) == (1 + 5) * 500_000 * 10**6 + 2_000_000 * 10**6
+    changed = saved(store, path="tinker://c", created_at=200.0, expires_at=300.0)
+    with store.transaction():
+        store.checkpoint_changed(changed, 250.0)
+    assert store.rows("SELECT until FROM stored WHERE path = 'tinker://c'") == [{"until": None}]
+
+
+def test_a_clock_that_goes_back_makes_no_bill_wrong(store: Store) -> None:
+    saved(store, created_at=1000.0)
+    with store.transaction():
+        store.storage_priced(7, 900.0)
+        store.session_assigned("nobody", ProjectId("x"), 800.0)
+    assert not store.storage_findings()
+    assert cost(store, 900.0) == 0
+
+
+def test_what_is_kept_moves_to_a_sessions_new_project_and_what_it_cost_stays(store: Store) -> None:
+    with store.transaction():
+        store.run_created(replace(RUN, id=RunId("session-1:train:0"), nonce="2", session="session-1"))
+    saved(store, run=RunId("session-1:train:0"), created_at=0.0)
+    with store.transaction():
+        store.session_assigned("session-1", ProjectId("owls"), 1.0 * MONTH_S)
+    lines = {kept.of[0]: kept.cost for kept in store.kept(("project",), 3.0 * MONTH_S)}
+    assert lines == {"default": 500_000 * 10**6, "owls": 2 * 500_000 * 10**6}
+    assert not store.storage_findings()
 
 
 @pytest.mark.parametrize("wrong", ["-1", "nan", "1e5", "'x'"])
