@@ -205,9 +205,9 @@ class _Broker:
         """End what its client wanted to be over by now."""
         while True:
             self._alarm, self._alarm_moved = self._commands.next_deadline(), anyio.Event()
-            with anyio.move_on_after(inf if self._alarm is None else self._alarm - time.time()):
+            with anyio.move_on_after(inf if self._alarm is None else self._alarm - self._clients.steady_now()):
                 await self._alarm_moved.wait()
-            for future, actor in self._commands.late(time.time()):
+            for future, actor in self._commands.late(self._clients.steady_now()):
                 self._actors.cancel(actor, future)
             await anyio.lowlevel.checkpoint()
 

@@ -93,6 +93,7 @@ class ClientDoor:
     ) -> None:
         self._config, self._registry, self._commands = config, registry, commands
         self._writer, self._reader, self._now, self._monotonic = writer, reader, now, monotonic
+        self._offset = now() - monotonic()
         self._tasks, self._cancel_in_flight = tasks, cancel_in_flight
         self._sessions, self._admission = (
             Sessions(),
@@ -109,6 +110,10 @@ class ClientDoor:
         self._orders = Orders(
             config.operator_key, self.post, self.keyring, self.catalogue, writer, drain, self._end_all_of
         )
+
+    def steady_now(self) -> float:
+        """Unix seconds as they were at the start, and go on: deadlines do not come early when the clock is set."""
+        return self._offset + self._monotonic()
 
     # In --------------------------------------------------------------------------------------------------------------
 
@@ -194,7 +199,7 @@ class ClientDoor:
         tokens, rows = max(1, submit.tokens, len(payload) // _BYTES_PER_TOKEN), max(1, submit.rows)
         prefix = _scoped(submit.prefix, lane)
         row = self._placed(lane, session, submit.seq, submit.kind, tokens, rows, submit.arguments, prefix)
-        row = timed(row, submit.timeout_s, self._now())
+        row = timed(row, submit.timeout_s, self.steady_now())
         request = self._request(session, submit.request)
         if not self._commands.waiters.is_open(row.future):
             waits_for_it = self._commands.waits_for_its_next(row.lane)

@@ -36,6 +36,26 @@ def test_a_script_that_stores_too_much_is_told_so_and_goes_on(limited: Callable[
     assert found["steps"] == 2
 
 
+def test_a_script_with_a_limit_in_each_way_is_told_which(
+    boss: httpx.Client,  # noqa: F811
+    limited: Callable[..., Tenant],
+) -> None:
+    lena = limited("lena", runs=1, monthly_usd=0)
+    assert boss.put("limits/project:lena/thrift", json={"rank": 4}).status_code == 204
+    found = lena.run("records.without_money")
+    assert "rank is 8, the limit of project:lena/thrift is 4" in found["rank"]
+    assert "runs is 1, the limit of tenant:lena is 1. A run counts for 60 minutes" in found["runs"]
+    for refused in (found["spent"], found["again"]):
+        assert "monthly_usd is 0.000000, the limit of tenant:lena is 0.000000. It ends with the month" in refused
+    assert boss.put("limits/tenant:lena", json={"models": ["another"]}).status_code == 204
+    with lena.http() as http:
+        session = http.post("create_session", json={"tags": [], "user_metadata": None, "sdk_version": "0"}).json()
+        body = {"session_id": session["session_id"], "model_seq_id": 0, "base_model": "jargon-1m"}
+        refused = http.post("create_model", json=body | {"lora_config": {"rank": 4}})
+        assert refused.status_code == 403
+        assert "models is 'jargon-1m', the limit of tenant:lena is another" in refused.json()["detail"]
+
+
 def test_who_comes_too_fast_is_told_when_to_come_again(limited: Callable[..., Tenant]) -> None:
     with limited("ida", requests_per_s=0.01).http() as http:
         answers = [

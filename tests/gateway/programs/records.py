@@ -285,6 +285,20 @@ def beyond_limits() -> dict[str, Any]:
     return {"saved": refusal(lambda: training.save_state("a").result()), "steps": len(steps(training, data, 2))}
 
 
+def without_money() -> dict[str, Any]:
+    """Who may have one run, of small rank in its project, and has spent what it may."""
+    service = tinker.ServiceClient(project_id="thrift")
+    rank = refusal(lambda: new_run(service, rank=8))
+    training = new_run(service, rank=4)
+    tokens = tokens_of(training)
+    return {
+        "rank": rank,
+        "runs": refusal(lambda: new_run(service, rank=4)),
+        "spent": refusal(lambda: training.forward_backward([example(tokens)], "cross_entropy").result()),
+        "again": refusal(lambda: training.optim_step(types.AdamParams()).result()),
+    }
+
+
 def refusal(ask: Callable[[], object]) -> str:
     try:
         ask()
