@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import structlog
 import torch
 
 from lorry.actors.export.folders import (
@@ -25,8 +26,10 @@ from lorry.storage.audit import OPERATOR
 from lorry.storage.checkpoints import place_of
 from lorry.storage.holding import held
 from lorry.storage.looking import looking
-from lorry.wire.errors import InvalidRequestError, NotFoundError
+from lorry.wire.errors import InvalidRequestError, NotFoundError, StorageUnavailableError
 from lorry.wire.types import AuditEvent
+
+log = structlog.get_logger("lorry")
 
 TIED = (
     "It trains the output head. Where the base ties that to its embeddings, merge with `lorry export --merge`, which "
@@ -76,6 +79,15 @@ def _export(
         return TIED if trains_head(source) else None
 
 
+def _tell(data: Path, did: AuditEvent) -> None:
+    """A backup may lie on a medium that takes no writes, and has nobody's audit log."""
+    try:
+        with changing(data) as store:
+            store.audited(did)
+    except (StorageUnavailableError, OSError) as error:
+        log.warning("the audit log was not told", why=str(error))
+
+
 @contextmanager
 def _folder_of(data: Path, path: str) -> Generator[Path]:
     """It is not deleted meanwhile, nor is anything else: what takes long is done with a copy."""
@@ -84,7 +96,5 @@ def _folder_of(data: Path, path: str) -> Generator[Path]:
             found = next((row for row in store.checkpoints() if row.path == path), None)
         if found is None:
             raise NotFoundError(f"path is {path!r}, expected that of a checkpoint in {data}", field="path")
-        did = AuditEvent(time.time(), found.tenant, OPERATOR, "checkpoint_exported", path)
-        with changing(data) as store:
-            store.audited(did)
+        _tell(data, AuditEvent(time.time(), found.tenant, OPERATOR, "checkpoint_exported", path))
         yield data / "checkpoints" / Path(*place_of(Path(found.folder)))

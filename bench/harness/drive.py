@@ -114,7 +114,7 @@ class _Run:
                     if due_s >= self.ends_s:
                         break
                     numbered_request = numbered.next()  # made before it is due, as far as there is time
-                    await anyio.sleep(due_s - self._clock())
+                    await anyio.sleep(max(0.0, due_s - self._clock()))
                     tasks.start_soon(self._request, due_s, name, seat, *numbered_request)
 
     async def _loop(self, closed: Closed, first_s: float, name: str, seat: Seat, numbered: "_Numbered") -> None:
