@@ -156,8 +156,7 @@ class Finishing:
 
     def _beyond(self, row: CommandRow, saved: CheckpointRow | None) -> list[CheckpointRow]:
         """Those that a run keeps no longer, since there are enough that are newer; forgotten here."""
-        keeps = self._meters.keeps_last(holders(row))
-        if saved is None or saved.ephemeral or keeps is None:
+        if saved is None or saved.ephemeral or (keeps := self._meters.keeps_last(holders(row))) is None:
             return []
         beyond = older_than_newest(self._registry.checkpoints_of(row.tenant, saved.run), saved, keeps)
         for older in beyond:
@@ -192,7 +191,8 @@ class Finishing:
         }
         sampler = self._registry.sampler_of(row.lane)
         run = row.lane if sampler is None else run_of_path(sampler.model_path)
-        prices = {kind: self._prices.of(row.base_model, kind) for kind in counts}
+        used: list[UsageKind] = [kind for kind, n in counts.items() if n]
+        prices: dict[UsageKind, int] = {kind: self._prices.of(row.base_model, kind) for kind in used}
         return [
             UsageEntry(
                 row.future,
@@ -200,14 +200,13 @@ class Finishing:
                 row.tenant,
                 run,
                 row.base_model,
-                n,
-                prices[kind],
-                cost(n, prices[kind]),
+                counts[kind],
+                price,
+                cost(counts[kind], price),
                 row.key,
                 row.project,
             )
-            for kind, n in counts.items()
-            if n
+            for kind, price in prices.items()
         ]
 
     def _saved(self, row: CommandRow, outcome: Outcome) -> tuple[CheckpointRow | None, SamplerRow | None]:

@@ -281,7 +281,14 @@ class Meters:
 
 
 def month_of(now: float) -> str:
-    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m")
+    """In UTC, as YYYY-MM."""
+    return _month_of_day(int(now // 86_400))
+
+
+@lru_cache(maxsize=8)
+def _month_of_day(day: int) -> str:
+    """Counted from the first of 1970: every command asks, several times."""
+    return datetime.fromtimestamp(day * 86_400, UTC).strftime("%Y-%m")
 
 
 def month_began(now: float) -> float:
