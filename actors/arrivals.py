@@ -9,10 +9,11 @@ import msgspec
 import structlog
 import torch
 
-from ..wire.codec import decode
+from ..wire.codec import MAX_PAYLOAD_BYTES, decode
 from ..wire.commands import ComputeLogprobsInput, SampleInput, check_sample, check_tokens
 from ..wire.errors import InternalError, LorryError, OutOfMemoryError
 from ..wire.ids import BatchId, FutureId
+from ..wire.streaming import Resumed, Told, made_before
 from .adapters.residents import Residents
 from .images.layout import count_images
 from .images.looking import Looking, Read
@@ -24,13 +25,17 @@ from .sampling.sequences import Usage
 
 log = structlog.get_logger("lorry.actor")
 
+_RESUMED_BYTES = 2 * MAX_PAYLOAD_BYTES
+"""A request, and what was made of it."""
+
 
 class Arrival:
-    """`request` and `prompt` are there once `read` has said so."""
+    """`request` and `prompt` are there once `read` has said so, and so is what another actor `made` of it."""
 
     def __init__(self, sample: Sample, base: BaseModel) -> None:
         self.sample = sample
         self.request: SampleInput | ComputeLogprobsInput | None = None
+        self.made: list[Told] = []
         self.prompt: Read | None = None
         self._base = base
         self._looking: Looking | None = None
@@ -63,12 +68,16 @@ class Arrival:
             self._looking.close()
 
     def _check(self) -> None:
-        base, payload = self._base, self.sample.payload
+        base, payload, made = self._base, self.sample.payload, list[bytes]()
+        if self.sample.item.resumed:
+            resumed = decode(payload, Resumed, _RESUMED_BYTES)
+            payload, made = resumed.request, resumed.made
         request = decode(payload, SampleInput if self.sample.item.kind == "sample" else ComputeLogprobsInput)
         counted = count_images("prompt", request.prompt, base.eyes, base.max_context)
         request = msgspec.structs.replace(request, prompt=counted.tokens)
         if isinstance(request, SampleInput):
             check_sample(request, base.vocab_size, base.max_context)
+            self.made = made_before(made, request.num_samples).told
         else:
             check_tokens("prompt", request.prompt, base.vocab_size, base.max_context)
         self.request, self._looking = request, Looking(counted, base.eyes, on_host=False)
@@ -195,7 +204,9 @@ class Arrivals:
         # Sampler weights are fixed, and their folder, the key, is never used twice. It is a path, which no scope is.
         owner = key or (f"scope {item.scope}" if item.scope else None)
         if isinstance(request, SampleInput):
-            self._decoder.add(item.future, request, adapter, seed, owner, prompt)
+            self._decoder.add(
+                item.future, request, adapter, seed, owner, prompt, streams=item.stream, made=arrival.made
+            )
         else:
             self._decoder.add_prompt(item.future, prompt, adapter, owner)
 

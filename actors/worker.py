@@ -20,6 +20,7 @@ from ..wire.actor_messages import (
     CancelCommand,
     Completion,
     FromActor,
+    Made,
     Outcome,
     SnapshotFailed,
     SnapshotRecorded,
@@ -205,7 +206,11 @@ class Worker:
         self.progress.got_on()
         started = time.perf_counter()
         if self._fetch_adapters(in_pause):
-            self._end(self._step(in_pause))
+            finished = self._step(in_pause)
+            if made := self._decoder.pieces():
+                futures = [cast(FutureId, key) for key, _ in made]
+                self._post(Made(futures), [encode(pieces) for _, pieces in made])
+            self._end(finished)
         self.sample_s += (spent := time.perf_counter() - started)
         self._turns.sampled(spent, contended)
 

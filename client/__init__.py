@@ -5,13 +5,16 @@ from .futures import Future
 from .rest import RestClient
 from .sampling import SamplingClient
 from .service import ServiceClient, connect
+from .streams import SampleStream, StreamedToken
 from .training import TrainingClient
 
 __all__ = [
     "Future",
     "RestClient",
+    "SampleStream",
     "SamplingClient",
     "ServiceClient",
+    "StreamedToken",
     "TrainingClient",
     "connect",
     "deadline",

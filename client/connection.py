@@ -29,6 +29,7 @@ from ..wire.client_messages import (
     Read,
     Refuse,
     Resolved,
+    Streamed,
     Submit,
     ToClient,
     Unknown,
@@ -50,6 +51,7 @@ from ..wire.sequenced import Link
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
 from .futures import Future
+from .streams import SampleStream
 
 T = TypeVar("T")
 
@@ -227,9 +229,18 @@ class Connection:
                     self._read(message)
 
     def _read(self, frames: list[bytes]) -> None:
-        self._handle(decode(frames[0], ToClient, MAX_HEADER_BYTES), frames[-1])
+        message = decode(frames[0], ToClient, MAX_HEADER_BYTES)
+        if isinstance(message, Streamed):
+            self._streamed(message, frames[1:])
+        else:
+            self._handle(message, frames[-1])
 
-    def _handle(self, message: ToClient, payload: bytes) -> None:
+    def _streamed(self, message: Streamed, payloads: list[bytes]) -> None:
+        for future, pieces in zip(message.futures, payloads, strict=True):
+            if isinstance(stream := self._futures.get(future), SampleStream):
+                stream.made(pieces)
+
+    def _handle(self, message: Welcome | Unknown | Answer | Failed | Resolved | Pong, payload: bytes) -> None:
         match message:
             case Resolved(future, error):
                 self._cancelled.discard(future)

@@ -1,13 +1,15 @@
 """The promise of a command's result. It outlives the connection that asked for it, and never polls."""
 
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import anyio
 
 from ..wire.ids import FutureId
 
 T = TypeVar("T")
+
+Cancel: TypeAlias = Callable[[FutureId], Awaitable[None]]
 
 
 class Future(Generic[T]):
@@ -16,9 +18,7 @@ class Future(Generic[T]):
     Cancelling the task that awaits leaves the command alone; `cancel` asks the server to drop it.
     """
 
-    def __init__(
-        self, id: FutureId, convert: Callable[[bytes], T], cancel: Callable[[FutureId], Awaitable[None]]
-    ) -> None:
+    def __init__(self, id: FutureId, convert: Callable[[bytes], T], cancel: Cancel) -> None:
         self.id = id
         self._convert, self._cancel = convert, cancel
         self._resolved = anyio.Event()

@@ -2,10 +2,10 @@
 
 import secrets
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..wire.catalogue_messages import Query, SamplerInfo
-from ..wire.client_messages import CreateSampler, SamplerCreated, Submit
+from ..wire.client_messages import CommandArguments, CreateSampler, SamplerCreated, Submit
 from ..wire.codec import decode, encode
 from ..wire.commands import (
     CommandKind,
@@ -16,19 +16,21 @@ from ..wire.commands import (
     planned_length,
     planned_tokens,
 )
-from ..wire.ids import LaneId, ProjectId, SamplerId, future_id
+from ..wire.ids import FutureId, LaneId, ProjectId, SamplerId, future_id
 from ..wire.model_input import ModelInput
 from ..wire.prefixes import prefix_marks
 from ..wire.types import SampleResponse, SamplingParams, TensorData
 from .connection import Connection
 from .deadlines import time_left
 from .futures import Future
+from .streams import SampleStream
 from .tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Future[Any])
 
 
 class SamplingClient:
@@ -95,6 +97,23 @@ class SamplingClient:
             prompt_alt_tokens_k,
         )
 
+    def stream(
+        self,
+        prompt: ModelInput,
+        sampling_params: SamplingParams,
+        num_samples: int = 1,
+        topk_sample_logprobs: int = 0,
+    ) -> SampleStream:
+        """The tokens of `num_samples` sequences that continue `prompt`, as they are made; see SampleStream."""
+        request = SampleInput(prompt, num_samples, sampling_params, topk_sample_logprobs=topk_sample_logprobs)
+        check_sample(request)
+
+        def streamed(future: FutureId) -> SampleStream:
+            return SampleStream(future, num_samples, self._connection.cancel)
+
+        tokens = planned_tokens(request)
+        return self._send("sample", request, prompt, tokens, num_samples, streamed, CommandArguments(stream=True))
+
     def compute_logprobs(self, prompt: ModelInput) -> Future[list[float | None]]:
         """The model's logprob of each token of `prompt` after those before it; None for the first."""
         check_tokens("prompt", prompt, None, None)
@@ -127,11 +146,27 @@ class SamplingClient:
         rows: int,
         convert: Callable[[bytes], T],
     ) -> Future[T]:
+        def promised(future: FutureId) -> Future[T]:
+            return Future(future, convert, self._connection.cancel)
+
+        return self._send(kind, request, prompt, tokens, rows, promised)
+
+    def _send(
+        self,
+        kind: CommandKind,
+        request: object,
+        prompt: ModelInput,
+        tokens: int,
+        rows: int,
+        promise: Callable[[FutureId], F],
+        arguments: CommandArguments | None = None,
+    ) -> F:
         lane, seq, left = LaneId(self._sampler), self._next_seq, time_left()
         self._next_seq += 1
-        future = Future(future_id(lane, seq), convert, self._connection.cancel)
+        future = promise(future_id(lane, seq))
         number, marks = self._connection.next_request(), prefix_marks(prompt)
-        header = Submit(number, lane, seq, kind, tokens, rows, prefix=marks, timeout_s=left)
+        told = arguments or CommandArguments()
+        header = Submit(number, lane, seq, kind, tokens, rows, told, prefix=marks, timeout_s=left)
         self._connection.submit(header, encode(request), future)
         return future
 

@@ -1,6 +1,16 @@
 """Lorry: one base model, many LoRAs on board. Importing this imports no torch."""
 
-from lorry.client import Future, RestClient, SamplingClient, ServiceClient, TrainingClient, connect, deadline
+from lorry.client import (
+    Future,
+    RestClient,
+    SampleStream,
+    SamplingClient,
+    ServiceClient,
+    StreamedToken,
+    TrainingClient,
+    connect,
+    deadline,
+)
 from lorry.local import local
 from lorry.wire.errors import (
     ActorKilledError,
@@ -20,6 +30,7 @@ from lorry.wire.errors import (
     ProtocolError,
     SeqConflictError,
     StorageError,
+    StreamDivergedError,
     TooManyWaitingError,
     UnknownModelError,
     UnsupportedModelError,
@@ -64,12 +75,15 @@ __all__ = [
     "ProtocolError",
     "RestClient",
     "SampleResponse",
+    "SampleStream",
     "SampledSequence",
     "SamplingClient",
     "SamplingParams",
     "SeqConflictError",
     "ServiceClient",
     "StorageError",
+    "StreamDivergedError",
+    "StreamedToken",
     "TensorData",
     "TooManyWaitingError",
     "TrainingClient",

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from tinker.lib._jwt_auth import jwt_claims
 
 from ..client.connection import Connection
+from ..client.streams import SampleStream
 from ..wire.catalogue_messages import FutureState, LaneState, Query, QueueState
 from ..wire.client_messages import CommandArguments, Refuse, Submit
 from ..wire.commands import CommandKind
@@ -68,6 +69,22 @@ class Broker:
         with anyio.fail_after(self._answer_within_s):
             await acknowledgement.wait()
         return RequestId(result, future)
+
+    @asynccontextmanager
+    async def stream(
+        self, lane: str, seq: int, samples: int, payload: bytes, tokens: int, prefix: list[int]
+    ) -> AsyncGenerator[SampleStream]:
+        """A sample whose tokens are read as they are made; cancelled at the block's end unless it is over. Journalled
+        when the block begins."""
+        future = future_id(LaneId(lane), seq)
+        stream = SampleStream(future, samples, self._connection.cancel)
+        told, number = CommandArguments(stream=True), self._connection.next_request()
+        header = Submit(number, LaneId(lane), seq, "sample", tokens, samples, told, prefix, _seconds(self._timeout_s))
+        async with stream:
+            acknowledgement = self._connection.submit(header, payload, stream)
+            with anyio.fail_after(self._answer_within_s):
+                await acknowledgement.wait()
+            yield stream
 
     async def refuse(
         self, lane: str, seq: int, kind: CommandKind, result: ResultKind, mistake: LorryError

@@ -28,6 +28,7 @@ from ..wire.actor_messages import (
     Item,
     LeaveNow,
     LoadFailed,
+    Made,
     MicroBatch,
     Outcome,
     Retired,
@@ -124,6 +125,8 @@ class ActorDoor:
         match message:
             case Completion():
                 self._completed(peer, message, payloads)
+            case Made():
+                self._commands.made(message.futures, payloads, peer.id)
             case SnapshotTaken():
                 self._snapshots.taken(message, peer.id, lambda recorded: self._send(peer, recorded))
             case SnapshotFailed():
@@ -226,7 +229,7 @@ class ActorDoor:
             except LorryError as error:
                 self._commands.finish(Outcome(command.future, error.info), b"", peer.id, plan.batch)
                 continue
-            found.append((item, payload))
+            found.append(self._commands.begun(item, payload))
         # While payloads were read, a run may have been taken back, to be rebuilt from another state.
         held = [(item, payload) for item, payload in found if self._planner.is_in_flight(item.future, plan.batch)]
         if held:

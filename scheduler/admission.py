@@ -93,6 +93,8 @@ class Admission:
         ttl = row.arguments.ttl_seconds
         if ttl is not None:
             check_ttl(ttl)
+        if row.arguments.stream and row.kind != "sample":
+            raise InvalidRequestError.of("arguments.stream", True, f"False: a sample is streamed, and no {row.kind}")
         if isinstance(lane, SamplerRow):
             if lane.outlived:
                 raise weights_gone(lane)

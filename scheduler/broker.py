@@ -33,6 +33,7 @@ from ..wire.types import AuditEvent
 from .accepting import kept_costs
 from .actor_door import ActorDoor
 from .client_door import ClientDoor
+from .client_post import SoFar
 from .commands import Commands
 from .config import BrokerConfig
 from .planning.planner import Planner
@@ -117,6 +118,7 @@ class _Broker:
             self._deliver,
             self._work_arrived,
             self.sweeper,
+            self._stream,
         )
         snapshots = Snapshotting(
             self._registry, self._planner, self.writer, config.checkpoints, time.time, self.sweeper.offer
@@ -163,6 +165,9 @@ class _Broker:
 
     def _deliver(self, to: Iterable[bytes], future: FutureId, error: ErrorInfo | None, payload: bytes) -> bool:
         return self._clients.post.deliver(to, future, error, payload)
+
+    def _stream(self, to: bytes, told: Iterable[tuple[FutureId, bytes]], so_far: SoFar) -> None:
+        self._clients.post.stream(to, told, so_far)
 
     def _work_arrived(self) -> None:
         self._work.set()

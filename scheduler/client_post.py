@@ -1,14 +1,20 @@
 """What goes out to clients: over the link of their session where they have one, bare where they have none."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
-from ..wire.client_messages import Answer, Resolved, ToClient
+from ..wire.client_messages import Answer, Resolved, Streamed, ToClient
 from ..wire.codec import encode
 from ..wire.errors import ErrorInfo
 from ..wire.ids import FutureId
 from ..wire.sequenced import Link
 from ..wire.sockets import Channel
 from .access.sessions import Sessions
+
+SoFar: TypeAlias = Callable[[FutureId], Iterable[bytes]]
+
+_NAMES_AT_ONCE = 500
+"""Of futures, in one message."""
 
 
 class ClientPost:
@@ -33,12 +39,32 @@ class ClientPost:
         header, has_it = encode(Resolved(future, error)), False
         for connection in connections:
             session = self._sessions.at(connection)
+            if session:
+                session.behind.discard(future)
             if session and not session.is_next(future):
                 session.unsent[future] = None
             else:
                 self._put(connection, [header, payload])
                 has_it = has_it or (session is not None and not session.relays)
         return has_it
+
+    def stream(self, connection: bytes, told: Iterable[tuple[FutureId, bytes]], so_far: SoFar) -> None:
+        """Tokens of samples that are not over. Who does not keep up gets none, and then all that there are by then."""
+        session = self._sessions.at(connection)
+        if session is not None and not session.link.has_room:
+            session.behind.update(future for future, _ in told)
+            return
+        sent: list[tuple[FutureId, bytes]] = []
+        for future, pieces in told:
+            if session is not None and future in session.behind:
+                session.behind.discard(future)
+                sent += [(future, each) for each in so_far(future)]
+            else:
+                sent.append((future, pieces))
+        for start in range(0, len(sent), _NAMES_AT_ONCE):
+            some = sent[start : start + _NAMES_AT_ONCE]
+            header = encode(Streamed([future for future, _ in some]))
+            self._put(connection, [header, *(pieces for _, pieces in some)])
 
     def _put(self, connection: bytes, frames: list[bytes]) -> None:
         if session := self._sessions.at(connection):

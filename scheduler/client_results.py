@@ -37,6 +37,8 @@ class ClientResults:
             self._send(session, future, None)
         elif self._commands.waiters.is_open(future):
             self._commands.waiters.watch(future, session.connection)
+            if made := [(future, each) for each in self._commands.made_so_far(future)]:
+                self._post.stream(session.connection, made, self._commands.made_so_far)
         else:
             self._tasks.start_soon(self._look_up, session, future)
 

@@ -3,15 +3,21 @@
 It joins the pure parts (registry, planner, waiters) with the writer; sockets and the clock are handed in.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import msgspec
 
 from ..storage.writer import Writer
 from ..wire.actor_messages import AdapterState, Item, Outcome
 from ..wire.client_messages import Readiness
+from ..wire.codec import encode
 from ..wire.errors import DeadlineExceededError, LorryError, NotFoundError
 from ..wire.ids import ActorId, BatchId, FutureId, KeyId, LaneId, TenantId
 from ..wire.limits import Limits
+from ..wire.streaming import Resumed
 from .accepting import Accepting
+from .client_post import SoFar
 from .config import BrokerConfig
 from .finishing import Deliver, Finishing
 from .open_commands import OpenCommands, Payloads
@@ -28,6 +34,9 @@ from .spreading import Spreading
 from .sweeping import Sweeper
 from .waiters import Waiters
 
+StreamTo: TypeAlias = Callable[[bytes, Iterable[tuple[FutureId, bytes]], SoFar], None]
+"""Tells a connection tokens of samples that are not over."""
+
 _LATE_AT_ONCE, _WITH_A_REASON = 200, 10
 """Why one waits may take a walk through all that wait before it, and nobody else is served meanwhile."""
 
@@ -43,12 +52,13 @@ class Commands:
         deliver: Deliver,
         work_arrived: Callable[[], None],
         sweeper: Sweeper,
+        stream_to: StreamTo,
     ) -> None:
         self.waiters = Waiters()
         self.meters = planner.meters
         self._open = OpenCommands(Payloads(config.waiting_bytes), self.meters)
         self._registry, self._planner, self._writer = registry, planner, writer
-        self._work_arrived = work_arrived
+        self._work_arrived, self._stream_to = work_arrived, stream_to
         self.queueing = Queueing(self._open, registry, planner, writer, now)
         self.finishing = Finishing(
             self._open, registry, self.waiters, writer, config.prices, now, deliver, sweeper.offer, self.meters
@@ -135,10 +145,11 @@ class Commands:
         if sampler.outlived:
             raise weights_gone(sampler)
         if sampler.folder is None:
-            return Item(command.future, command.kind, None, scope=command.tenant)
+            return Item(command.future, command.kind, None, scope=command.tenant, stream=row.arguments.stream)
         source = self._registry.run_of(LaneId(run_of_path(sampler.model_path)))
         assert source is not None, "runs are never deleted"
-        return Item(command.future, command.kind, AdapterState(sampler.folder, source.lora, sampler.folder))
+        state = AdapterState(sampler.folder, source.lora, sampler.folder)
+        return Item(command.future, command.kind, state, stream=row.arguments.stream)
 
     def payload(self, command: Command) -> bytes | FutureId:
         """What goes with it; or whose payload does, which is in the journal only."""
@@ -147,6 +158,34 @@ class Commands:
         future = command.future if command.share is None else command.share.whole.future
         payload = self._open.payloads.get(future)
         return future if payload is None else payload
+
+    def begun(self, item: Item, payload: bytes) -> tuple[Item, bytes]:
+        """A sample with what another actor made of it, and with that told: it goes on from there."""
+        if not (made := self._open.streams.so_far(item.future)):
+            return item, payload
+        return msgspec.structs.replace(item, resumed=True), encode(Resumed(payload, made))
+
+    def made(self, futures: Iterable[FutureId], payloads: Iterable[bytes], actor: ActorId) -> None:
+        """Tokens of samples that this actor holds are told to who waits for them."""
+        told: list[tuple[FutureId, bytes]] = []
+        for future, pieces in zip(futures, payloads, strict=True):
+            row = self._open.rows.get(future)
+            if row is not None and row.arguments.stream and self._planner.holder(future) == actor:
+                self._open.streams.made(future, pieces)
+                told.append((future, pieces))
+        self._stream(told)
+
+    def made_so_far(self, future: FutureId) -> list[bytes]:
+        return self._open.streams.so_far(future)
+
+    def _stream(self, told: Iterable[tuple[FutureId, bytes]]) -> None:
+        """Each connection gets one message."""
+        by_connection: dict[bytes, list[tuple[FutureId, bytes]]] = {}
+        for future, pieces in told:
+            for connection in self.waiters.of(future):
+                by_connection.setdefault(connection, []).append((future, pieces))
+        for connection, some in by_connection.items():
+            self._stream_to(connection, some, self._open.streams.so_far)
 
     # Ending ----------------------------------------------------------------------------------------------------------
 

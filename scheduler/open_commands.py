@@ -11,6 +11,7 @@ from ..wire.ids import FutureId, LaneId, TenantId
 from .planning.deadlines import Deadlines
 from .planning.lanes import Command
 from .planning.limits import Holder, Meters, holders_of
+from .streams import Streams
 
 Queue: TypeAlias = tuple[TenantId, str, CommandKind]
 """Whose, of which model, and what."""
@@ -56,6 +57,7 @@ class OpenCommands:
     deadlines: Deadlines = field(default_factory=Deadlines)
     broken: dict[LaneId, str] = field(default_factory=dict[LaneId, str])
     dormant: set[LaneId] = field(default_factory=set[LaneId])
+    streams: Streams = field(default_factory=Streams)
     counts: Counter[Queue] = field(default_factory=Counter[Queue])
     tokens: Counter[Queue] = field(default_factory=Counter[Queue])
 
@@ -77,6 +79,8 @@ class OpenCommands:
         self.payloads.let_go(future)
         self.ending.pop(future, None)
         self.deadlines.over(future)
+        if row.arguments.stream:
+            self.streams.over(future)
 
     def _count(self, row: CommandRow, one: int) -> None:
         queue = (row.tenant, row.base_model, row.kind)

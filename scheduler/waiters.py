@@ -1,8 +1,12 @@
 """Who is told when a future resolves. Pure bookkeeping: which futures are open, and which connections wait for each."""
 
+from collections.abc import Set
+
 import anyio
 
 from ..wire.ids import FutureId, LaneId
+
+_NOBODY = frozenset[bytes]()
 
 
 class Waiters:
@@ -19,6 +23,10 @@ class Waiters:
 
     def watch(self, future: FutureId, connection: bytes) -> None:
         self._open[future].add(connection)
+
+    def of(self, future: FutureId) -> Set[bytes]:
+        """The connections that wait for it."""
+        return self._open.get(future, _NOBODY)
 
     def resolved(self, future: FutureId) -> set[bytes]:
         """Closes the future; returns the connections to tell."""

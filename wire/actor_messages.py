@@ -13,7 +13,7 @@ from .errors import ErrorInfo
 from .ids import ActorId, BatchId, FutureId, SessionId
 from .types import LoraConfig
 
-VERSION = 6
+VERSION = 7
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -92,6 +92,13 @@ class Completion(msgspec.Struct, frozen=True, tag="completion", omit_defaults=Tr
     tokens_per_s: float = 0.0
 
 
+class Made(msgspec.Struct, frozen=True, tag="made"):
+    """Tokens of samples whose clients read them as they are made: for each of `futures` a payload, which is a list of
+    `streaming.Piece`. What ends with the same step comes in its result alone."""
+
+    futures: list[FutureId]
+
+
 class SnapshotTaken(msgspec.Struct, frozen=True, tag="snapshot_taken"):
     """The whole training state of a run is in `folder`, complete and durable. It covers its commands up to `seq`;
     `replay_s` is what those behind it have taken since."""
@@ -138,7 +145,7 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
 
 
 FromActor: TypeAlias = (
-    ActorHello | LoadFailed | Completion | SnapshotTaken | SnapshotFailed | ActorPing | ActorLeaving | ActorLeft
+    ActorHello | LoadFailed | Completion | Made | SnapshotTaken | SnapshotFailed | ActorPing | ActorLeaving | ActorLeft
 )
 
 
@@ -185,6 +192,9 @@ class Item(msgspec.Struct, frozen=True):
 
     `discard` makes an optim_step the replay of one whose outcome was `discarded`: the pending gradient is dropped, and
     nothing is computed. `seq` is a run's command's place in its order.
+
+    The tokens of one to `stream` are told as they are made. One that is `resumed` was begun by another actor: its
+    payload is a `streaming.Resumed`.
     """
 
     future: FutureId
@@ -196,6 +206,8 @@ class Item(msgspec.Struct, frozen=True):
     discard: bool = False
     seq: int = -1
     share: Share | None = None
+    stream: bool = False
+    resumed: bool = False
 
 
 class MicroBatch(msgspec.Struct, frozen=True, tag="micro_batch"):

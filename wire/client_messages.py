@@ -67,6 +67,8 @@ class CommandArguments(msgspec.Struct, frozen=True, omit_defaults=True):
     """The part of a command that the broker acts on. `name` is a new checkpoint's, `path` an existing one's, which
     means what it means when the command is accepted.
 
+    `stream` asks for a sample's tokens as they are made.
+
     `sampler_slot` asks save_weights_for_sampler for weights without a name, and a sampler of them in that place of the
     run's client session, `unnamed` for weights without a name alone; `external` for weights that are there to be
     downloaded. What has no name is kept while it is used, and for some saves of its run.
@@ -81,6 +83,7 @@ class CommandArguments(msgspec.Struct, frozen=True, omit_defaults=True):
     sampler_slot: int | None = None
     unnamed: bool = False
     user_metadata: dict[str, str] = {}
+    stream: bool = False
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
@@ -221,11 +224,18 @@ class Resolved(msgspec.Struct, frozen=True, tag="resolved"):
     error: ErrorInfo | None = None
 
 
+class Streamed(msgspec.Struct, frozen=True, tag="streamed"):
+    """Tokens of samples that are not over: for each of `futures`, of which one may be named again, a payload, which is
+    a list of `streaming.Piece`."""
+
+    futures: list[FutureId]
+
+
 class Pong(msgspec.Struct, frozen=True, tag="pong"):
     pass
 
 
-ToClient: TypeAlias = Welcome | Unknown | Answer | Failed | Resolved | Pong
+ToClient: TypeAlias = Welcome | Unknown | Answer | Failed | Resolved | Streamed | Pong
 
 
 class RunCreated(msgspec.Struct, frozen=True):

@@ -139,6 +139,10 @@ class DeadlineExceededError(LorryError):
     category = "user"
 
 
+class StreamDivergedError(LorryError):
+    """What was streamed before stands apart from it; await the whole result, or sample again."""
+
+
 class NonFiniteError(LorryError, ArithmeticError):
     """Weights and moments are as they were before this command. A forward_backward that is not finite adds nothing to
     the pending gradient, and an optim_step that is not finite drops it."""

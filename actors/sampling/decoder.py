@@ -6,6 +6,7 @@ It executes what it is given; it checks no request and knows no tenant. `lineup`
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from ...wire.commands import SampleInput
 from ...wire.errors import InvalidRequestError, LorryError
 from ...wire.model_input import ModelInput
+from ...wire.streaming import Piece, Told
 from ...wire.types import SampleResponse
 from ..images.layout import count_images
 from ..images.looking import Read, read
@@ -74,6 +76,8 @@ class Decoder:
         self._pass = _pass(base, compiled, self._linears, self._cache, blocks)
         self._requests: dict[Hashable, Request] = {}
         self._arrivals = 0
+        self._over: list[Request] = []  # when they came
+        self._spoke: dict[Row, None] = {}  # rows of requests that stream, with tokens that were not told
         self._batch: DecodeBatch | None = None
         self._batch_of: tuple[int, list[Row]] = (-1, [])  # the lineup's count of changes, and the batch's rows
         self._unclean: list[int] = []  # blocks that were handed out and are to be cleared before anything is computed
@@ -90,9 +94,13 @@ class Decoder:
         default_seed: int,
         owner: str | None = None,
         prompt: Read | None = None,
+        *,
+        streams: bool = False,
+        made: Sequence[Told] = (),
     ) -> None:
         """Queues a request that `check_sample` accepted. Its samples depend on its seed, or else on `default_seed`. Its
-        `prompt` may have been read before.
+        `prompt` may have been read before. Of one that `streams`, `pieces` has the tokens as they are made; `made` is
+        what another actor made of it, one for each of its samples, which go on from there.
 
         Requests of one `owner` share what is computed of equal prompts: it names the weights, and they must never
         change under it. None shares nothing. Raises InvalidRequestError where one sample alone may outgrow the cache.
@@ -100,17 +108,29 @@ class Decoder:
         base = self._base
         seen = prompt or self._read(request.prompt)
         found = Request.to_sample(
-            key, self._next(), request, seen, adapter, owner, default_seed, base.end_tokens, base.max_context
+            key,
+            self._next(),
+            request,
+            seen,
+            adapter,
+            owner,
+            default_seed,
+            base.end_tokens,
+            base.max_context,
+            streams=streams,
         )
         rows = [Row(found, i, seed_of_sample(found.seed, i)) for i in range(request.num_samples)]
-        self._join(found, rows)
+        self._check_room(found)
+        self._join(found, [row for row, told in zip_longest(rows, made) if not (told and row.resume(told))])
 
     def add_prompt(
         self, key: Hashable, prompt: ModelInput | Read, adapter: "Adapter | None", owner: str | None = None
     ) -> None:
         """Queues a prompt for its logprobs alone: its response has `prompt_logprobs` and no sequences."""
         seen = prompt if isinstance(prompt, Read) else self._read(prompt)
-        self._join(Request.to_score(key, self._next(), seen, adapter, owner), [])
+        request = Request.to_score(key, self._next(), seen, adapter, owner)
+        self._check_room(request)
+        self._join(request, [])
 
     def cancel(self, key: Hashable) -> Usage | None:
         """The request is forgotten; what was computed for it by now. An unknown key is one that ended already."""
@@ -131,7 +151,8 @@ class Decoder:
         plan = self.lineup.plan()
         self._unclean += plan.fresh
         later: set[Request] | None = set() if others_hold_memory else None
-        ended = self._compute(plan, later) | self._seat()
+        ended = dict.fromkeys(self._over) | self._compute(plan, later) | self._seat()
+        self._over.clear()
         self.postponed = bool(later)
         for request in ended:
             del self._requests[request.key]
@@ -139,6 +160,15 @@ class Decoder:
         if ended:
             self._rest()
         return [(request.key, request.result, request.usage) for request in ended]
+
+    def pieces(self) -> list[tuple[Hashable, list[Piece]]]:
+        """What was made since the last time for requests that stream and are not over."""
+        told: dict[Request, list[Piece]] = {}
+        for row in self._spoke:
+            if row.request.key in self._requests and (piece := row.tell()) is not None:
+                told.setdefault(row.request, []).append(piece)
+        self._spoke.clear()
+        return [(request.key, pieces) for request, pieces in told.items()]
 
     @property
     def bytes_to_come(self) -> int:
@@ -157,13 +187,23 @@ class Decoder:
         self._arrivals += 1
         return self._arrivals
 
-    def _join(self, request: Request, rows: list[Row]) -> None:
+    def _check_room(self, request: Request) -> None:
         if request.key in self._requests:
             raise ValueError(f"{request.key!r} is being sampled already")
         if not self.lineup.fits(request):
             raise _too_long(request, self.pool.blocks * BLOCK_TOKENS)
+
+    def _join(self, request: Request, rows: list[Row]) -> None:
+        """Rows that have tokens go on from there, each after its own."""
         self._requests[request.key] = request
-        self.lineup.join(Stem(request, request.prompt, deque(rows)))
+        fresh = [row for row in rows if not row.tokens]
+        if fresh or not (rows or request.complete):
+            self.lineup.join(Stem(request, request.prompt, deque(fresh)))
+        for row in rows:
+            if row.tokens:
+                self.lineup.join(Stem(request, request.prompt + row.tokens, deque([row])))
+        if request.complete:
+            self._over.append(request)
 
     def _rest(self) -> None:
         """Requests have left."""
@@ -241,6 +281,8 @@ class Decoder:
         for i, (row, token, logprob) in enumerate(zip(rows, drawn.tokens, drawn.logprobs, strict=True)):
             if row.accept(token, logprob, drawn.top.get(i), self._tokenizer):
                 ended.append(row)
+            if row.request.streams:
+                self._spoke[row] = None
         self.lineup.leave(ended)
         return {row.request: None for row in ended if row.request.complete}
 

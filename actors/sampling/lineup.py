@@ -162,7 +162,7 @@ class Lineup:
                 return None
             held.blocks, held.computed = known, len(known) * self._block_tokens
             if stem.request.cached_tokens is None:
-                stem.request.cached_tokens = held.computed
+                stem.request.cached_tokens = min(held.computed, len(stem.request.prompt))
         return min(held.computed + budget, len(stem.tokens))
 
     def _find_prefix(self, stem: Stem) -> list[int]:

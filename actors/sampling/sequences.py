@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ...wire.commands import most_new_tokens
 from ...wire.errors import LorryError, NonFiniteError
+from ...wire.streaming import Piece, Told
 from ...wire.types import (
     PromptAltTokens,
     SampledSequence,
@@ -112,7 +113,7 @@ class PromptScores:
 class Request:
     """`arrival` grows from one to the next. Ids of the `prompt` are below 0 where an image's tokens are. `owner` names
     who may share its keys and values: those whose weights are the same; None shares them with nobody. `error` is set as
-    soon as one of its sequences cannot go on.
+    soon as one of its sequences cannot go on. Its tokens are told as they are made if it `streams`.
     """
 
     key: Hashable
@@ -125,6 +126,7 @@ class Request:
     seed: int
     max_new_tokens: int
     images: Images | None = None
+    streams: bool = False
     top_sample: int = 0
     top_prompt: int = 0
     scores: PromptScores | None = None
@@ -145,6 +147,8 @@ class Request:
         default_seed: int,
         end_tokens: Sequence[int],
         max_context: int,
+        *,
+        streams: bool = False,
     ) -> "Request":
         params = request.sampling_params
         room = most_new_tokens(len(prompt.ids), max_context)
@@ -159,6 +163,7 @@ class Request:
             seed=default_seed if params.seed is None else params.seed,
             max_new_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             images=prompt.images,
+            streams=streams,
             top_sample=request.topk_sample_logprobs,
             top_prompt=request.topk_prompt_logprobs,
             scores=PromptScores.wanted_by(request),
@@ -240,7 +245,8 @@ class Held:
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One sequence that is being decoded: sample number `sample` of its request."""
+    """One sequence that is being decoded: sample number `sample` of its request. Its first `told` tokens were told to
+    who reads them as they are made."""
 
     request: Request
     sample: int
@@ -249,6 +255,7 @@ class Row:
     tokens: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
     top: list[TopkLogprobs] = field(default_factory=list[TopkLogprobs])
+    told: int = 0
 
     @property
     def length(self) -> int:
@@ -283,6 +290,23 @@ class Row:
         if len(self.tokens) >= request.max_new_tokens:
             return self._end("length")
         return False
+
+    def resume(self, told: Told) -> bool:
+        """Goes on after what another actor made of it, and says whether that was all."""
+        self.tokens, self.logprobs, self.told = list(told.tokens), list(told.logprobs), len(told.tokens)
+        self.top = list(told.topk_logprobs)
+        self.request.sample_tokens += len(self.tokens)
+        return told.stop_reason is not None and self._end(told.stop_reason)
+
+    def tell(self) -> Piece | None:
+        """What was not told yet, if anything."""
+        start, self.told = self.told, len(self.tokens)
+        if start == self.told:
+            return None
+        top = self.top[start:] if self.request.top_sample else None
+        ended = self.request.sequences[self.sample]
+        reason = None if ended is None else ended.stop_reason
+        return Piece(self.sample, start, self.tokens[start:], self.logprobs[start:], top, reason)
 
     def _end(self, reason: StopReason) -> bool:
         top = self.top if self.request.top_sample else None

@@ -12,7 +12,8 @@ from ...wire.sequenced import Link
 class Session:
     """`key` is the API key, or the key behind the token, that opened it; `last_seen` is on the caller's monotonic
     clock, in seconds. Who `relays` says himself which results were read. `unsent` are futures whose results wait in the
-    journal until the client has read what is under way to it; it `catches_up` while one of them is read."""
+    journal until the client has read what is under way to it; it `catches_up` while one of them is read. `behind` are
+    futures of which it was not told all that was made."""
 
     id: SessionId
     tenant: TenantId
@@ -22,6 +23,7 @@ class Session:
     link: Link
     relays: bool = False
     unsent: dict[FutureId, None] = field(default_factory=dict[FutureId, None])
+    behind: set[FutureId] = field(default_factory=set[FutureId])
     catches_up: bool = False
 
     def is_next(self, future: FutureId) -> bool:

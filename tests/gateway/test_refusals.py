@@ -43,6 +43,10 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "wire/commands.py::_check_prompt_targets": (2, NO_COMMAND),
     "wire/commands.py::_check_stop": (1, NO_COMMAND),
     "wire/sockets.py::_channel": (1, AT_START),
+    "wire/streaming.py::_new": (
+        1,
+        "told to who reads a sample that a new broker began anew: tests/wire/test_streaming",
+    ),
     "client/connection.py::submit": (1, "raised where the command is made, before its seq is used"),
     "client/connection.py::_start": (2, "raised where the command is made, before its seq is used"),
     "client/connection.py::_give_up": (1, "sent to the broker as the command's end: tests/scheduler/test_client_door"),
@@ -90,7 +94,11 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "scheduler/access/keyring.py::revoked": (1, AT_START),
     "scheduler/access/permissions.py::_check": (1, f"{NO_PLACE} for this key: tests/scheduler/test_keys"),
     "scheduler/admission.py::check_place": (3, f"{NO_PLACE}; or {COMES_AGAIN}"),
-    "scheduler/admission.py::admit": (2, "rows of a sample; timeouts: tests/scheduler/test_deadlines"),
+    "scheduler/admission.py::admit": (
+        3,
+        "rows of a sample; timeouts: tests/scheduler/test_deadlines, streams of what is no sample:"
+        " tests/scheduler/test_streams",
+    ),
     "scheduler/admission.py::_check_save": (1, "a slot of a run without a session: tests/gateway/test_names"),
     "scheduler/actor_door.py::drain": (2, NO_COMMAND),
     "scheduler/orders.py::obey": (2, NO_COMMAND),

@@ -22,6 +22,7 @@ from lorry.wire.actor_messages import (
     Expelled,
     FromActor,
     Item,
+    Made,
     MicroBatch,
     ModelFacts,
     Outcome,
@@ -36,6 +37,7 @@ from lorry.wire.codec import decode, encode
 from lorry.wire.errors import CheckpointError, CommandCancelledError, ErrorInfo, InvalidRequestError, NonFiniteError
 from lorry.wire.ids import ActorId, BatchId, FutureId
 from lorry.wire.sequenced import Link
+from lorry.wire.streaming import Piece, Resumed, made_before
 
 from .numbers import Payload, mixed
 from .states import State, UnreadableError
@@ -166,6 +168,8 @@ class Actor:
         self._batch = batch.batch
         for item, payload in zip(batch.items, payloads, strict=True):
             await self._world.pause(0.3)
+            if item.stream and item.future not in self._cancelled:
+                payload = await self._streamed(item, payload)
             if payload.endswith(b"|poison"):
                 self.die(f"poisoned by {item.future}")
                 await anyio.sleep_forever()
@@ -180,6 +184,21 @@ class Actor:
             if self._world.chance.random() < 0.3:
                 self._tell_what_is_done(is_last=False)
         self._tell_what_is_done(is_last=True)
+
+    async def _streamed(self, item: Item, content: bytes) -> bytes:
+        """Tokens come a few at a time, and are other ones each time that they are drawn."""
+        chance, tokens = self._world.chance, list[int]()
+        if item.resumed:
+            resumed = decode(content, Resumed)
+            content, tokens = resumed.request, list(made_before(resumed.made, 1).told[0].tokens)
+        while chance.random() < 0.8:
+            await self._world.pause(1.0)
+            new = [chance.randrange(1000) for _ in range(chance.choice((1, 1, 3)))]
+            self._say(Made([item.future]), [encode([Piece(0, len(tokens), new, [0.0] * len(new))])])
+            tokens += new
+            self._world.note("streams", actor=self._name, future=item.future, tokens=list(tokens))
+        self._world.note("streamed", actor=self._name, future=item.future, tokens=tokens)
+        return content
 
     async def _write_copy(self, item: Item, state: State) -> None:
         run = _run_of(item)

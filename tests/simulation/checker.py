@@ -33,6 +33,7 @@ class Checker:
         yield from self._told()
         for event in self._of("cancels"):
             self._cancelled.add(event.facts["future"])
+        yield from self._streamed()
         yield from self._answered()
         yield from self._executed()
         for event in self._of("run"):
@@ -64,6 +65,32 @@ class Checker:
                     yield Finding("privacy", f"{tenant} was told of {future}")
             elif self._outcomes.setdefault(future, outcome) != outcome:
                 yield Finding("same result", f"{future} was {self._outcomes[future]}, and then {outcome}")
+
+    def _streamed(self) -> Iterator[Finding]:
+        """What a client has read of a sample is how the sample begins that it gets, and nobody else's: an actor goes on
+        where another was lost. A broker that starts anew has forgotten what was read."""
+        read: dict[str, list[int]] = {}
+        made: dict[str, list[list[int]]] = defaultdict(list)
+        for event in self._of("broker up", "streams", "streamed", "reads", "diverges"):
+            if event.what == "broker up":
+                read.clear()
+                continue
+            future, tokens = event.facts["future"], event.facts.get("tokens", [])
+            if event.what == "streams":
+                made[future].append(tokens)
+            elif event.what == "streamed":
+                if tokens[: len(read.get(future, []))] != read.get(future, []):
+                    yield Finding("streaming", f"{read[future]} was read of {future}, which became {tokens}")
+            elif event.what == "diverges":
+                if future in read:
+                    yield Finding("streaming", f"{future} has other tokens than were told under the same broker")
+            else:
+                tenant = event.facts["tenant"]
+                if self._owner.get(future.rpartition(":")[0], tenant) != tenant:
+                    yield Finding("privacy", f"{tenant} read {future}")
+                if tokens not in made[future]:
+                    yield Finding("streaming", f"{tokens} was read of {future}, and never made")
+                read[future] = max(tokens, read.get(future, []), key=len)
 
     def _answered(self) -> Iterator[Finding]:
         """One request for each seq is acknowledged, and all that was is over."""

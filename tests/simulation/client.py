@@ -19,6 +19,7 @@ from lorry.wire.client_messages import (
     Resolved,
     RunCreated,
     SamplerCreated,
+    Streamed,
     Submit,
     ToClient,
     Unknown,
@@ -26,8 +27,10 @@ from lorry.wire.client_messages import (
     Welcome,
 )
 from lorry.wire.codec import decode, encode
+from lorry.wire.errors import StreamDivergedError
 from lorry.wire.ids import FutureId, future_id
 from lorry.wire.sequenced import Link
+from lorry.wire.streaming import Assembly, Piece
 
 from .world import CLIENTS, World
 
@@ -54,6 +57,7 @@ class Client:
         self.waiting: dict[int, Request] = {}
         self.open_futures: dict[FutureId, None] = {}
         self._codes: dict[FutureId, str | None] = {}
+        self._streams: dict[FutureId, Assembly] = {}
         self._link = Link(self._carry)
         self._changed = anyio.Event()
         self.is_silent = False
@@ -155,6 +159,8 @@ class Client:
                     self._answered(message.request, payload, message.error.code)
             case Resolved():
                 self._resolved(message, payload)
+            case Streamed():
+                self._reads(message, frames[1:])
             case _:
                 pass
         changed, self._changed = self._changed, anyio.Event()
@@ -181,6 +187,18 @@ class Client:
         )
         self.open_futures.pop(message.future, None)
         self._codes[message.future] = code
+
+    def _reads(self, message: Streamed, payloads: list[bytes]) -> None:
+        for future, pieces in zip(message.futures, payloads, strict=True):
+            assembly = self._streams.setdefault(future, Assembly(1))
+            try:
+                assembly.add(decode(pieces, list[Piece]))
+            except StreamDivergedError:
+                self.world.note("diverges", future=future)
+                del self._streams[future]
+            else:
+                if tokens := list(assembly.told[0].tokens):
+                    self.world.note("reads", tenant=self.tenant, future=future, tokens=tokens)
 
     # Ask and wait ----------------------------------------------------------------------------------------------------
 

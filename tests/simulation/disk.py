@@ -14,14 +14,16 @@ class Memory(sqlite3.Connection):
     """Both of a broker's stores use the one connection: what runs in a thread runs alone here."""
 
     countdown: int | None = None
-    is_in_thread = False
+    is_in_thread = has_crashed = False
     chance: random.Random
 
     def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:  # type: ignore[override]
+        if self.has_crashed and sql != "ROLLBACK":
+            raise CrashedError  # whatever cleans up finds no process, either
         if self.countdown is not None and self.is_in_thread and sql != "ROLLBACK":
             self.countdown -= 1
             if self.countdown < 0:
-                self.countdown = None
+                self.countdown, self.has_crashed = None, True
                 if sql == "COMMIT" and self.chance.random() < 0.5:
                     super().execute(sql)
                 raise CrashedError
@@ -29,6 +31,7 @@ class Memory(sqlite3.Connection):
 
     def close(self) -> None:
         """A broker that ends leaves nothing half done."""
+        self.has_crashed = False
         if self.in_transaction:
             super().execute("ROLLBACK")
 

@@ -255,4 +255,16 @@ FAULTS = (
     ),
     Fault("a deadline comes before its time", DEADLINES, "at <= now:", "at <= now + 5:"),
     Fault("a snapshot is without its pending gradient", STATES, "asdict(self)", "asdict(replace(self, pending=()))"),
+    Fault(
+        "an actor begins anew what another was lost with, though a client has read of it",
+        COMMANDS,
+        "if not (made := self._open.streams.so_far(item.future)):\n",
+        "made = list[bytes]()\n        if not made:\n",
+    ),
+    Fault(
+        "what was made of a sample is told a connection once, and not again when it asks",
+        "scheduler/client_results.py",
+        "            if made := [(future, each) for each in self._commands.made_so_far(future)]:\n",
+        "            if made := []:\n",
+    ),
 )

@@ -119,7 +119,8 @@ class Program:
         return sampler
 
     def _sample(self, sampler: str, seq: int) -> Request:
-        submit = Submit(next(self._numbers), LaneId(sampler), seq, "sample", 5, 1, timeout_s=self._timeout_s())
+        number, told = next(self._numbers), CommandArguments(stream=self._chance.random() < 0.5)
+        submit = Submit(number, LaneId(sampler), seq, "sample", 5, 1, told, timeout_s=self._timeout_s())
         return Request(submit, Payload(f"u{submit.request}", 4).packed())
 
     async def intrude(self, others: list[Tenant]) -> None:
