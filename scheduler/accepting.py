@@ -17,7 +17,7 @@ from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire.client_messages import CommandArguments
 from ..wire.codec import encode
-from ..wire.commands import CommandKind
+from ..wire.commands import SAMPLING_KINDS, CommandKind
 from ..wire.errors import ActorLostError, ErrorInfo, LorryError, NotFoundError, SeqConflictError
 from ..wire.ids import KeyId, LaneId, ProjectId, TenantId
 from .finishing import Finishing
@@ -125,7 +125,8 @@ class Accepting:
         shaped = None
         if not self._waiters.is_open(row.future):
             self._open.add(row)
-            if row.folder is not None and row.seq >= self._planner.next_seq(row.lane):
+            of_run = row.folder is not None and row.kind not in SAMPLING_KINDS
+            if of_run and row.seq >= self._planner.next_seq(row.lane):
                 self._registry.saving(row)
                 if shaped := self._registry.shaped_by(row, self._planner.next_seq(row.lane)):
                     self._registry.add_run(shaped)

@@ -98,7 +98,7 @@ class Admission:
         if isinstance(lane, SamplerRow):
             if lane.outlived:
                 raise weights_gone(lane)
-            return row
+            return replace(row, folder=lane.folder) if lane.in_flight else row
         # It may have been made while nothing was known of its model; and one that failed may be loaded yet.
         if known := self._registry.models.told_of(lane.base_model):
             known.check(lane.lora)

@@ -148,7 +148,8 @@ class Commands:
             return Item(command.future, command.kind, None, scope=command.tenant, stream=row.arguments.stream)
         source = self._registry.run_of(LaneId(run_of_path(sampler.model_path)))
         assert source is not None, "runs are never deleted"
-        state = AdapterState(sampler.folder, source.lora, sampler.folder)
+        folder = row.folder or sampler.folder  # of one in flight, what it had when the command was accepted
+        state = AdapterState(folder, source.lora, folder)
         return Item(command.future, command.kind, state, stream=row.arguments.stream)
 
     def payload(self, command: Command) -> bytes | FutureId:

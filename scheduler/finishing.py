@@ -22,6 +22,7 @@ from .saves import (
     ASKED_WITHIN_S,
     NEWEST_KEPT,
     SAVES,
+    moved_to,
     older_than_newest,
     saved_checkpoint,
     saved_kind,
@@ -129,6 +130,8 @@ class Finishing:
                     store.audited(AuditEvent(now, row.tenant, KEEP_LAST, "checkpoint_deleted", older.path))
                 if sampler is not None:
                     store.sampler_created(sampler)
+                for other in moved:
+                    store.sampler_moved(other)
             if restored is not None:
                 store.restore_points_set(restored)
             if checkpoint is not None and checkpoint.ephemeral:
@@ -142,7 +145,7 @@ class Finishing:
             for folder in idle:
                 self._offer(folder)
 
-        beyond = self._beyond(row, checkpoint)
+        beyond, moved = self._beyond(row, checkpoint), self._moved(row, checkpoint)
         idle = self._left_behind(row, checkpoint) + [older.folder for older in beyond]
         self._registry.saved(row)
         if checkpoint is not None:
@@ -153,6 +156,15 @@ class Finishing:
             self._registry.add_run(restored)
             idle += [run.former_folder] if run.former_folder else []
         self._writer.write(journal, done, len(result.payload or b""))
+
+    def _moved(self, row: CommandRow, saved: CheckpointRow | None) -> list[SamplerRow]:
+        """Those in flight that have the weights which were saved for all such; here from now on."""
+        if saved is None or not row.arguments.in_flight:
+            return []
+        moved = [moved_to(sampler, row) for sampler in self._registry.samplers_in_flight(saved.run)]
+        for sampler in moved:
+            self._registry.add_sampler(sampler)
+        return moved
 
     def _beyond(self, row: CommandRow, saved: CheckpointRow | None) -> list[CheckpointRow]:
         """Those that a run keeps no longer, since there are enough that are newer; forgotten here."""

@@ -138,6 +138,10 @@ class Registry:
     def samplers_of(self, tenant: TenantId) -> list[SamplerRow]:
         return [sampler for sampler in self._samplers.values() if sampler.tenant == tenant]
 
+    def samplers_in_flight(self, run: RunId) -> list[SamplerRow]:
+        """Those that get its newest weights."""
+        return [row for row in self._samplers.values() if row.in_flight and run_of_path(row.model_path) == run]
+
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
     def add_checkpoint(self, checkpoint: CheckpointRow) -> None:

@@ -1,6 +1,7 @@
 """What a save makes: its path, its folder, the rows that record it, and what is answered. Pure."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from ..storage.rows import CheckpointKind, CheckpointRow, CommandRow, RunRow, SamplerRow
@@ -92,7 +93,13 @@ def saved_sampler(row: CommandRow, run: RunRow, now: float) -> SamplerRow | None
         session=run.session,
         folder=row.folder,
         project=run.project,
+        in_flight=row.arguments.in_flight,
     )
+
+
+def moved_to(sampler: SamplerRow, row: CommandRow) -> SamplerRow:
+    """With the weights that this command saved."""
+    return replace(sampler, model_path=saved_path(row), folder=row.folder, outlived=False)
 
 
 def weights_gone(sampler: SamplerRow) -> NotFoundError:

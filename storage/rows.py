@@ -70,7 +70,7 @@ class RunRow:
 @dataclass(frozen=True, slots=True)
 class SamplerRow:
     """`folder` holds its weights, whatever becomes of the name at `model_path` later; None for the bare base model, and
-    for one whose weights are gone (`outlived`)."""
+    for one whose weights are gone (`outlived`). One that is `in_flight` gets the next weights that its run saves so."""
 
     id: SamplerId
     tenant: TenantId
@@ -84,6 +84,7 @@ class SamplerRow:
     outlived: bool = False
     project: ProjectId = DEFAULT_PROJECT
     priority: int = 0
+    in_flight: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -322,3 +322,8 @@ def m016_storage_is_billed(db: Database) -> None:
         " expires_at"
         " FROM checkpoints JOIN runs ON runs.id = run WHERE NOT ephemeral"
     )
+
+
+@migrations()
+def m018_samplers_in_flight(db: Database) -> None:
+    db.table("samplers").add_column("in_flight", int, not_null_default=0)

@@ -28,7 +28,7 @@ _FOLDERS_IN_USE = (
     "SELECT folder FROM checkpoints UNION ALL SELECT folder FROM samplers"
     " UNION ALL SELECT restore_folder FROM runs UNION ALL SELECT former_folder FROM runs"
     " UNION ALL SELECT snapshot_folder FROM runs"
-    " UNION ALL SELECT commands.folder FROM commands JOIN runs ON runs.id = commands.lane"
+    " UNION ALL SELECT commands.folder FROM commands LEFT JOIN runs ON runs.id = commands.lane"
     " WHERE commands.folder IS NOT NULL AND (commands.state = 'queued'"
     " OR commands.kind = 'load_state' AND commands.state = 'done' AND commands.seq > runs.former_seq)"
 )
@@ -111,10 +111,18 @@ class Store(Journal, Keys, Projects, Audit):
     def sampler_created(self, sampler: SamplerRow) -> None:
         self._db.table("samplers").insert(values_of(sampler) | {"used_at": sampler.created_at}, ignore=True)
 
+    def sampler_moved(self, sampler: SamplerRow) -> None:
+        """It has other weights now."""
+        values = {"id": sampler.id, "path": sampler.model_path, "folder": sampler.folder}
+        self._db.execute(
+            "UPDATE samplers SET model_path = :path, folder = :folder, outlived = 0 WHERE id = :id", values
+        )
+
     def samplers(self) -> list[SamplerRow]:
         names = ", ".join(field.name for field in fields(SamplerRow))
         rows = self.rows(f"SELECT {names} FROM samplers")
-        parsed: list[dict[str, Any]] = [{"outlived": bool(row["outlived"])} for row in rows]
+        flags = ("outlived", "in_flight")
+        parsed: list[dict[str, Any]] = [{flag: bool(row[flag]) for flag in flags} for row in rows]
         return [SamplerRow(**(row | values)) for row, values in zip(rows, parsed, strict=True)]
 
     def samplers_outlived(self, run: RunId, newest: int, before: float) -> tuple[list[str], list[CheckpointRow]]:

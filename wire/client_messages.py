@@ -70,8 +70,9 @@ class CommandArguments(msgspec.Struct, frozen=True, omit_defaults=True):
     `stream` asks for a sample's tokens as they are made.
 
     `sampler_slot` asks save_weights_for_sampler for weights without a name, and a sampler of them in that place of the
-    run's client session, `unnamed` for weights without a name alone; `external` for weights that are there to be
-    downloaded. What has no name is kept while it is used, and for some saves of its run.
+    run's client session, which is `in_flight` if it is to have all newer weights that are saved so; `unnamed` for
+    weights without a name alone; `external` for weights that are there to be downloaded. What has no name is kept while
+    it is used, and for some saves of its run.
     """
 
     name: str | None = None
@@ -81,6 +82,7 @@ class CommandArguments(msgspec.Struct, frozen=True, omit_defaults=True):
     overwrite: bool = True
     external: bool = False
     sampler_slot: int | None = None
+    in_flight: bool = False
     unnamed: bool = False
     user_metadata: dict[str, str] = {}
     stream: bool = False

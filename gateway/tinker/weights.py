@@ -33,15 +33,17 @@ async def _save(broker: Broker, body: SaveWeightsRequest) -> Wanted:
 
 
 async def _save_for_sampler(broker: Broker, body: SaveWeightsForSamplerRequest) -> Wanted:
-    """With a name, a checkpoint; without, a sampler of the weights as they are at this point, for a day."""
-    if body.kind != "snapshot":
-        raise NotSupportedError(f"kind is {body.kind!r}, expected 'snapshot'", field="kind")
+    """With a name, a checkpoint; without, a sampler of the weights as they are at this point, for a day; in flight, it
+    has the next ones that are saved so, too."""
     if (body.path is None) == (body.sampling_session_seq_id is None):
         raise InvalidRequestError("give exactly one of path and sampling_session_seq_id", field="path")
+    if body.kind == "inflight" and body.path is not None:
+        raise InvalidRequestError.of("kind", body.kind, "'snapshot' where weights get a name")
     arguments = CommandArguments(
         name=body.path,
         ttl_seconds=body.ttl_seconds,
         sampler_slot=body.sampling_session_seq_id,
+        in_flight=body.kind == "inflight",
         user_metadata=body.user_metadata or {},
     )
     return Wanted(body.model_id, seq_of(body.seq_id), arguments=arguments)

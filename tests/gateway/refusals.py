@@ -312,7 +312,9 @@ MISTAKES = [
         optimizer=False,
         optimizer_config={"type": "dimuon"},
     ),
-    _post(WEIGHTS + "_save_for_sampler", "expected 'snapshot'", "save_weights_for_sampler", path="x", kind="inflight"),
+    _post(
+        WEIGHTS + "_save_for_sampler", "where weights get a name", "save_weights_for_sampler", path="x", kind="inflight"
+    ),
     _post(WEIGHTS + "_save_for_sampler", "exactly one of", "save_weights_for_sampler"),
     _post(
         WEIGHTS + "_save_external",

@@ -47,6 +47,15 @@ def test_a_reinforcement_loop_samples_its_newest_weights_each_step(tenant: Tenan
     assert seen["sequence_ids"] == 6 * 32
 
 
+def test_samplers_in_flight_take_on_the_newest_weights(tenant: Tenant) -> None:
+    seen = tenant.run("training.in_flight")
+    (first, fixed), (first_after, fixed_after, second) = seen["before"], seen["after"]
+    assert first[1:] == pytest.approx(fixed[1:], rel=1e-4)
+    assert fixed_after[1:] == pytest.approx(fixed[1:], rel=1e-4)
+    assert first_after[1:] == pytest.approx(second[1:], rel=1e-4)
+    assert first_after[1:] != pytest.approx(first[1:], rel=1e-3)
+
+
 def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(tenant: Tenant) -> None:
     seen = tenant.run("training.resume")
     assert seen["resumed"] == pytest.approx(seen["went_on"], rel=1e-4)

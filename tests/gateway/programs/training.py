@@ -157,3 +157,17 @@ def from_elsewhere(to_train: str, to_sample: str, *tokens: str) -> dict[str, Any
         "sampled": sampler.compute_logprobs(prompt).result()[1:],
         "listed": sorted(found.tinker_path for found in rest.list_user_checkpoints().result().checkpoints),
     }
+
+
+def in_flight() -> dict[str, Any]:
+    """Two sampling clients in flight, and one of fixed weights, before and after a step."""
+    service = tinker.ServiceClient()
+    training = new_run(service)
+    prompt = types.ModelInput.from_ints(tokens_of(training))
+    first = ready(training.save_weights_and_get_sampling_client(kind="inflight"))
+    fixed = ready(training.save_weights_and_get_sampling_client())
+    before = [client.compute_logprobs(prompt).result() for client in (first, fixed)]
+    steps(training, [example(tokens_of(training))], 2)
+    second = ready(training.save_weights_and_get_sampling_client(kind="inflight"))
+    after = [client.compute_logprobs(prompt).result() for client in (first, fixed, second)]
+    return {"before": before, "after": after}
