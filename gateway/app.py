@@ -17,6 +17,7 @@ from .tinker import (
     auth,
     billing,
     checkpoints,
+    custom_losses,
     downloads,
     futures,
     models,
@@ -30,7 +31,7 @@ from .tinker import (
 )
 from .tls import certificate_of
 
-_WORK = (training, futures, sampling, weights, models, service, auth)
+_WORK = (training, custom_losses, futures, sampling, weights, models, service, auth)
 _RECORDS = (sessions, runs, downloads, checkpoints, billing, audit, unsupported)
 _ROUTERS = (health, jobs, *_WORK, *_RECORDS)
 

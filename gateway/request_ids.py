@@ -6,12 +6,15 @@ from typing import Literal, TypeAlias, cast, get_args
 from ..wire.errors import NotFoundError
 from ..wire.ids import FutureId, LaneId
 
-ResultKind: TypeAlias = Literal["create", "pass", "step", "save", "load", "sampler", "external", "unload", "sample"]
+ResultKind: TypeAlias = Literal[
+    "create", "custom_loss", "pass", "step", "save", "load", "sampler", "external", "unload", "sample"
+]
 
 
 @dataclass(frozen=True, slots=True)
 class RequestId:
-    """`create` and `unload` are over once they are answered: what follows their kind is a run."""
+    """`create` and `unload` are over once they are answered: what follows their kind is a run. So is `custom_loss`,
+    which a loss follows."""
 
     kind: ResultKind
     future: FutureId

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, cast, get_args
 import msgspec
 import numpy as np
 
+from .custom_loss import CustomLoss, check_custom_loss
 from .errors import InvalidRequestError
 from .model_input import ImageChunk, ImageFormat, ModelInput
 from .types import AdamParams, Datum, ExpertLora, LoraConfig, SamplingParams, TensorData
@@ -47,11 +48,12 @@ def phase_may_follow(phase: int, after: int) -> bool:
 
 
 class ForwardBackwardInput(msgspec.Struct, frozen=True):
-    """Carried by forward and forward_backward."""
+    """Carried by forward and forward_backward. The loss called custom comes with them, as `custom`."""
 
     data: list[Datum]
     loss_fn: str
     loss_fn_config: dict[str, float] = {}
+    custom: CustomLoss | None = None
 
 
 class OptimStepInput(msgspec.Struct, frozen=True):
@@ -126,6 +128,9 @@ LOSSES: dict[str, LossSpec] = {
 beta 0.05 is the value of its example). A custom loss needs no entry: the client computes g = d loss / d logprobs and
 sends cross_entropy with `weights` = -g, whose gradient is g."""
 
+_OF_SEVERAL = ("cross_entropy", "custom")
+"""Losses that may have K targets for a token."""
+
 MAX_SEQ = 2**63 - 1
 MAX_RANK = 2**31
 """Beyond any use; what a model takes is its actors' word."""
@@ -137,9 +142,7 @@ def check_forward_backward(
     request: ForwardBackwardInput, vocab_size: int | None = None, max_context: int | None = None
 ) -> None:
     """Raises InvalidRequestError naming the datum and the field, as in `data[3].loss_fn_inputs['weights']`."""
-    spec = LOSSES.get(request.loss_fn)
-    if spec is None:
-        raise InvalidRequestError.of("loss_fn", request.loss_fn, f"one of {', '.join(LOSSES)}")
+    spec = _spec(request)
     for key, value in request.loss_fn_config.items():
         if key not in spec.config:
             known = ", ".join(spec.config) or "no keys at all"
@@ -152,28 +155,41 @@ def check_forward_backward(
         _check_datum(f"data[{i}]", datum, spec, request.loss_fn, vocab_size, max_context)
 
 
+def _spec(request: ForwardBackwardInput) -> LossSpec:
+    """Raises InvalidRequestError for a loss that there is not."""
+    if (request.loss_fn == "custom") != (request.custom is not None):
+        raise InvalidRequestError.of("loss_fn", request.loss_fn, "custom where a loss comes with it, and only there")
+    if request.custom is not None:
+        check_custom_loss(request.custom)
+        return LossSpec(frozenset(("target_tokens", *request.custom.names)))
+    spec = LOSSES.get(request.loss_fn)
+    if spec is None:
+        raise InvalidRequestError.of("loss_fn", request.loss_fn, f"one of {', '.join(LOSSES)}, custom")
+    return spec
+
+
 def _check_datum(
     name: str, datum: Datum, spec: LossSpec, loss_fn: str, vocab_size: int | None, max_context: int | None
 ) -> None:
     inputs = datum.loss_fn_inputs
     if missing := spec.required - inputs.keys():
         raise InvalidRequestError.of(f"{name}.loss_fn_inputs", sorted(inputs), f"{', '.join(sorted(missing))} as well")
-    if unknown := inputs.keys() - spec.required - spec.optional:
+    if loss_fn != "custom" and (unknown := inputs.keys() - spec.required - spec.optional):
         wanted = ", ".join(sorted(spec.required | spec.optional))
         raise InvalidRequestError.of(f"{name}.loss_fn_inputs", sorted(unknown), f"for {loss_fn} only {wanted}")
     check_tokens(f"{name}.model_input", datum.model_input, vocab_size, max_context)
     length, targets = datum.model_input.known_length, inputs["target_tokens"]
-    several = loss_fn == "cross_entropy" and len(targets.shape) == 2
+    several = loss_fn in _OF_SEVERAL and len(targets.shape) == 2
     fits = length is None or targets.shape[:1] == [length]
     if not (fits and (several or len(targets.shape) == 1)):
         n = "tokens" if length is None else length
-        shape = f"[{n}]" + (f" or [{n}, K]" if loss_fn == "cross_entropy" else "")
+        shape = f"[{n}]" + (f" or [{n}, K]" if loss_fn in _OF_SEVERAL else "")
         raise InvalidRequestError.of(f"{name}.loss_fn_inputs['target_tokens'].shape", targets.shape, shape)
     if targets.dtype != "int64":
         raise InvalidRequestError.of(f"{name}.loss_fn_inputs['target_tokens'].dtype", targets.dtype, "int64")
     _check_range(f"{name}.loss_fn_inputs['target_tokens']", targets.to_numpy(), vocab_size)
     for key, tensor in inputs.items():
-        if tensor.shape != targets.shape:
+        if loss_fn != "custom" and tensor.shape != targets.shape:
             raise InvalidRequestError.of(f"{name}.loss_fn_inputs[{key!r}].shape", tensor.shape, str(targets.shape))
         if not np.isfinite(values := tensor.to_numpy()).all():
             bad = values[~np.isfinite(values)][0]

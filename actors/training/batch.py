@@ -1,8 +1,9 @@
 """Lays the rows of one pass out as tensors: tokens, targets, loss inputs. Runs no model and knows no adapter."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
+from math import nan
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +11,11 @@ import torch
 from torch import Tensor
 
 from ...wire.commands import ForwardBackwardInput
+from ...wire.custom_loss import CustomLoss
+from ...wire.errors import InvalidRequestError
 from ...wire.types import Datum
 from ..images.layout import Stretch, positions_of
+from .custom_losses import evaluate_custom
 from .logprobs import Targets
 from .losses import LossInputs, evaluate, sequence_ratios
 from .packing import Pass
@@ -31,6 +35,28 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class CustomRow:
+    """Row number `row` of the pass, whose logprobs have the `shape` of its targets; `inputs` are what the loss reads
+    beside them."""
+
+    row: int
+    datum: int
+    loss: CustomLoss
+    shape: list[int]
+    inputs: list[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What custom losses came to: [targets] float32 each, and metrics and problems by the pass's rows."""
+
+    losses: Tensor
+    grads: Tensor
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict[int, dict[str, float]])
+    problems: dict[int, str] = field(default_factory=dict[int, str])
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One pass on the device. Row i of the pass owns targets `bounds[i]` to `bounds[i + 1]`."""
 
@@ -41,16 +67,21 @@ class Batch:
     spans: tuple[Span, ...]
     bounds: tuple[int, ...]  # [rows + 1]
     ratio_mask: Tensor | None  # [targets] float32, there where a loss needs to know its sequence's ratio first
+    customs: tuple[CustomRow, ...]  # rows with a loss of their users
+    found: Found
     stretches: tuple[Stretch, ...]  # the rows, with their images
 
     @property
     def need_logprobs(self) -> bool:
         """Whether some losses look at whole sequences."""
-        return self.ratio_mask is not None
+        return self.ratio_mask is not None or bool(self.customs)
 
     def given(self, logprobs: Tensor) -> "Batch":
         """With what such losses want, of the logprobs of all targets, [targets] float32."""
-        assert self.ratio_mask is not None, "no loss of this batch looks at whole sequences"
+        for row in self.customs:
+            self._evaluate_custom(row, logprobs)
+        if self.ratio_mask is None:
+            return self
         lengths = torch.tensor(self.bounds, device=logprobs.device).diff()
         ratios = sequence_ratios(logprobs, self.inputs.logprobs, self.ratio_mask, lengths)
         return replace(self, inputs=replace(self.inputs, sequence_ratios=ratios))
@@ -60,11 +91,30 @@ class Batch:
         losses, grads = torch.empty_like(logprobs), torch.empty_like(logprobs)
         for span in self.spans:
             first, last = max(span.start, start), min(span.end, end)
-            if first < last:
+            if first < last and span.loss_fn == "custom":
+                here = slice(first - start, last - start)
+                losses[here], grads[here] = self.found.losses[first:last], self.found.grads[first:last]
+            elif first < last:
                 here = slice(first - start, last - start)
                 inputs = self.inputs.slice(first, last)
                 losses[here], grads[here] = evaluate(span.loss_fn, span.config, logprobs[here], inputs)
         return losses, grads
+
+    def _evaluate_custom(self, row: CustomRow, logprobs: Tensor) -> None:
+        """The whole loss counts as its first target's."""
+        start, end = self.bounds[row.row], self.bounds[row.row + 1]
+        self.found.losses[start:end] = 0.0
+        try:
+            evaluated = evaluate_custom(
+                f"data[{row.datum}]", row.loss, logprobs[start:end].reshape(row.shape), row.inputs
+            )
+        except InvalidRequestError as error:
+            self.found.problems[row.row] = str(error)
+            self.found.losses[start] = nan
+            return
+        self.found.losses[start] = evaluated.loss
+        self.found.grads[start:end] = evaluated.grad.flatten()
+        self.found.metrics[row.row] = evaluated.metrics
 
 
 def lay_out(rows: Pass, jobs: Sequence[Readable], device: torch.device) -> Batch:
@@ -93,8 +143,19 @@ def lay_out(rows: Pass, jobs: Sequence[Readable], device: torch.device) -> Batch
         spans=tuple(_spans(rows, [job.request for job in jobs], bounds)),
         bounds=tuple(bounds),
         ratio_mask=_ratio_mask(data, device),
+        customs=tuple(_customs(rows, jobs, device)),
+        found=Found(torch.zeros(bounds[-1], device=device), torch.zeros(bounds[-1], device=device)),
         stretches=stretches,
     )
+
+
+def _customs(rows: Pass, jobs: Sequence[Readable], device: torch.device) -> Iterator[CustomRow]:
+    for i, row in enumerate(rows.rows):
+        request = jobs[row.job].request
+        if request.custom is not None:
+            given = request.data[row.datum].loss_fn_inputs
+            inputs = [given[name].to_torch().to(device) for name in request.custom.names]
+            yield CustomRow(i, row.datum, request.custom, given["target_tokens"].shape, inputs)
 
 
 def _spans(rows: Pass, requests: Sequence[ForwardBackwardInput], bounds: Sequence[int]) -> Iterator[Span]:

@@ -4,8 +4,8 @@ Knows adapters by key, never tenants, order or time: what it is given at once, i
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -22,7 +22,7 @@ from ..model.lora import LoraTargets
 from ..model.memory import memory_ran_out
 from ..model.recomputing import ALL
 from .adam import adam_step, all_finite
-from .batch import lay_out
+from .batch import Batch, lay_out
 from .logprobs import Scores
 from .packing import Pass, Row, pack
 from .pass_cost import Thrift
@@ -60,12 +60,23 @@ class _Tally:
 
     outputs: list[LossFnOutput]
     loss: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
     problem: str | None = None
 
     def outcome(self) -> ForwardBackwardOutcome:
         if self.problem is not None:
             return NonFiniteError(self.problem, field="data")
-        return ForwardBackwardOutput("ArrayRecord", self.outputs, {"loss:sum": self.loss})
+        return ForwardBackwardOutput("ArrayRecord", self.outputs, {"loss:sum": self.loss, **self._reduced()})
+
+    def count(self, metrics: Mapping[str, float]) -> None:
+        """Those of one datum."""
+        for name, value in metrics.items():
+            self.metrics[name] = self.metrics.get(name, 0.0) + value
+
+    def _reduced(self) -> dict[str, float]:
+        """As their names end."""
+        n = len(self.outputs)
+        return {name: value / n if name.endswith(":mean") else value for name, value in self.metrics.items()}
 
 
 class Engine:
@@ -209,7 +220,7 @@ class Engine:
         )
         with self.pool.pin(keys):
             scores = self._pass.run(row, batch)
-        _record(rows, batch.bounds, scores, jobs, tallies)
+        _record(rows, batch, scores, jobs, tallies)
         if not backward:
             return set()
         for adapter in adapters:
@@ -269,16 +280,21 @@ def _rows(jobs: Sequence[_Job], backward: bool) -> list[Row]:
 
 def _record(
     rows: Pass,
-    bounds: Sequence[int],
+    batch: Batch,
     scores: Scores,
     jobs: Sequence[_Job],
     tallies: Sequence[_Tally],
 ) -> None:
     logprobs, losses = scores.logprobs.cpu().numpy(), scores.losses.cpu().numpy()  # [targets] each
-    for row, start, end in zip(rows.rows, bounds, bounds[1:], strict=False):
+    for i, (row, start, end) in enumerate(zip(rows.rows, batch.bounds, batch.bounds[1:], strict=False)):
         tally, found, loss = tallies[row.job], logprobs[start:end], float(losses[start:end].sum(dtype=np.float64))
         if not (math.isfinite(loss) and np.isfinite(found).all()):
-            tally.problem = f"data[{row.datum}] has a loss of {loss} and logprobs down to {found.min()}"
+            said = f"data[{row.datum}] has a loss of {loss} and logprobs down to {found.min()}"
+            tally.problem = batch.found.problems.get(i, said)
+        metrics = batch.found.metrics.get(i, {})
+        if wrong := [name for name, value in metrics.items() if not math.isfinite(value)]:
+            tally.problem = tally.problem or f"data[{row.datum}] has a metric {wrong[0]} of {metrics[wrong[0]]}"
+        tally.count(metrics)
         shape = jobs[row.job].request.data[row.datum].loss_fn_inputs["target_tokens"].shape
         tally.outputs[row.datum] = {"logprobs": TensorData(found.reshape(shape))}
         tally.loss += loss

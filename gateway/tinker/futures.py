@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from tinker.types import (
+    CreateCustomLossResponse,
     CreateModelResponse,
     FutureRetrieveRequest,
     LoadWeightsResponse,
@@ -59,6 +60,8 @@ router.add_route("/retrieve_future", retrieve_future, ["POST"])
 
 async def _retrieve(broker: Broker, request: Request, wanted: RequestId) -> Response:
     within_s = request.app.state.gateway.config.long_poll_s
+    if wanted.kind == "custom_loss":
+        return _json(CreateCustomLossResponse(loss_id=wanted.future))
     if wanted.kind in ("create", "unload"):
         return await _run_is_there(broker, wanted, within_s)
     try:
@@ -131,7 +134,7 @@ def _render(kind: ResultKind, payload: bytes, protobuf: bool) -> Response:
         case "external":
             path = decode(payload, lorry.SaveWeightsForSamplerResponse).path
             return _json(SaveWeightsExternalResponseInternal(path=path, type="save_weights_external"))
-        case "create" | "unload":
+        case "create" | "unload" | "custom_loss":
             raise AssertionError("these have no result")
 
 

@@ -10,10 +10,12 @@ from tinker.proto import tinker_public_pb2 as public_pb
 
 from ...wire.codec import encode
 from ...wire.commands import ForwardBackwardInput, check_forward_backward, planned_length
+from ...wire.custom_loss import CustomLoss
 from ...wire.errors import InvalidRequestError
 from ...wire.model_input import Chunk, EncodedTextChunk, ImageChunk, ImageFormat, ModelInput
 from ...wire.types import Datum, TensorData
 from ..errors import MalformedBodyError, NotSupportedError
+from .custom_losses import loss_of
 from .ordered import Wanted
 from .tensors import check_shape, fill, unfold
 
@@ -42,7 +44,10 @@ def read_pass(body: bytes) -> Wanted:
         )
         for i, datum in enumerate(message.data)
     ]
-    request = ForwardBackwardInput(data, message.loss_fn, _config(message))
+    if message.loss_fn == "custom":
+        request = ForwardBackwardInput(data, "custom", custom=_custom(message))
+    else:
+        request = ForwardBackwardInput(data, message.loss_fn, _config(message))
     check_forward_backward(request)
     tokens = sum(planned_length(datum.model_input) for datum in data)
     return Wanted(
@@ -53,6 +58,13 @@ def read_pass(body: bytes) -> Wanted:
         len(data),
         kind="forward" if message.forward_only else "forward_backward",
     )
+
+
+def _custom(message: public_pb.ForwardBackwardRequest) -> CustomLoss:
+    config = {key: value.text for key, value in message.loss_fn_config_v2.items()}
+    if set(config) != {"loss_id"}:
+        raise InvalidRequestError.of("loss_fn_config", sorted(config), "loss_id, for a custom loss, and nothing else")
+    return loss_of(config["loss_id"])
 
 
 def _config(message: public_pb.ForwardBackwardRequest) -> dict[str, float]:

@@ -25,10 +25,10 @@ CONFIG = ClientConfigResponse(
     proto_compress_fwdbwd=True,
     sample_use_retrieve_futures=True,
     sample_join_sampling_session=True,
-    custom_loss_server_side=False,
+    custom_loss_server_side=True,
     pjwt_auth_enabled=True,
 )
-"""Chunks go out together: the broker orders them by seq. Custom losses run in the client. `whoami` needs a JWT."""
+"""Chunks go out together: the broker orders them by seq. `whoami` needs a JWT."""
 _FAILURES = frozenset(("ERROR", "CRITICAL"))
 DYNAMIC_CONFIG = ClientDynamicConfigResponse(sample_cancel_enabled=True)
 

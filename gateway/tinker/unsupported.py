@@ -8,11 +8,6 @@ from ..errors import NotSupportedError
 router = APIRouter()
 
 
-@router.post("/create_custom_loss")
-async def create_custom_loss(broker: BrokerOf) -> None:
-    raise NotSupportedError("custom losses run in the client here; the SDK does that by itself")
-
-
 @router.get("/sessions/{session_id}/trace_export")
 async def export_session_trace(broker: BrokerOf, session_id: str) -> None:
     raise NotSupportedError("Lorry keeps no session traces")

@@ -203,7 +203,16 @@ POLICY = {"logprobs": tensor(), "advantages": tensor()}
 
 MISTAKES = [
     # What a pass is checked for
-    _pass(COMMANDS + "check_forward_backward", "loss_fn is 'focal'", "focal"),
+    _pass(COMMANDS + "_spec", "loss_fn is 'focal'", "focal"),
+    _pass(PROTOBUF + "_custom", "loss_fn_config is []", "custom"),
+    _with(
+        "gateway/tinker/custom_losses.py::loss_of",
+        "expected what create_custom_loss answered",
+        lambda m: (
+            m.loss_fn_config_v2["loss_id"].MergeFrom(type(m.loss_fn_config_v2["loss_id"])(text="loss-x")),
+            setattr(m, "loss_fn", "custom"),
+        ),
+    ),
     _with(
         COMMANDS + "check_forward_backward",
         "loss_fn_config is 'margin'",

@@ -77,6 +77,15 @@ def test_a_custom_loss_has_the_gradient_of_its_built_in_twin(tenant: Tenant) -> 
     assert seen["custom"] == pytest.approx(seen["built_in"], rel=1e-3)
     assert seen["traced"] == pytest.approx(seen["built_in"], rel=1e-3)
     assert seen["custom_mine"] == 1.0
+    assert seen["traced_sum"] == seen["traced_traced_sum"] == pytest.approx(seen["built_in_sum"], rel=1e-5)
+
+
+def test_what_is_wrong_with_a_custom_loss_is_told_and_the_run_goes_on(tenant: Tenant) -> None:
+    seen = tenant.run("tensors.custom_loss_mistakes")
+    assert "'torch.matmul', expected a function that a loss on the server may call" in seen["said"]["product"]
+    assert "data[0]: operator.mul of node mul" in seen["said"]["misshapen"]
+    assert "expected what create_custom_loss answered" in seen["said"]["forged"]
+    assert seen["outputs"] == 1
 
 
 def test_sampling_honours_every_parameter(tenant: Tenant) -> None:

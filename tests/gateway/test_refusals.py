@@ -34,6 +34,8 @@ EXPORT = "an operator's command that no run sees: tests/actors/test_export"
 IMPORT = "an operator's command that no run sees: tests/actors/test_foreign"
 IMAGES = "an actor's outcome, each followed by a right call: tests/service/test_images"
 SHARE = "its command is executed whole then, and ends as any: tests/actors/test_sharing, tests/scheduler/test_spreading"
+CUSTOM = "as any mistake in a pass, once its loss came with it: tests/actors/test_custom_losses"
+
 ELSEWHERE: dict[str, tuple[int, str]] = {
     "wire/codec.py::decode": (1, NO_PLACE),  # a header above the limit, which no client of ours sends
     "wire/commands.py::check_lora_config": (7, f"{NO_COMMAND}; of a run made early: tests/service/test_waiting"),
@@ -155,7 +157,20 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "gateway/tinker/sampling.py::_model_input": (1, NO_COMMAND),
     "gateway/tinker/sessions.py::get_session": (1, NO_COMMAND),
     "gateway/tinker/sessions.py::check_projects": (1, NO_COMMAND),
-    "gateway/tinker/unsupported.py::create_custom_loss": (1, NO_COMMAND),
+    "gateway/tinker/custom_losses.py::create_custom_loss": (1, NO_COMMAND),
+    "gateway/tinker/custom_losses.py::id_of": (1, NO_COMMAND),
+    "wire/commands.py::_spec": (1, CUSTOM),
+    "wire/custom_loss.py::check_custom_loss": (5, CUSTOM),
+    "wire/custom_loss.py::_check_inputs": (3, CUSTOM),
+    "wire/custom_loss.py::_check_target": (4, CUSTOM),
+    "wire/custom_loss.py::_check_output": (3, CUSTOM),
+    "wire/custom_loss.py::_refs": (2, CUSTOM),
+    "actors/training/custom_losses.py::check_shapes": (1, CUSTOM),
+    "actors/training/custom_losses.py::_gradient": (1, CUSTOM),
+    "actors/training/custom_losses.py::_run": (1, CUSTOM),
+    "actors/training/custom_losses.py::_computed": (1, CUSTOM),
+    "actors/training/custom_losses.py::_check_arguments": (1, CUSTOM),
+    "actors/training/reading.py::_check_custom": (1, CUSTOM),
     "gateway/tinker/unsupported.py::export_session_trace": (1, NO_COMMAND),
     "gateway/tinker/weights.py::_load": (1, NO_PLACE),
     "actors/actor.py::_check_division": (3, AT_START),

@@ -95,7 +95,7 @@ def test_bombs_cost_bounded_memory(tenant: Tenant) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("POST", "create_custom_loss", 400),
+        ("POST", "create_custom_loss", 422),
         ("PUT", "sessions/x/project", 422),
         ("GET", "sessions/x/trace_export", 400),
         ("GET", "samplers/x", 404),

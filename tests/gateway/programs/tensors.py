@@ -1,5 +1,6 @@
 """Scripts that have tensors of torch's: the only ones for which the SDK is let find it."""
 
+import dataclasses
 from typing import Any
 
 import tinker
@@ -38,6 +39,7 @@ def custom_loss() -> dict[str, Any]:
         return total, {"custom/mine:sum": total}
 
     handle = service.create_custom_loss(traced, {"logprobs": 1}).result()
+    assert handle.loss_id is not None, "it runs on the server"
     norms: dict[str, float] = {}
     for name in ("custom", "traced", "built_in"):
         training = new_run(service)
@@ -50,4 +52,34 @@ def custom_loss() -> dict[str, Any]:
             passed = training.forward_backward(data, "cross_entropy").result()
         norms[name] = training.optim_step(types.AdamParams()).result().metrics["grad_norm"]
         norms[f"{name}_mine"] = passed.metrics.get("mine", 0.0)
+        norms[f"{name}_sum"] = passed.metrics["loss:sum"]
+        norms[f"{name}_traced_sum"] = passed.metrics.get("custom/mine:sum", 0.0)
     return norms
+
+
+def custom_loss_mistakes() -> dict[str, Any]:
+    """What each says, and that the run goes on."""
+    service = tinker.ServiceClient()
+    training = new_run(service)
+    datum = example(tokens_of(training))
+
+    def product(logprobs: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return torch.matmul(logprobs, logprobs), {}
+
+    def misshapen(logprobs: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return (logprobs * weights[:2]).sum(), {}
+
+    said: dict[str, str] = {}
+    try:
+        service.create_custom_loss(product, {"logprobs": 1}).result()
+    except tinker.TinkerError as error:
+        said["product"] = str(error)
+    handle = service.create_custom_loss(misshapen, {"logprobs": 1, "weights": 1}).result()
+    attempts = {"misshapen": handle, "forged": dataclasses.replace(handle, loss_id="loss-e30=")}
+    for name, loss in attempts.items():
+        try:
+            training.forward_backward_custom([datum], loss).result()
+        except tinker.TinkerError as error:
+            said[name] = str(error)
+    went_on = training.forward_backward([datum], "cross_entropy").result()
+    return {"said": said, "outputs": len(went_on.loss_fn_outputs)}
