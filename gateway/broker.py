@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
-from typing import Annotated, Any, TypeVar
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import anyio
 from fastapi import Depends, Request
@@ -11,11 +12,17 @@ from tinker.lib._jwt_auth import jwt_claims
 
 from ..client.connection import Connection
 from ..client.streams import SampleStream
-from ..wire.catalogue_messages import FutureState, LaneState, Query, QueueState
+from ..wire.catalogue_messages import FutureState, LaneState, LendCheckpoint, Query, QueueState
 from ..wire.client_messages import CommandArguments, Refuse, Submit
 from ..wire.commands import CommandKind
-from ..wire.errors import AuthenticationError, InvalidRequestError, LorryError
-from ..wire.ids import FutureId, LaneId, future_id
+from ..wire.errors import (
+    AuthenticationError,
+    InvalidRequestError,
+    LorryError,
+    NotFoundError,
+    PermissionDeniedError,
+)
+from ..wire.ids import FutureId, LaneId, TenantId, future_id
 from .errors import LoadingError
 from .peers import peer_of
 from .request_ids import RequestId, ResultKind
@@ -26,11 +33,24 @@ TIMEOUT_HEADER = "X-Lorry-Timeout-S"
 """How many seconds after it was accepted a command is to be over."""
 
 
+_OF_AN_ACCOUNT = "a key, or a token, of the account that has the checkpoint; it is not told here"
+
+Connect: TypeAlias = Callable[[str], AbstractAsyncContextManager[Connection]]
+"""The connection of another key."""
+
+
 class Broker:
     """`timeout_s` is what a request said of when its command is to be over."""
 
-    def __init__(self, connection: Connection, answer_within_s: float, timeout_s: str | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        answer_within_s: float,
+        timeout_s: str | None = None,
+        connect: Connect | None = None,
+    ) -> None:
         self._connection, self._answer_within_s, self._timeout_s = connection, answer_within_s, timeout_s
+        self._connect = connect
 
     async def ask(self, message: Callable[[int], Any], kind: type[T], more_s: float = 0.0) -> T:
         """`message` makes the request from its number. Raises the broker's LorryError, TimeoutError."""
@@ -40,6 +60,24 @@ class Broker:
     async def tell(self, message: Callable[[int], Any]) -> None:
         with anyio.fail_after(self._answer_within_s):
             await self._connection.tell(message(self._connection.next_request()))
+
+    async def borrow(self, path: str, token: str) -> None:
+        """Have a checkpoint lent, should it be of the account that the token, a key or a token of a key's, is of.
+
+        Raises InvalidRequestError for a token that is of none; what it may not do is told as its own.
+        """
+        assert self._connect is not None, "made by broker_of"
+        tenant = TenantId(await self.look("tenant", str))
+        try:
+            _check_token(token)
+            async with self._connect(token) as connection:
+                lender = Broker(connection, self._answer_within_s)
+                with suppress(NotFoundError):  # whether it can be read at all is told by whoever reads it
+                    await lender.tell(lambda number: LendCheckpoint(number, path, tenant))
+        except AuthenticationError:
+            raise InvalidRequestError.of("weights_access_token", "none", _OF_AN_ACCOUNT) from None
+        except PermissionDeniedError as error:
+            raise InvalidRequestError(f"weights_access_token: {error}", field="weights_access_token") from None
 
     async def look(self, what: Any, kind: type[T], subject: str | None = None) -> T:
         return await self.ask(lambda number: Query(number, what, subject), kind)
@@ -132,9 +170,13 @@ def api_key(request: Request) -> str:
     key = request.headers.get("x-api-key") or bearer
     if not key:
         raise AuthenticationError("the request has no X-API-Key header", field="api_key")
+    _check_token(key)
+    return key
+
+
+def _check_token(key: str) -> None:
     if key.startswith("eyJ"):
         _check_expiry(key)
-    return key
 
 
 def _check_expiry(token: str) -> None:
@@ -154,7 +196,8 @@ async def broker_of(request: Request, *, waits: bool = False) -> AsyncGenerator[
     gateway = request.app.state.gateway
     peer = peer_of(request.client.host) if request.client else ""
     async with gateway.connections.use(api_key(request), peer, waits=waits) as connection:
-        yield Broker(connection, gateway.config.answer_within_s, request.headers.get(TIMEOUT_HEADER))
+        timeout_s, answer_within_s = request.headers.get(TIMEOUT_HEADER), gateway.config.answer_within_s
+        yield Broker(connection, answer_within_s, timeout_s, partial(gateway.connections.use, peer=peer))
 
 
 async def _broker(request: Request) -> AsyncGenerator[Broker]:

@@ -34,6 +34,7 @@ from ..wire.catalogue_messages import (
     FutureState,
     JoinSampler,
     LaneState,
+    LendCheckpoint,
     MintToken,
     OwnJobs,
     PublishCheckpoint,
@@ -118,6 +119,8 @@ class Catalogue:
             case JoinSampler():
                 return await self._join_sampler(tenant, request)
             case DeleteCheckpoint() | DeleteCheckpoints() | PublishCheckpoint() | ExpireCheckpoint() | CopyCheckpoint():
+                return await self.shelf.answer(session, request)
+            case LendCheckpoint():
                 return await self.shelf.answer(session, request)
             case MintToken():
                 return self._keyring.token_for(session)

@@ -29,6 +29,9 @@ _COMES_WITH_WEIGHTS = ("alpha", "target_modules", "expert_lora")
 _DEFAULT = LoraConfig()
 
 
+LENT_FOR_S = 60.0
+
+
 def ephemeral_path(run: RunId, seq: int) -> str:
     """Where weights without a name go: a user's name cannot start so."""
     return f"tinker://{run}/{_SEGMENTS['sampler']}/_{seq}"
@@ -71,6 +74,7 @@ class Registry:
         self._checkpoints: dict[str, CheckpointRow] = {}
         self._saving: dict[str, dict[int, str]] = {}
         self._begun: set[LaneId] = set()
+        self._lent: dict[tuple[TenantId, str], float] = {}
 
     # Runs and samplers -----------------------------------------------------------------------------------------------
 
@@ -164,14 +168,25 @@ class Registry:
         return self._checkpoints.get(path)
 
     def readable(self, tenant: TenantId, path: str | None, kind: CheckpointKind | None = None) -> CheckpointRow:
-        """One of the tenant's own, or a public one."""
+        """One of the tenant's own, or a public one, or one that is lent to it."""
         row = self._unexpired(path or "")
-        if row is None or not (row.public or row.tenant == tenant):
+        if row is None or not (row.public or row.tenant == tenant or self._is_lent(tenant, row.path)):
             raise no_checkpoint(path)
         if kind is not None and row.kind != kind:
             verb = "save_state" if kind == "training" else "save_weights_for_sampler"
             raise InvalidRequestError.of("path", path, f"a checkpoint made by {verb}")
         return row
+
+    def lend(self, path: str, tenant: TenantId) -> bool:
+        """To another tenant; whether that is news."""
+        now = self._now()
+        self._lent = {lent: until for lent, until in self._lent.items() if until > now}
+        is_new = (tenant, path) not in self._lent
+        self._lent[tenant, path] = now + LENT_FOR_S
+        return is_new
+
+    def _is_lent(self, tenant: TenantId, path: str) -> bool:
+        return self._lent.get((tenant, path), 0.0) > self._now()
 
     def is_taken(self, path: str, seq: int | None = None) -> bool:
         """Whether another save than the one of this `seq` has the name, or, for training states, will have it."""

@@ -18,6 +18,7 @@ from ..wire.catalogue_messages import (
     DeleteCheckpoint,
     DeleteCheckpoints,
     ExpireCheckpoint,
+    LendCheckpoint,
     PublishCheckpoint,
 )
 from ..wire.client_messages import AdapterImported, ImportAdapter
@@ -35,7 +36,9 @@ from .planning.limits import holders_of
 from .projects import Projects
 from .registry import Registry
 
-ShelfRequest: TypeAlias = DeleteCheckpoint | DeleteCheckpoints | PublishCheckpoint | ExpireCheckpoint | CopyCheckpoint
+ShelfRequest: TypeAlias = (
+    DeleteCheckpoint | DeleteCheckpoints | PublishCheckpoint | LendCheckpoint | ExpireCheckpoint | CopyCheckpoint
+)
 
 
 class Shelf:
@@ -68,6 +71,8 @@ class Shelf:
                 did = did_by(session, self._now(), event, request.path)
                 shared = replace(self._own(session.tenant, request.path), public=request.public)
                 return await self.checkpoints.change(shared, did)
+            case LendCheckpoint():
+                return await self._lend(session, request)
             case ExpireCheckpoint():
                 return await self._expire(session, request)
             case CopyCheckpoint():
@@ -75,6 +80,13 @@ class Shelf:
 
     def _own(self, tenant: TenantId, path: str) -> CheckpointRow:
         return self._registry.checkpoint(tenant, path)
+
+    async def _lend(self, session: Session, request: LendCheckpoint) -> None:
+        """Told of once, while it is lent."""
+        path = self._own(session.tenant, request.path).path
+        if self._registry.lend(path, request.tenant):
+            did = did_by(session, self._now(), "checkpoint_lent", path, to=request.tenant)
+            await self._writer.write_and_wait(lambda store: store.audited(did))
 
     async def _expire(self, session: Session, request: ExpireCheckpoint) -> None:
         checkpoint = self._own(session.tenant, request.path)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 
 from .commands import CommandKind
-from .ids import FutureId, LaneId, ProjectId
+from .ids import FutureId, LaneId, ProjectId, TenantId
 from .overview import JobLimit
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
@@ -127,6 +127,14 @@ class PublishCheckpoint(msgspec.Struct, frozen=True, tag="publish_checkpoint"):
     public: bool
 
 
+class LendCheckpoint(msgspec.Struct, frozen=True, tag="lend_checkpoint"):
+    """For a minute another tenant may read it, as if it were public: what that one has begun by then goes on."""
+
+    request: int
+    path: str
+    tenant: TenantId
+
+
 class ExpireCheckpoint(msgspec.Struct, frozen=True, tag="expire_checkpoint"):
     """`ttl_seconds` None keeps it for ever."""
 
@@ -238,6 +246,7 @@ CatalogueChange: TypeAlias = (
     | DeleteCheckpoint
     | DeleteCheckpoints
     | PublishCheckpoint
+    | LendCheckpoint
     | ExpireCheckpoint
     | CopyCheckpoint
     | SetPriority

@@ -17,7 +17,6 @@ from ...wire.ids import LaneId, ProjectId
 from ...wire.types import Checkpoint, TrainingRun, WeightsInfo
 from ..bodies import body_of
 from ..broker import Broker, BrokerOf
-from ..errors import NotSupportedError
 from .moments import moment
 from .sessions import check_projects, project_of
 
@@ -120,8 +119,9 @@ async def copy_weights(
     broker: BrokerOf, request: Request, body: Annotated[CopyWeightsRequest, Depends(body_of(CopyWeightsRequest))]
 ) -> CopyWeightsResponse:
     """Once for each idempotency key, which the SDK keeps over its retries."""
-    if body.weights_access_token is not None or "x-tinker-weights-access-token" in request.headers:
-        raise NotSupportedError("access tokens are not made here: publish the checkpoint instead")
+    token = request.headers.get("x-tinker-weights-access-token") or body.weights_access_token
+    if token is not None:
+        await broker.borrow(body.source_path, token)
     slot = None
     if body.session_id is not None and body.model_seq_id is not None:
         slot = Slot(body.session_id, body.model_seq_id)

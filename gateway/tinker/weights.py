@@ -59,7 +59,7 @@ async def _save_external(broker: Broker, body: SaveWeightsExternalRequest) -> Wa
 async def _load(broker: Broker, body: LoadWeightsRequest) -> Wanted:
     """Onto a run that is there; or, with a session and a place in it, onto a new one whose first request this is."""
     if body.weights_access_token is not None:
-        raise NotSupportedError("access tokens are not made here: publish the checkpoint instead", field="path")
+        await broker.borrow(body.path, body.weights_access_token)
     check_optimizer(body.optimizer_config)
     arguments = CommandArguments(path=body.path, optimizer=body.optimizer)
     if body.session_id is not None and body.model_seq_id is not None:

@@ -18,6 +18,7 @@ from ...wire.catalogue_messages import (
     FinishClientSession,
     JoinSampler,
     LaneState,
+    LendCheckpoint,
     MintToken,
     OwnJobs,
     PublishCheckpoint,
@@ -56,6 +57,7 @@ NEEDED: Mapping[type, tuple[Scope, ...]] = MappingProxyType(
         **dict.fromkeys((CreateSampler, JoinSampler), ("sample",)),
         **dict.fromkeys((Submit, Refuse, Cancel), _WORK),
         **dict.fromkeys((FindRuns, OwnJobs, UsageBetween), ("read",)),
+        LendCheckpoint: ("read", "train"),
         **dict.fromkeys((AssignProject, SetPriority), _WORK),
         AuditBetween: ("read", "admin"),
         Query: ("read",),  # but for some

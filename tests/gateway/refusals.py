@@ -333,8 +333,8 @@ MISTAKES = [
         age_encryption_recipients=["age1x"],
     ),
     _post(
-        WEIGHTS + "_load",
-        "access tokens",
+        "gateway/broker.py::borrow",
+        "weights_access_token is 'none'",
         "load_weights",
         path="tinker://x/weights/x",
         optimizer=False,

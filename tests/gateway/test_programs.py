@@ -163,6 +163,18 @@ def test_a_tenant_sees_nothing_of_another(new_tenant: Callable[[], Tenant]) -> N
     assert seen == dict.fromkeys(("run", "checkpoints", "session", "delete", "load"), 404)
 
 
+def test_a_checkpoint_of_another_account_is_read_with_a_key_of_that(new_tenant: Callable[[], Tenant]) -> None:
+    owner, stranger, other = new_tenant(), new_tenant(), new_tenant()
+    path = owner.run("training.resume")["path"]
+    seen = other.run("records.borrowed", path, "tml-nobody", "eyJ0.x.y", stranger.key, owner.key)
+    for said in seen["said"][:2]:
+        assert "weights_access_token is 'none', expected a key, or a token, of the account" in said
+    assert "It does not exist, has expired, or belongs to another tenant" in seen["said"][2]
+    assert seen["loaded"] == path
+    assert seen["losses"][0] == pytest.approx(seen["losses"][1], rel=1e-4)
+    assert seen["copied"] != path
+
+
 @pytest.mark.long
 def test_a_restart_in_mid_run_is_a_pause(tmp_path: Path) -> None:
     """First the gateway dies, then the broker: the script notices neither."""

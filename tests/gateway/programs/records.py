@@ -305,3 +305,20 @@ def refusal(ask: Callable[[], object]) -> str:
     except tinker.TinkerError as error:
         return str(error)
     raise AssertionError("it was not refused")
+
+
+def borrowed(path: str, *tokens: str) -> dict[str, Any]:
+    """Another tenant's checkpoint: with wrong tokens, with the owner's, and a copy of it. What each wrong one says."""
+    service, said = tinker.ServiceClient(), list[str]()
+    training = new_run(service)
+    for token in tokens[:-1]:
+        try:
+            training.load_state(path, weights_access_token=token).result()
+        except tinker.TinkerError as error:
+            said.append(str(error))
+    loaded = training.load_state(path, weights_access_token=tokens[-1]).result().path
+    made = ready(service.create_training_client_from_state(path, weights_access_token=tokens[-1]))
+    rest = service.create_rest_client()
+    copied = rest.copy_weights(path, "default", weights_access_token=tokens[-1]).result()
+    losses = [steps(client, [example(tokens_of(client))], 1)[0] for client in (training, made)]
+    return {"said": said, "loaded": loaded, "copied": copied, "losses": losses}
