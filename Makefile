@@ -7,6 +7,8 @@ TESTS := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 INSTALLED := $(VENV)/.installed
 # The oldest Tinker SDK that the tests run against, in a folder of its own.
 OLD_SDK := build/sdk-0.34.0
+# Chat templates of many models as trl ships them, and nothing else of it.
+TEMPLATES := build/trl-1.16.0
 # tinker-cookbook pins an older transformers, so it gets an environment of its own.
 COOKBOOK := build/cookbook
 # vLLM pins what it needs, so it does, too; without what of torch it does not need, which does not fit that.
@@ -36,10 +38,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## two tenants train and sample one base model, all on this machine
 	$(BIN)/python docs/demo.py
 
-test: $(INSTALLED) $(OLD_SDK)  ## run the tests
+test: $(INSTALLED) $(OLD_SDK) $(TEMPLATES)  ## run the tests
 	$(TESTS)
 
-test-long: $(INSTALLED) $(OLD_SDK)  ## run the tests that start several actors or a compiler, too
+test-long: $(INSTALLED) $(OLD_SDK) $(TEMPLATES)  ## run the tests that start several actors or a compiler, too
 	$(TESTS) -m 'not timed'
 
 groups: $(INSTALLED)  ## run the tests of actors with their models divided among RANKS=2 processes
@@ -67,7 +69,7 @@ cookbook: $(INSTALLED) $(COOKBOOK)/.installed  ## run tinker-cookbook's trainers
 vllm: $(INSTALLED) $(VLLM)/.installed  ## have vLLM serve what Lorry saved and merged, on the CPU, in its own environment
 	$(BIN)/python -m pytest tests/vllm
 
-check: $(INSTALLED) $(OLD_SDK) types  ## formatting, lint, types and tests
+check: $(INSTALLED) $(OLD_SDK) $(TEMPLATES) types  ## formatting, lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(TESTS)
@@ -97,6 +99,9 @@ lock: $(INSTALLED)  ## write constraints.txt from what is installed
 
 $(OLD_SDK): $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ 'tinker==0.34.0'
+
+$(TEMPLATES): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ 'trl==1.16.0'
 
 $(COOKBOOK)/.installed: tests/cookbook/constraints.txt
 	$(PYTHON) -m venv $(COOKBOOK)

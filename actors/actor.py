@@ -202,6 +202,7 @@ def _build(config: ActorConfig, post: "Post", write: "Callable[[Job], None]") ->
         dtype=str(base.dtype).removeprefix("torch."),
         trainable=sorted({target.group for target in targets.modules}),
         frozen_experts=targets.frozen_experts,
+        end_tokens=list(base.end_tokens),
     )
     return worker, facts
 

@@ -2,16 +2,20 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 from fastapi import FastAPI
+from starlette.routing import Mount
 
 from ..wire.tasks import background_tasks
 from . import admin, errors, health, jobs, listening
+from .anthropic import routes as anthropic
 from .bodies import BodyBudget
+from .chat.models import Desk
 from .config import GatewayConfig
 from .connections import Connections
+from .openai import routes as openai
 from .tinker import (
     audit,
     auth,
@@ -33,6 +37,12 @@ from .tls import certificate_of
 
 _WORK = (training, custom_losses, futures, sampling, weights, models, service, auth)
 _RECORDS = (sessions, runs, downloads, checkpoints, billing, audit, unsupported)
+_OF_TEXT = {
+    "/v1": [*openai.ROUTES, *anthropic.ROUTES, *openai.NOWHERE],
+    "/services/tinker-prod/oai/api/v1": [*openai.ROUTES, *openai.NOWHERE],
+    "/services/tinker-prod/anthropic/api/v1": [*anthropic.ROUTES, *anthropic.NOWHERE],
+}
+"""Where programs expect the APIs of text: at the root, and where the hosted service has them."""
 _ROUTERS = (health, jobs, *_WORK, *_RECORDS)
 
 
@@ -43,6 +53,7 @@ class Gateway:
     config: GatewayConfig
     connections: Connections
     bodies: BodyBudget
+    desk: Desk = field(default_factory=Desk)
 
 
 def build(gateway: Gateway) -> FastAPI:
@@ -51,6 +62,8 @@ def build(gateway: Gateway) -> FastAPI:
     errors.install(app)
     for module in _ROUTERS:
         app.include_router(module.router, prefix="/api/v1")
+    for prefix, routes in _OF_TEXT.items():
+        app.router.routes.append(Mount(prefix, routes=routes))
     app.mount("/admin", admin.app(gateway))
     return app
 

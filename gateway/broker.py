@@ -52,6 +52,11 @@ class Broker:
         self._connection, self._answer_within_s, self._timeout_s = connection, answer_within_s, timeout_s
         self._connect = connect
 
+    @property
+    def connection(self) -> Connection:
+        """The tenant's: what is kept of it is kept as long as it lasts."""
+        return self._connection
+
     async def ask(self, message: Callable[[int], Any], kind: type[T], more_s: float = 0.0) -> T:
         """`message` makes the request from its number. Raises the broker's LorryError, TimeoutError."""
         with anyio.fail_after(self._answer_within_s + more_s):

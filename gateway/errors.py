@@ -45,12 +45,31 @@ class MalformedBodyError(LorryError):
     category = "user"
 
 
+class NoRouteError(LorryError):
+    """docs/endpoints.md lists what there is."""
+
+    category = "user"
+
+
+class MethodError(LorryError):
+    """docs/endpoints.md lists what there is."""
+
+    category = "user"
+
+
+class TokenizerMissingError(LorryError):
+    """Whoever runs this server lets the gateway read the model's folder, under the path by which its actors know it; a
+    tokenizer that needs code of its own is not loaded."""
+
+
 _STATUS: dict[type[LorryError], int] = {
     AuthenticationError: 401,
     PermissionDeniedError: 403,
     LimitReachedError: 403,
     NotFoundError: 404,
     SessionFinishedError: 410,
+    NoRouteError: 404,
+    MethodError: 405,
     MessageTooLargeError: 413,
     MalformedBodyError: 422,
     OverloadedError: 429,
@@ -82,13 +101,16 @@ def failed(error: LorryError) -> JSONResponse:
     return JSONResponse(RequestFailedResponse(error=str(error), category=category).model_dump(mode="json"))
 
 
-def _answer(error: LorryError) -> JSONResponse:
-    status = status_of(error)
-    body = {"detail": str(error), "field": error.field, "category": error.category}
-    headers = _HEADERS.get(status, {})
+def headers_of(error: LorryError) -> dict[str, str]:
+    headers = _HEADERS.get(status_of(error), {})
     if error.after_s is not None:
         headers = headers | {"Retry-After": str(math.ceil(error.after_s))}
-    return JSONResponse(body, status, headers or None)
+    return headers
+
+
+def _answer(error: LorryError) -> JSONResponse:
+    body = {"detail": str(error), "field": error.field, "category": error.category}
+    return JSONResponse(body, status_of(error), headers_of(error) or None)
 
 
 def install(app: FastAPI) -> None:

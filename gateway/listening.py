@@ -22,6 +22,8 @@ from .config import HttpSettings
 from .peers import Network, is_among, peer_of, trusted
 from .tls import Certificate, listening_with
 
+ABORT = "lorry.abort"
+"""In a request's scope: what ends its connection at once, with all that its reader has not taken."""
 _HEAD_BYTES = 64 * 1024
 _LEAST_BYTES = 16 * 1024
 """Of a request, that come in `slow_after_s`, unless it ends."""
@@ -144,6 +146,7 @@ class _Bounded(HttpToolsProtocol):
         self._in_head = False
         self._look_later()
         super().on_headers_complete()
+        self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
 
     def on_message_complete(self) -> None:
         super().on_message_complete()

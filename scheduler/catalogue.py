@@ -170,7 +170,9 @@ class Catalogue:
             case "sampler":
                 sampler = self._registry.sampler(tenant, query.subject)
                 facts = (await self._registry.models.ready(sampler.base_model)).facts
-                return SamplerInfo(sampler.id, sampler.base_model, facts.tokenizer_id, sampler.model_path)
+                return SamplerInfo(
+                    sampler.id, sampler.base_model, facts.tokenizer_id, sampler.model_path, facts.end_tokens
+                )
             case "checkpoints":
                 run = self._registry.run(tenant, query.subject).id if query.subject else None
                 return [self.shelf.shown(row) for row in self._registry.checkpoints_of(tenant, run)]

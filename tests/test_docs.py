@@ -6,14 +6,17 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 from typer.testing import CliRunner
 
 from lorry.cli import app
+from lorry.gateway.app import running
+from lorry.gateway.config import GatewayConfig
 from lorry.storage.store import Store
 from lorry.wire.ids import TenantId
 from tests.conftest import Server
@@ -36,9 +39,17 @@ def commands() -> list[pytest.param]:  # type: ignore[valid-type]
     return [pytest.param(line, id=line) for line in dict.fromkeys(lines)]
 
 
+@pytest.fixture(scope="module")
+def url(server: Server) -> Iterator[str]:
+    """Of a gateway to the same broker."""
+    config = GatewayConfig(server.address, port=0)
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(running(config)) as url:
+        yield url
+
+
 @pytest.mark.parametrize("code", blocks("python"))
-def test_a_python_example_runs(code: str, server: Server, new_key: Callable[[], str]) -> None:
-    environment = os.environ | {"LORRY_ADDRESS": server.address, "LORRY_API_KEY": new_key()}
+def test_a_python_example_runs(code: str, server: Server, new_key: Callable[[], str], url: str) -> None:
+    environment = os.environ | {"LORRY_ADDRESS": server.address, "LORRY_API_KEY": new_key(), "LORRY_URL": url}
     ended = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,

@@ -30,6 +30,9 @@ ROOMS = {
     "scheduler.planning": set[str](),
     "scheduler.access": {"scheduler.planning"},
     "gateway.tinker": {"gateway"},
+    "gateway.chat": {"gateway"},
+    "gateway.openai": {"gateway", "gateway.chat"},
+    "gateway.anthropic": {"gateway", "gateway.chat"},
 }
 """What of its own package a room may import: other rooms, or the hall, by their names."""
 UNSEEN = {"gateway.app"}

@@ -35,7 +35,8 @@ class Capacity(msgspec.Struct, frozen=True):
 
 class ModelFacts(msgspec.Struct, frozen=True):
     """`trainable` are the groups of layers that adapters may train: some of attn, mlp, unembed. `frozen_experts` names
-    the class of routed experts for which there is no mlp."""
+    the class of routed experts for which there is no mlp. A sample that asks for no other stop ends with one of
+    `end_tokens`."""
 
     vocab_size: int
     max_context: int
@@ -44,6 +45,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     dtype: str
     trainable: list[str]
     frozen_experts: str | None = None
+    end_tokens: list[int] = []
 
 
 class ActorHello(msgspec.Struct, frozen=True, tag="hello"):

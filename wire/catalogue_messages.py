@@ -271,10 +271,13 @@ CatalogueRequest: TypeAlias = (
 
 
 class SamplerInfo(msgspec.Struct, frozen=True):
+    """`end_tokens` are those that end a sequence where a request names no others."""
+
     sampler: str
     base_model: str
     tokenizer_id: str
     model_path: str | None = None
+    end_tokens: list[int] = []
 
 
 class SamplerJoined(msgspec.Struct, frozen=True):

@@ -217,7 +217,8 @@ class SampleResponse(msgspec.Struct, frozen=True):
     """`prompt_logprobs` [prompt], of the model as it is; its first entry is None, since nothing predicts it.
 
     `target_prompt_logprobs` [prompt - 1, K] float32: of the tokens that the request listed, NaN where it listed none.
-    `sparse_targets` repeats the request's. `prompt_cache_hit_tokens` of the prompt had been computed before.
+    `sparse_targets` repeats the request's. `prompt_cache_hit_tokens` of the `prompt_tokens`, those of images among
+    them, had been computed before.
     """
 
     sequences: list[SampledSequence]
@@ -227,6 +228,7 @@ class SampleResponse(msgspec.Struct, frozen=True):
     sparse_targets: bool = False
     prompt_alt_tokens: PromptAltTokens | None = None
     prompt_cache_hit_tokens: int = 0
+    prompt_tokens: int = 0
 
 
 class SupportedModel(msgspec.Struct, frozen=True):

@@ -209,7 +209,7 @@ class Request:
         sequences = [sequence for sequence in self.sequences if sequence is not None]
         scores, hits = self.scores, self.cached_tokens or 0
         if scores is None:
-            return SampleResponse(sequences, prompt_cache_hit_tokens=hits)
+            return SampleResponse(sequences, prompt_cache_hit_tokens=hits, prompt_tokens=len(self.prompt))
         return SampleResponse(
             sequences,
             self._shown_logprobs(scores),
@@ -218,6 +218,7 @@ class Request:
             scores.sparse_targets,
             scores.alternative_tables,
             hits,
+            len(self.prompt),
         )
 
     def let_images_go(self) -> None:

@@ -150,6 +150,54 @@ def test_with_anothers_ids_a_tenant_is_told_what_it_is_told_of_ids_that_nobody_h
         assert malformed == [], "these were refused for what they are, and not for whose it is"
 
 
+USER = [{"role": "user", "content": "x"}]
+TEXT: dict[str, Callable[[str], Any]] = {
+    "/models/{model:path}": lambda model: None,
+    "/completions": lambda model: {"model": model, "prompt": "x", "max_tokens": 1},
+    "/chat/completions": lambda model: {
+        "model": model,
+        "messages": USER,
+        "max_tokens": 1,
+    },
+    "/messages": lambda model: {"model": model, "messages": USER, "max_tokens": 1},
+    "/messages/count_tokens": lambda model: {"model": model, "messages": USER},
+}
+"""The APIs of text, by what comes behind their prefixes."""
+TEXT_NAMES_NOTHING = {"/models", "/messages/{rest:path}", "/{rest:path}"}
+
+
+def test_every_route_of_text_is_tried_or_names_nothing() -> None:
+    for prefix, routes in app._OF_TEXT.items():  # pyright: ignore[reportPrivateUsage]
+        paths = {route.path for route in routes if isinstance(route, Route)}
+        assert paths <= TEXT.keys() | TEXT_NAMES_NOTHING, prefix
+
+
+def test_text_of_anothers_weights_is_told_what_is_told_of_weights_that_nobody_has(
+    new_tenant: Callable[[], Tenant],
+) -> None:
+    alice, mallory = new_tenant(), new_tenant()
+    with alice.http() as hers, mallory.http() as http:
+        run = a_run(hers)
+        asked = {"model_id": run, "seq_id": 1, "path": "kept"}
+        saved = hers.post("save_weights_for_sampler", json=asked).json()["request_id"]
+        path = hers.post("retrieve_future", json={"request_id": saved}).json()["path"]
+        nobodys = path.replace(run, NOBODYS.run_id)
+        for prefix in ("", "jargon-1m;"):
+            for route, body in TEXT.items():
+                told = [
+                    text_asked(http, route, body(prefix + each), prefix + each).replace(each, "…")
+                    for each in (path, nobodys)
+                ]
+                assert told[0] == told[1] and told[0].startswith("404"), route
+                assert text_asked(hers, route, body(prefix + path), prefix + path).startswith("200"), route
+
+
+def text_asked(http: httpx.Client, route: str, body: Any, model: str) -> str:
+    url = http.base_url.copy_with(path="/v1" + route.replace("{model:path}", model))
+    answer = http.get(url) if body is None else http.post(url, json=body)
+    return f"{answer.status_code} {answer.text}"
+
+
 def alices(http: httpx.Client) -> Things:
     run = a_run(http)
     session = run.partition(":")[0]

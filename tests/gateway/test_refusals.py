@@ -35,7 +35,7 @@ IMPORT = "an operator's command that no run sees: tests/actors/test_foreign"
 IMAGES = "an actor's outcome, each followed by a right call: tests/service/test_images"
 SHARE = "its command is executed whole then, and ends as any: tests/actors/test_sharing, tests/scheduler/test_spreading"
 CUSTOM = "as any mistake in a pass, once its loss came with it: tests/actors/test_custom_losses"
-
+TEXT = "of a request for text, which has no order: tests/gateway/test_openai, tests/gateway/test_anthropic"
 ELSEWHERE: dict[str, tuple[int, str]] = {
     "wire/codec.py::decode": (1, NO_PLACE),  # a header above the limit, which no client of ours sends
     "wire/commands.py::check_lora_config": (7, f"{NO_COMMAND}; of a run made early: tests/service/test_waiting"),
@@ -173,6 +173,30 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "gateway/tinker/unsupported.py::export_session_trace": (1, NO_COMMAND),
     "gateway/broker.py::borrow": (1, "a key that may not read: as any mistake in a load"),
     "gateway/tinker/weights.py::_load": (1, NO_PLACE),
+    "gateway/anthropic/conversing.py::check": (4, TEXT),
+    "gateway/anthropic/conversing.py::_continues": (1, TEXT),
+    "gateway/anthropic/conversing.py::_part": (1, TEXT),
+    "gateway/anthropic/messages.py::count_tokens": (1, TEXT),
+    "gateway/chat/conversation.py::image_of": (2, TEXT),
+    "gateway/chat/conversation.py::arguments_of": (1, TEXT),
+    "gateway/chat/endpoint.py::_answered": (1, TEXT),
+    "gateway/chat/endpoint.py::_handler": (2, TEXT),
+    "gateway/chat/endpoint.py::_guarded": (2, TEXT),
+    "gateway/chat/models.py::meant_by": (1, TEXT),
+    "gateway/chat/models.py::no_model": (1, TEXT),
+    "gateway/chat/preparing.py::checked": (2, TEXT),
+    "gateway/chat/reading.py::read": (1, TEXT),
+    "gateway/chat/reading.py::_told": (3, TEXT),
+    "gateway/chat/rendering.py::check": (3, TEXT),
+    "gateway/chat/rendering.py::with_thinking": (1, TEXT),
+    "gateway/chat/rendering.py::with_images": (1, TEXT),
+    "gateway/chat/tokenizers.py::render": (1, TEXT),
+    "gateway/chat/tokenizers.py::get": (1, TEXT),
+    "gateway/openai/completions.py::_check": (4, TEXT),
+    "gateway/openai/completions.py::_prompts": (2, TEXT),
+    "gateway/openai/messages.py::check": (2, TEXT),
+    "gateway/openai/messages.py::_refuse_unless": (1, TEXT),
+    "gateway/openai/messages.py::_part": (1, TEXT),
     "actors/actor.py::_check_division": (3, AT_START),
     "actors/group/dividing.py::check_divisible": (1, AT_START),
     "actors/group/models.py::divide": (1, AT_START),

@@ -2,10 +2,10 @@
 
 import os
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio
 
@@ -41,15 +41,17 @@ RESULTS: dict[str, Any] = {
     "forward": ForwardBackwardOutput("scripted", [], {"loss:sum": 1.0}),
     "optim_step": OptimStepResponse({}),
 }
+Sample: TypeAlias = bytes | Callable[[bytes], bytes]
 SAMPLE = encode(SampleResponse([SampledSequence("length", [1], [0.0])]))
 
 
 class ScriptedActor:
     """`save_every` is how many commands of a run it waits for before it says that it has saved it; `sample` is what
-    comes of a sample. It works once it `may_work`."""
+    comes of a sample, or makes that of its payload. It works once it `may_work`."""
 
-    def __init__(self, channel: Channel, save_every: int, sample: bytes, may_work: anyio.Event) -> None:
-        self._results = {kind: encode(result) for kind, result in RESULTS.items()} | {"sample": sample}
+    def __init__(self, channel: Channel, save_every: int, sample: Sample, may_work: anyio.Event) -> None:
+        self._results = {kind: encode(result) for kind, result in RESULTS.items()}
+        self._sample: Callable[[bytes], bytes] = sample if callable(sample) else lambda payload: sample
         self._channel, self._link, self._save_every = channel, Link(channel.send), save_every
         self.welcomed = anyio.Event()
         self._may_work, self._heartbeat_s = may_work, 60.0
@@ -57,9 +59,9 @@ class ScriptedActor:
         self._since_saved: dict[str, int] = {}
         self.is_to_leave = anyio.Event()
 
-    def hello(self, token: str, model: str) -> None:
+    def hello(self, token: str, model: str, facts: ModelFacts) -> None:
         capacity = Capacity(slots=8, token_budget=1 << 20, sample_rows=64, max_rank=64)
-        hello = ActorHello(VERSION, token, ActorId("scripted"), model, capacity, FACTS, os.getpid())
+        hello = ActorHello(VERSION, token, ActorId("scripted"), model, capacity, facts, os.getpid())
         self._channel.send([encode(hello)])
 
     async def run(self) -> None:
@@ -68,17 +70,17 @@ class ScriptedActor:
                 for message in self._link.arrived(frames):
                     if isinstance(decoded := decode(message[0], ToActor, MAX_PAYLOAD_BYTES), MicroBatch):
                         await self._may_work.wait()
-                    self._handle(decoded)
+                    self._handle(decoded, message[1:])
 
     async def heartbeat(self) -> None:
         while True:
             await anyio.sleep(self._heartbeat_s / 2)
             self._link.beat([encode(ActorPing())])
 
-    def _handle(self, message: Any) -> None:
+    def _handle(self, message: Any, payloads: Sequence[bytes] = ()) -> None:
         match message:
             case MicroBatch(batch, _, items):
-                results = [self._results.get(item.kind, b"") for item in items]
+                results = [self._result(item, payload) for item, payload in zip(items, payloads, strict=True)]
                 self._send(Completion(batch, [self._ended(item) for item in items], done=True), *results)
                 for item in items:
                     self._count(item)
@@ -92,6 +94,9 @@ class ScriptedActor:
                 self._next_folder[run] = next_folder
             case _:
                 pass
+
+    def _result(self, item: Item, payload: bytes) -> bytes:
+        return self._sample(payload) if item.kind == "sample" else self._results.get(item.kind, b"")
 
     def _ended(self, item: Item) -> Outcome:
         if item.kind in ("save_state", "save_weights_for_sampler") and item.folder is not None:
@@ -123,15 +128,16 @@ async def scripted_actor(
     token: str,
     model: str,
     save_every: int = 1000,
-    sample: bytes = SAMPLE,
+    sample: Sample = SAMPLE,
     may_work: anyio.Event | None = None,
+    facts: ModelFacts = FACTS,
 ) -> AsyncGenerator[ScriptedActor]:
     """Serves `model` at the broker's address for actors, for as long as the block lasts."""
     if may_work is None:
         (may_work := anyio.Event()).set()
     with sockets.connect(address, None, b"actor-" + secrets.token_bytes(8)) as channel:
         actor = ScriptedActor(channel, save_every, sample, may_work)
-        actor.hello(token, model)
+        actor.hello(token, model, facts)
         async with background_tasks() as tasks:
             tasks.start_soon(actor.run)
             await actor.welcomed.wait()
