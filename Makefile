@@ -13,6 +13,8 @@ TEMPLATES := build/trl-1.16.0
 COOKBOOK := build/cookbook
 # vLLM pins what it needs, so it does, too; without what of torch it does not need, which does not fit that.
 VLLM := build/vllm
+# Evaluation harnesses bring much of their own, so they do, too.
+HARNESSES := build/harnesses
 MINUTES ?= 10
 SEED ?= 1
 
@@ -22,7 +24,7 @@ DEVICE ?= cuda
 OF_ACTORS := adam checkpoints decoder decoder_cache engine engine_steps experts foreign images looking lora_decode \
 	narrowing recomputing snapshots trainer worker
 
-.PHONY: help install demo test test-long groups gpu simulation faults timings chaos cookbook vllm check format types bench bench-full curves lock clean
+.PHONY: help install demo test test-long groups gpu simulation faults timings chaos cookbook harnesses vllm check format types bench bench-full curves lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +68,9 @@ chaos: $(INSTALLED)  ## train and sample for ten minutes while everything is kil
 cookbook: $(INSTALLED) $(COOKBOOK)/.installed  ## run tinker-cookbook's trainers against Lorry, in its own environment
 	$(BIN)/python -m pytest tests/cookbook
 
+harnesses: $(INSTALLED) $(HARNESSES)/.installed  ## have evaluation harnesses score a model over HTTP, in their own environment
+	$(BIN)/python -m pytest tests/harnesses
+
 vllm: $(INSTALLED) $(VLLM)/.installed  ## have vLLM serve what Lorry saved and merged, on the CPU, in its own environment
 	$(BIN)/python -m pytest tests/vllm
 
@@ -107,6 +112,11 @@ $(COOKBOOK)/.installed: tests/cookbook/constraints.txt
 	$(PYTHON) -m venv $(COOKBOOK)
 	$(COOKBOOK)/bin/pip install --quiet --disable-pip-version-check 'torch==2.13.0'
 	$(COOKBOOK)/bin/pip install --quiet --disable-pip-version-check --constraint $< 'tinker-cookbook==0.5.8'
+	@touch $@
+
+$(HARNESSES)/.installed: tests/harnesses/constraints.txt
+	$(PYTHON) -m venv $(HARNESSES)
+	$(HARNESSES)/bin/pip install --quiet --disable-pip-version-check --constraint $< 'lm-eval[api]==0.4.13' 'litellm==1.110.2' transformers
 	@touch $@
 
 $(VLLM)/.installed: tests/vllm/constraints.txt
