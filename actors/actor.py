@@ -17,7 +17,6 @@ from ..wire.actor_messages import (
     VERSION,
     ActorHello,
     ActorLeaving,
-    ActorPing,
     ActorPong,
     ActorWelcome,
     CancelCommand,
@@ -372,9 +371,7 @@ class _Actor:
         if self._link.name is None:
             self._hello()
             return
-        worker = self._worker
-        ping = ActorPing(round(worker.train_s, 3), round(worker.sample_s, 3), worker.swaps)
-        self._link.beat([encode(ping)])
+        self._link.beat([encode(self._worker.measured)])
 
     def stop_worker(self) -> None:
         from .orders import Stop

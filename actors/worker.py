@@ -17,6 +17,7 @@ import torch
 
 from ..wire.actor_messages import (
     ActorLeft,
+    ActorPing,
     CancelCommand,
     Completion,
     FromActor,
@@ -122,8 +123,18 @@ class Worker:
         return not (self._train or self._arrivals or self._decoder.active)
 
     @property
-    def swaps(self) -> int:
-        return self._residents.pool.swaps_in + self._residents.pool.swaps_out
+    def measured(self) -> ActorPing:
+        """What the broker is told with each heartbeat; from any thread."""
+        slots, cache = self._residents.pool, self._decoder.pool
+        return ActorPing(
+            round(self.train_s, 3),
+            round(self.sample_s, 3),
+            slots.swaps_in + slots.swaps_out,
+            slots.used,
+            cache.blocks,
+            cache.blocks - cache.free,
+            cache.kept,
+        )
 
     # Orders ----------------------------------------------------------------------------------------------------------
 

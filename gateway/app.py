@@ -9,13 +9,15 @@ from fastapi import FastAPI
 from starlette.routing import Mount
 
 from ..wire.tasks import background_tasks
-from . import admin, errors, health, jobs, listening
+from . import admin, errors, health, jobs, listening, metrics
 from .anthropic import routes as anthropic
 from .bodies import BodyBudget
 from .chat.models import Desk
 from .config import GatewayConfig
 from .connections import Connections
+from .measuring import HttpCounts, Measured
 from .openai import routes as openai
+from .routes import API
 from .tinker import (
     audit,
     auth,
@@ -53,6 +55,7 @@ class Gateway:
     config: GatewayConfig
     connections: Connections
     bodies: BodyBudget
+    counts: HttpCounts
     desk: Desk = field(default_factory=Desk)
 
 
@@ -61,10 +64,12 @@ def build(gateway: Gateway) -> FastAPI:
     app.state.gateway = gateway
     errors.install(app)
     for module in _ROUTERS:
-        app.include_router(module.router, prefix="/api/v1")
+        app.include_router(module.router, prefix=API)
+    app.include_router(metrics.router)
     for prefix, routes in _OF_TEXT.items():
         app.router.routes.append(Mount(prefix, routes=routes))
     app.mount("/admin", admin.app(gateway))
+    app.add_middleware(Measured, counts=gateway.counts)
     return app
 
 
@@ -78,7 +83,9 @@ async def running(config: GatewayConfig) -> AsyncGenerator[str]:
             connections = Connections(
                 config.connect, config.server_key, config.idle_connection_s, tasks, config.http.requests_per_key
             )
-            app = build(Gateway(config, connections, BodyBudget(config.max_body_bytes, config.max_bytes_in_flight)))
+            bodies = BodyBudget(config.max_body_bytes, config.max_bytes_in_flight)
+            counts = HttpCounts(lambda: len(server.server_state.connections), lambda: len(connections))
+            app = build(Gateway(config, connections, bodies, counts))
             server = listening.server(app, config.http, certificate)
             tasks.start_soon(server.serve, [socket])
             host = f"[{config.host}]" if ":" in config.host else config.host

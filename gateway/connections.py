@@ -49,6 +49,10 @@ class Connections:
         self._guests = Guests(anyio.current_time)
         self._opening = anyio.Semaphore(_OPENING_AT_MOST)
 
+    def __len__(self) -> int:
+        """Of how many keys there is one, or will be."""
+        return len(self._entries)
+
     @asynccontextmanager
     async def use(self, key: str, peer: str, *, waits: bool = False) -> AsyncGenerator[Connection]:
         """The key's connection, kept open at least until the block ends. `peer` is who shows the key; who only `waits`

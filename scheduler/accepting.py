@@ -21,6 +21,7 @@ from ..wire.commands import SAMPLING_KINDS, CommandKind
 from ..wire.errors import ActorLostError, ErrorInfo, LorryError, NotFoundError, SeqConflictError
 from ..wire.ids import KeyId, LaneId, ProjectId, TenantId
 from .finishing import Finishing
+from .observing.stages import Stages
 from .open_commands import OpenCommands, planned
 from .planning.lanes import Lane
 from .planning.limits import Holder, holders_of, month_began
@@ -64,7 +65,9 @@ class Accepting:
         checkpoints: Path,
         now: Callable[[], float],
         work_arrived: Callable[[], None],
+        stages: Stages,
     ) -> None:
+        self._stages = stages
         self._open, self._registry, self._planner, self._waiters = open_, registry, planner, waiters
         self._writer, self._finishing, self._recovering = writer, finishing, recovering
         self._checkpoints, self._now, self._work_arrived = checkpoints, now, work_arrived
@@ -213,6 +216,7 @@ class Accepting:
         self._work_arrived()
 
     def _pass_over(self, row: CommandRow, error: ErrorInfo) -> None:
+        self._stages.refused(row)
         self._planner.skip(row.lane, row.seq)
         self._finishing.tell(self._waiters.resolved(row.future), row.future, encode(error), None)
         self._work_arrived()

@@ -43,6 +43,7 @@ from ..wire.sequenced import Link, stamp_of
 from ..wire.sockets import Channel
 from .commands import Commands
 from .config import BrokerConfig
+from .planning.lanes import Command
 from .planning.planner import Plan, Planner
 from .registry import Registry
 from .snapshotting import Snapshotting
@@ -57,6 +58,7 @@ _REFUSED_AT_MOST = 1000
 @dataclass(slots=True)
 class _Peer:
     id: ActorId
+    base_model: str
     session: SessionId
     connection: bytes
     last_seen: float
@@ -174,7 +176,7 @@ class ActorDoor:
         session = SessionId("actor-session-" + secrets.token_hex(8))
         link = Link(lambda frames: self._channel.send([connection, *frames]), session)
         self._refused.pop(connection, None)
-        self._peers[connection] = _Peer(hello.actor, session, connection, self._monotonic(), link)
+        self._peers[connection] = _Peer(hello.actor, hello.base_model, session, connection, self._monotonic(), link)
         self._registry.models.seen(hello.base_model, hello.facts, hello.capacity.max_rank)
         self._planner.add_actor(hello.actor, hello.base_model, hello.capacity, hello.device_id)
         row = ActorRow(
@@ -189,6 +191,7 @@ class ActorDoor:
             started_at=self._now(),
         )
         self._commands.overview.joined(row)
+        self._commands.counts.actor_joined(hello.base_model)
         self._writer.write(lambda store: store.actor_started(row))
         self._bare(connection, ActorWelcome(session, self._config.heartbeat_s))
         log.info("actor ready", actor=hello.actor, base_model=hello.base_model, pid=hello.pid)
@@ -219,7 +222,7 @@ class ActorDoor:
 
     async def _send_plan(self, peer: _Peer, plan: Plan) -> None:
         peer.handed[plan.batch] = None
-        found: list[tuple[Item, bytes]] = []
+        found: list[tuple[Command, Item, bytes]] = []
         for command in plan.commands:
             try:
                 item = self._commands.item(command)
@@ -229,12 +232,13 @@ class ActorDoor:
             except LorryError as error:
                 self._commands.finish(Outcome(command.future, error.info), b"", peer.id, plan.batch)
                 continue
-            found.append(self._commands.begun(item, payload))
+            found.append((command, *self._commands.begun(item, payload)))
         # While payloads were read, a run may have been taken back, to be rebuilt from another state.
-        held = [(item, payload) for item, payload in found if self._planner.is_in_flight(item.future, plan.batch)]
+        held = [each for each in found if self._planner.is_in_flight(each[0].future, plan.batch)]
         if held:
-            batch = MicroBatch(plan.batch, plan.mode, [item for item, _ in held], plan.cost, plan.alone)
-            peer.handed[plan.batch] = self._send(peer, batch, [payload for _, payload in held])
+            self._commands.handed_out(plan.mode, [command for command, *_ in held])
+            batch = MicroBatch(plan.batch, plan.mode, [item for _, item, _ in held], plan.cost, plan.alone)
+            peer.handed[plan.batch] = self._send(peer, batch, [payload for *_, payload in held])
         else:
             del peer.handed[plan.batch]
             self._planner.batch_done(peer.id, plan.batch)
@@ -268,6 +272,7 @@ class ActorDoor:
         tell = log.warning if state == "lost" else log.info
         tell(f"actor {state}", actor=peer.id, why=why)
         del self._peers[peer.connection]
+        self._commands.counts.actor_ended(peer.base_model, state)
         self._commands.overview.left(peer.id)
         self._gone.add(peer.connection)
         peer.died_of = why if state == "lost" else None

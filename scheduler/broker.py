@@ -121,8 +121,15 @@ class _Broker:
             self._stream,
         )
         snapshots = Snapshotting(
-            self._registry, self._planner, self.writer, config.checkpoints, time.time, self.sweeper.offer
+            self._registry,
+            self._planner,
+            self.writer,
+            config.checkpoints,
+            time.time,
+            self.sweeper.offer,
+            self._commands.unsaved,
         )
+        self.writer.on_commit = self._commands.counts.committed
         self._actors = ActorDoor(
             config,
             back,

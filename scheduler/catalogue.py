@@ -32,6 +32,7 @@ from ..wire.catalogue_messages import (
     FindRuns,
     FinishClientSession,
     FutureState,
+    GetMetrics,
     JoinSampler,
     LaneState,
     LendCheckpoint,
@@ -149,6 +150,8 @@ class Catalogue:
                 return await self._prioritise(session, request)
             case OwnJobs():
                 return await self.overview.own_jobs(tenant, request)
+            case GetMetrics():
+                return self._commands.exposition.text()
             case Completions():
                 return await self._completions(tenant, request)
 

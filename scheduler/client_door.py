@@ -107,6 +107,7 @@ class ClientDoor:
         )
         self.catalogue = Catalogue(registry, commands, writer, reader, config.checkpoints, now, drop, self.keyring)
         self._creating = self.catalogue.creating
+        commands.exposition.connected = lambda: len(self._sessions)
         self._orders = Orders(
             config.operator_key, self.post, self.keyring, self.catalogue, writer, drain, self._end_all_of
         )

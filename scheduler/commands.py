@@ -3,8 +3,8 @@
 It joins the pure parts (registry, planner, waiters) with the writer; sockets and the clock are handed in.
 """
 
-from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -19,7 +19,11 @@ from ..wire.streaming import Resumed
 from .accepting import Accepting
 from .client_post import SoFar
 from .config import BrokerConfig
+from .exposition import Exposition
 from .finishing import Deliver, Finishing
+from .observing.counts import Counts
+from .observing.stages import Stages
+from .observing.unsaved import Unsaved
 from .open_commands import OpenCommands, Payloads
 from .overview import Overlook
 from .planning.lanes import Command
@@ -56,15 +60,36 @@ class Commands:
     ) -> None:
         self.waiters = Waiters()
         self.meters = planner.meters
+        self.counts, self.unsaved = Counts(), Unsaved()
+        self._stages = Stages(self.counts, now)
         self._open = OpenCommands(Payloads(config.waiting_bytes), self.meters)
         self._registry, self._planner, self._writer = registry, planner, writer
         self._work_arrived, self._stream_to = work_arrived, stream_to
         self.queueing = Queueing(self._open, registry, planner, writer, now)
         self.finishing = Finishing(
-            self._open, registry, self.waiters, writer, config.prices, now, deliver, sweeper.offer, self.meters
+            self._open,
+            registry,
+            self.waiters,
+            writer,
+            config.prices,
+            now,
+            deliver,
+            sweeper.offer,
+            self.meters,
+            self._stages,
+            self.unsaved,
         )
         self.recovering = Recovering(
-            self._open, registry, planner, writer, self.finishing, config.checkpoints, now, work_arrived
+            self._open,
+            registry,
+            planner,
+            writer,
+            self.finishing,
+            config.checkpoints,
+            now,
+            work_arrived,
+            self.counts,
+            self.unsaved,
         )
         self.spreading = Spreading(
             planner, self.finishing, config.checkpoints, work_arrived, sweeper.keep, sweeper.let_go
@@ -81,6 +106,10 @@ class Commands:
             config.checkpoints,
             now,
             work_arrived,
+            self._stages,
+        )
+        self.exposition = Exposition(
+            self.counts, self._open, registry, planner, writer, self.overview, self.unsaved, now
         )
 
     def set_weight(self, tenant: TenantId, weight: float) -> None:
@@ -151,6 +180,15 @@ class Commands:
         folder = row.folder or sampler.folder  # of one in flight, what it had when the command was accepted
         state = AdapterState(folder, source.lora, folder)
         return Item(command.future, command.kind, state, stream=row.arguments.stream)
+
+    def handed_out(self, mode: Literal["train", "sample"], commands: Sequence[Command]) -> None:
+        """They are on their way to an actor, together."""
+        tokens, lanes = sum(command.cost for command in commands), {command.lane for command in commands}
+        self.counts.micro_batch(mode, len(commands), tokens, len(lanes))
+        for command in commands:
+            if not command.replay:
+                whole = command if command.share is None else command.share.whole
+                self._stages.handed_out(self._open.rows[whole.future], in_part=command.share is not None)
 
     def payload(self, command: Command) -> bytes | FutureId:
         """What goes with it; or whose payload does, which is in the journal only."""

@@ -13,6 +13,8 @@ from ..wire.commands import REPLAYED_KINDS
 from ..wire.errors import ActorLostError, CommandCancelledError, ErrorInfo, LorryError
 from ..wire.ids import ActorId, FutureId, LaneId
 from ..wire.types import AuditEvent, UsageKind
+from .observing.stages import Stages
+from .observing.unsaved import Unsaved
 from .open_commands import OpenCommands, holders
 from .planning.limits import Meters
 from .planning.prices import Prices, cost
@@ -55,9 +57,12 @@ class Finishing:
         deliver: Deliver,
         offer: Callable[[str], None],
         meters: Meters,
+        stages: Stages,
+        unsaved: Unsaved,
     ) -> None:
         self._open, self._registry, self._waiters, self._writer = open_, registry, waiters, writer
         self._prices, self._now, self._deliver, self._offer, self._meters = prices, now, deliver, offer, meters
+        self._stages, self._unsaved = stages, unsaved
         self._told: set[FutureId] = set()
         self.tokens = Counter[UsageKind]()
 
@@ -71,15 +76,18 @@ class Finishing:
             error = ActorLostError(self._open.broken[row.lane]).info
         if error is not None:
             state: CommandState = "discarded" if outcome.discarded else "failed"
-            self._record(row, ResultRow(row.future, encode(error), None), state, actor)
+            self._record(row, ResultRow(row.future, encode(error), None), state, actor, device_s=outcome.device_s)
             return
         checkpoint, sampler = self._saved(row, outcome)
         if row.kind in SAVES or row.kind == "load_state":
             payload = encode(weights_response(row, sampler))
         usage = self._usage(row, outcome)
-        self.tokens.update({entry.kind: entry.tokens for entry in usage})
+        used: dict[UsageKind, int] = {entry.kind: entry.tokens for entry in usage}
+        self.tokens.update(used)
+        self._stages.used(row, used)
         self._meters.spent(holders(row), sum(entry.cost for entry in usage), self._now())
-        self._record(row, ResultRow(row.future, None, payload), "done", actor, usage, checkpoint, sampler)
+        result = ResultRow(row.future, None, payload)
+        self._record(row, result, "done", actor, usage, checkpoint, sampler, outcome.device_s)
 
     def fail(self, future: FutureId, error: LorryError) -> None:
         """End a command that no actor will end."""
@@ -109,16 +117,20 @@ class Finishing:
         usage: Iterable[UsageEntry] = (),
         checkpoint: CheckpointRow | None = None,
         sampler: SamplerRow | None = None,
+        device_s: float | None = None,
     ) -> None:
         now = self._now()
         keep_payload = state == "done" and row.kind in REPLAYED_KINDS
         run = self._registry.run_of(row.lane)
+        execution = self._stages.ended(row, state, device_s)
+        if keep_payload:
+            self._unsaved.changed(row.lane, row.seq, now)
         restored = None
         if run is not None and checkpoint is not None and checkpoint.kind == "training":
             restored = moved_on(run, checkpoint.folder, checkpoint.seq)
 
         def journal(store: Store) -> tuple[list[str], list[CheckpointRow]]:
-            store.command_finished(result, state, actor, usage, now)
+            store.command_finished(result, state, actor, usage, now, execution)
             if not keep_payload:
                 store.payload_dropped(row.future)
             if checkpoint is not None:
@@ -154,6 +166,7 @@ class Finishing:
                 self._registry.add_sampler(sampler)
         if run is not None and restored is not None:
             self._registry.add_run(restored)
+            self._unsaved.saved(row.lane, restored.restore_seq, now)
             idle += [run.former_folder] if run.former_folder else []
         self._writer.write(journal, done, len(result.payload or b""))
 

@@ -15,6 +15,8 @@ from .streams import Streams
 
 Queue: TypeAlias = tuple[TenantId, str, CommandKind]
 """Whose, of which model, and what."""
+Sort: TypeAlias = tuple[str, CommandKind]
+"""Of which model, and what."""
 
 
 class Payloads:
@@ -44,7 +46,7 @@ class OpenCommands:
     run. `ending` are to end with this error when they are
     journalled, or when their actor has let go of them. `broken` runs are lost, and why. `dormant` ones have
     a state that nobody holds: they are rebuilt when their next command comes, not before. `counts` and `tokens` are of
-    the rows, so that nobody has to walk them."""
+    the rows, and `accepted_at` are their times by model and kind, the oldest first, so that nobody has to walk them."""
 
     payloads: Payloads
     meters: Meters
@@ -60,11 +62,13 @@ class OpenCommands:
     streams: Streams = field(default_factory=Streams)
     counts: Counter[Queue] = field(default_factory=Counter[Queue])
     tokens: Counter[Queue] = field(default_factory=Counter[Queue])
+    accepted_at: dict[Sort, dict[FutureId, float]] = field(default_factory=dict[Sort, dict[FutureId, float]])
 
     def add(self, row: CommandRow) -> None:
         self.rows[row.future] = row
         self.by_tenant.setdefault(row.tenant, {})[row.future] = row
         self._count(row, 1)
+        self.accepted_at.setdefault((row.base_model, row.kind), {})[row.future] = row.accepted_at
         self.meters.opened(holders(row), row.lane, row.tokens)
         if row.deadline is not None:
             self.deadlines.add(row.future, row.deadline)
@@ -75,6 +79,7 @@ class OpenCommands:
         if not self.by_tenant[row.tenant]:
             del self.by_tenant[row.tenant]
         self._count(row, -1)
+        del self.accepted_at[row.base_model, row.kind][future]
         self.meters.closed(holders(row), row.lane, row.tokens)
         self.payloads.let_go(future)
         self.ending.pop(future, None)

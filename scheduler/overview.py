@@ -48,7 +48,7 @@ class Overlook:
     ) -> None:
         self._open, self._registry, self._planner, self._writer = open_, registry, planner, writer
         self._tokens, self._queue_state, self._now = tokens, queue_state, now
-        self._counted_since = now()
+        self.counted_since = now()
         self._actors: dict[ActorId, _Seen] = {}
         self._one_at_a_time = anyio.Lock()
 
@@ -63,6 +63,10 @@ class Overlook:
 
     def left(self, actor: ActorId) -> None:
         self._actors.pop(actor, None)
+
+    def loads(self) -> list[tuple[ActorLoad, tuple[ActorRow, ActorPing]]]:
+        """Of each actor that is there, with what it said when it came and what it said last."""
+        return [(self._load(seen), (seen.row, seen.ping)) for seen in self._actors.values()]
 
     # Answers ---------------------------------------------------------------------------------------------------------
 
@@ -98,7 +102,7 @@ class Overlook:
         oldest = await self._told(list(islice(self._open.rows.values(), _OLDEST)))
         return Overview(
             at=self._now(),
-            counted_since=self._counted_since,
+            counted_since=self.counted_since,
             actors=[self._load(seen) for seen in self._actors.values()],
             loading=[name for name, facts in self._registry.models.all().items() if facts is None],
             commands=len(self._open.rows),

@@ -13,6 +13,8 @@ from ..wire.actor_messages import Outcome
 from ..wire.errors import ActorKilledError, ActorLostError
 from ..wire.ids import LaneId
 from .finishing import Finishing
+from .observing.counts import Counts
+from .observing.unsaved import Unsaved
 from .open_commands import OpenCommands, planned
 from .planning.lanes import Command
 from .planning.ledger import MAX_ATTEMPTS, Lost
@@ -34,10 +36,12 @@ class Recovering:
         checkpoints: Path,
         now: Callable[[], float],
         work_arrived: Callable[[], None],
+        counts: Counts,
+        unsaved: Unsaved,
     ) -> None:
         self._open, self._registry, self._planner, self._writer = open_, registry, planner, writer
         self._finishing, self._checkpoints, self._now = finishing, checkpoints, now
-        self._work_arrived = work_arrived
+        self._work_arrived, self._counts, self._unsaved = work_arrived, counts, unsaved
 
     def actor_lost(self, lost: Lost) -> None:
         """What the dead actor held goes on elsewhere."""
@@ -97,6 +101,7 @@ class Recovering:
         def done(rows: list[CommandRow]) -> None:
             self._open.replays.update((row.future, row) for row in rows)
             self._planner.restore(lane, [planned(row, replay=True) for row in rows])
+            self._counts.restored(run.base_model, len(rows))
             log.info("restoring", run=run.id, folder=run.restore_folder, replayed=len(rows))
             self._work_arrived()
 
@@ -106,5 +111,6 @@ class Recovering:
     def _break(self, lane: LaneId, why: str) -> None:
         log.error("run broken", run=lane, why=why)
         self._open.broken[lane] = why
+        self._unsaved.forget(lane)
         for command in self._planner.break_lane(lane):
             self._finishing.fail(command.future, ActorLostError(why))

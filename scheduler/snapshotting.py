@@ -10,6 +10,7 @@ from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire.actor_messages import SnapshotFailed, SnapshotRecorded, SnapshotTaken
 from ..wire.ids import ActorId, LaneId, RunId
+from .observing.unsaved import Unsaved
 from .planning.planner import Planner
 from .registry import Registry
 from .restore_points import moved_on, snapshot_folder
@@ -28,9 +29,10 @@ class Snapshotting:
         checkpoints: Path,
         now: Callable[[], float],
         offer: Callable[[str], None],
+        unsaved: Unsaved,
     ) -> None:
         self._registry, self._planner, self._writer = registry, planner, writer
-        self._checkpoints, self._now, self._offer = checkpoints, now, offer
+        self._checkpoints, self._now, self._offer, self._unsaved = checkpoints, now, offer, unsaved
 
     def taken(self, message: SnapshotTaken, actor: ActorId, tell: Callable[[SnapshotRecorded], object]) -> None:
         """`tell` answers the actor, once the restore point is durable."""
@@ -43,6 +45,7 @@ class Snapshotting:
         run = moved_on(run, message.folder, message.seq, message.replay_s)
         run = replace(run, snapshot_folder=snapshot_folder(self._checkpoints, run.id))
         self._registry.add_run(run)
+        self._unsaved.saved(LaneId(run.id), message.seq, self._now())
 
         def journal(store: Store) -> None:
             store.restore_points_set(run)

@@ -1,7 +1,7 @@
 """Commands and their results, large ones in files of their own."""
 
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import astuple, fields
 from typing import Any
 
 from ..wire.catalogue_messages import Completed
@@ -11,7 +11,7 @@ from ..wire.errors import JournalDamagedError
 from ..wire.ids import ActorId, FutureId, LaneId, RunId
 from .blobs import LARGE
 from .connection import Connection, values_of
-from .rows import CommandRow, CommandState, ResultRow, RunRow, UsageEntry, UsedSeq
+from .rows import CommandRow, CommandState, Execution, ResultRow, RunRow, UsageEntry, UsedSeq
 
 _AWAKE_S = 60.0
 """A client that asks for something this long after it was told a result would have asked for that again by then, had it
@@ -56,12 +56,20 @@ class Journal(Connection):
         return None
 
     def command_finished(
-        self, result: ResultRow, state: CommandState, actor: ActorId | None, usage: Iterable[UsageEntry], now: float
+        self,
+        result: ResultRow,
+        state: CommandState,
+        actor: ActorId | None,
+        usage: Iterable[UsageEntry],
+        now: float,
+        execution: Execution | None = None,
     ) -> None:
         """A completion is one fact: the state, the result and the usage are written in the caller's transaction."""
+        started_at, attempts, device_s = astuple(execution) if execution is not None else (None, 0, None)
         self._db.execute(
-            "UPDATE commands SET state = ?, actor = ?, finished_at = ? WHERE future = ?",
-            [state, actor, now, result.future],
+            "UPDATE commands SET state = ?, actor = ?, finished_at = ?, started_at = ?, attempts = ?, device_s = ?"
+            " WHERE future = ?",
+            [state, actor, now, started_at, attempts, device_s, result.future],
         )
         kept, file = self._kept(result.payload)
         self._db.execute(

@@ -175,6 +175,16 @@ class ResultRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Execution:
+    """`started_at`, in Unix seconds, a command was handed out to an actor for the first of `attempts` times.
+    `device_s` is its share of the device's time, None where its actor has not told."""
+
+    started_at: float
+    attempts: int
+    device_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class UsageEntry:
     """`price` is in micro-dollars per million tokens, `cost` in millionths of a micro-dollar."""
 

@@ -325,5 +325,14 @@ def m016_storage_is_billed(db: Database) -> None:
 
 
 @migrations()
+def m017_execution_times(db: Database) -> None:
+    # When it was handed out for the first time, how often it was, and its share of the device's time; NULL, 0 and NULL
+    # where no actor was given it, or an older release finished it.
+    db.table("commands").add_column("started_at", float)
+    db.table("commands").add_column("attempts", int, not_null_default=0)
+    db.table("commands").add_column("device_s", float)
+
+
+@migrations()
 def m018_samplers_in_flight(db: Database) -> None:
     db.table("samplers").add_column("in_flight", int, not_null_default=0)

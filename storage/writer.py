@@ -6,6 +6,7 @@ full or read-only delays that: nothing is acknowledged, and nothing lost, until 
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
@@ -43,6 +44,8 @@ class Writer:
         self._backlog = 0
         self._has_room, self._may_ask = asyncio.Event(), asyncio.Event()
         self._trouble: str | None = None
+        self.on_commit: Callable[[int, float], None] = _nobody
+        """Told how many operations a commit had, and how many seconds it took, tries that failed included."""
         self._thread = anyio.CapacityLimiter(1)
         self._weigh()
 
@@ -99,7 +102,9 @@ class Writer:
             self._wake.clear()
             while self._pending:
                 batch, self._pending = self._pending, []
+                started = time.monotonic()
                 results = await self._durable([pending.operation for pending in batch])
+                self.on_commit(len(batch), time.monotonic() - started)
                 self._backlog -= sum(pending.size for pending in batch)
                 self._weigh()
                 for pending, result in zip(batch, results, strict=True):
@@ -136,4 +141,8 @@ class Writer:
 
 
 def _ignore(result: object) -> None:
+    pass
+
+
+def _nobody(operations: int, seconds: float) -> None:
     pass

@@ -29,6 +29,7 @@ ROOMS = {
     "actors.group": {"actors.images", "actors.model", "actors.training", "actors.sampling"},
     "scheduler.planning": set[str](),
     "scheduler.access": {"scheduler.planning"},
+    "scheduler.observing": set(),
     "gateway.tinker": {"gateway"},
     "gateway.chat": {"gateway"},
     "gateway.openai": {"gateway", "gateway.chat"},

@@ -66,7 +66,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `cached_prefill_tokens` of the `prefill_tokens` were found computed. `discarded` says that the run's pending
     gradient was dropped: by an optim_step that failed since it was not finite, or by the replay of one. `unrestored`
-    says that the run could not be rebuilt from the folder that it was to come from: nothing was executed.
+    says that the run could not be rebuilt from the folder that it was to come from: nothing was executed. `device_s`
+    is its share, by tokens, of the seconds that the pass took which it was in.
     """
 
     future: FutureId
@@ -79,6 +80,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     checksum: str = ""
     discarded: bool = False
     unrestored: bool = False
+    device_s: float | None = None
 
 
 class Completion(msgspec.Struct, frozen=True, tag="completion", omit_defaults=True):
@@ -121,11 +123,16 @@ class SnapshotFailed(msgspec.Struct, frozen=True, tag="snapshot_failed"):
 
 class ActorPing(msgspec.Struct, frozen=True, tag="ping"):
     """`train_s` and `sample_s` are the compute time since the actor started; `swaps` counts adapters moved on or off
-    the device."""
+    the device. Of its slots so many hold an adapter, and of the cache's blocks so many are held by sequences; others
+    are kept, since their prefix is known."""
 
     train_s: float = 0.0
     sample_s: float = 0.0
     swaps: int = 0
+    slots_used: int = 0
+    cache_blocks: int = 0
+    cache_blocks_held: int = 0
+    cache_blocks_kept: int = 0
 
 
 class ActorLeaving(msgspec.Struct, frozen=True, tag="leaving"):

@@ -226,6 +226,12 @@ class OwnJobs(msgspec.Struct, frozen=True, tag="own_jobs"):
     newest: bool = False
 
 
+class GetMetrics(msgspec.Struct, frozen=True, tag="get_metrics"):
+    """What the broker has counted and sees, in Prometheus' text format. No tenant, run or key is named."""
+
+    request: int
+
+
 class Completions(msgspec.Struct, frozen=True, tag="completions"):
     """What resolved in a lane after `cursor`, with seqs from `low` to below `high`. The answer waits up to `timeout_s`
     seconds for the first."""
@@ -265,6 +271,7 @@ CatalogueRequest: TypeAlias = (
     | LaneState
     | QueueState
     | OwnJobs
+    | GetMetrics
     | Completions
     | CatalogueChange
 )

@@ -4,10 +4,11 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
-Scope: TypeAlias = Literal["train", "sample", "read", "admin"]
+Scope: TypeAlias = Literal["train", "sample", "read", "admin", "metrics"]
 """What a key may do: train runs and change their checkpoints; sample; list, download and see usage; administer the
-deployment. What any use of a run or a sampler takes, all may."""
-SCOPES: tuple[Scope, ...] = ("train", "sample", "read", "admin")
+deployment; read what is measured of it, and nothing else. What any use of a run or a sampler takes, all but the last
+may."""
+SCOPES: tuple[Scope, ...] = ("train", "sample", "read", "admin", "metrics")
 USER_SCOPES: tuple[Scope, ...] = ("train", "sample", "read")
 """What a key may where nothing else was said."""
 

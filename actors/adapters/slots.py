@@ -46,6 +46,11 @@ class AdapterPool:
         return list(self._hot)
 
     @property
+    def used(self) -> int:
+        """How many slots hold an adapter; from any thread."""
+        return len(self._hot)
+
+    @property
     def host_bytes(self) -> int:
         """What adapters take of host memory."""
         return self._all_bytes - (self._hot_bytes if self.device != self.host else 0)

@@ -56,6 +56,11 @@ class BlockPool:
         """How many can be allocated, kept ones among them."""
         return self.blocks - len(self._holders)
 
+    @property
+    def kept(self) -> int:
+        """How many nobody holds, and are kept since their prefix is known."""
+        return len(self._kept)
+
     def holders(self, block: int) -> int:
         return self._holders.get(block, 0)
 

@@ -16,6 +16,7 @@ from ...wire.catalogue_messages import (
     ExpireCheckpoint,
     FindRuns,
     FinishClientSession,
+    GetMetrics,
     JoinSampler,
     LaneState,
     LendCheckpoint,
@@ -45,6 +46,8 @@ from ...wire.errors import PermissionDeniedError
 from ...wire.limits import SCOPES, Scope
 
 _WORK: tuple[Scope, ...] = ("train", "sample")
+_PROGRAMS: tuple[Scope, ...] = ("train", "sample", "read", "admin")
+"""Whose keys programs have, which need things around their work; who only measures needs none."""
 _OPEN_QUESTIONS = ("capabilities", "run", "sampler", "weights", "tenant", "key", "projects", "storage_price")
 """What a program has to ask of what it trains or samples."""
 
@@ -62,9 +65,11 @@ NEEDED: Mapping[type, tuple[Scope, ...]] = MappingProxyType(
         AuditBetween: ("read", "admin"),
         Query: ("read",),  # but for some
         Administer: ("admin",),
-        **dict.fromkeys((CreateClientSession, TouchClientSession, FinishClientSession, CountClientEvents), SCOPES),
-        **dict.fromkeys((MintToken, RevokeKey, LaneState, QueueState, Completions), SCOPES),
-        **dict.fromkeys((Watch, Read, Ping, Goodbye), SCOPES),
+        **dict.fromkeys((CreateClientSession, TouchClientSession, FinishClientSession, CountClientEvents), _PROGRAMS),
+        **dict.fromkeys((MintToken, RevokeKey, LaneState, QueueState, Completions), _PROGRAMS),
+        **dict.fromkeys((Watch, Read), _PROGRAMS),
+        **dict.fromkeys((Ping, Goodbye), SCOPES),
+        GetMetrics: ("admin", "metrics"),
     }
 )
 
@@ -73,7 +78,7 @@ def check(scopes: frozenset[Scope], message: FromClient) -> None:
     """Raises PermissionDeniedError. What has to do with a run or a sampler takes more: `check_lane`."""
     match message:
         case Query() if message.what in _OPEN_QUESTIONS:
-            pass
+            _check(scopes, _PROGRAMS, message.what)
         case Query():
             _check(scopes, NEEDED[Query], message.what)
         case _:

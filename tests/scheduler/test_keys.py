@@ -41,6 +41,7 @@ from lorry.wire.catalogue_messages import (
     DeleteCheckpoint,
     ExpireCheckpoint,
     FindRuns,
+    GetMetrics,
     PublishCheckpoint,
     Query,
 )
@@ -50,8 +51,10 @@ from lorry.wire.client_messages import (
     CreateSampler,
     Drain,
     FromClient,
+    Goodbye,
     Hello,
     ImportAdapter,
+    Ping,
     Probe,
     SamplerCreated,
     Submit,
@@ -102,7 +105,11 @@ async def test_a_key_does_what_its_scopes_say_and_nothing_else(tmp_path: Path) -
         }
         for scope in SCOPES:
             async with open_connection(service.address, key_for(service.store, scope)) as connection:
-                await connection.tell(Query(connection.next_request(), "capabilities"))  # which anybody may ask
+                open_question = Query(connection.next_request(), "capabilities")
+                if scope == "metrics":
+                    assert isinstance(await refused(connection, open_question), PermissionDeniedError)
+                else:
+                    await connection.tell(open_question)  # which all others may ask
                 for needed, ask in asks.items():
                     if needed == scope:
                         await connection.tell(ask(connection.next_request()))
@@ -110,6 +117,15 @@ async def test_a_key_does_what_its_scopes_say_and_nothing_else(tmp_path: Path) -
                         error = await refused(connection, ask(connection.next_request()))
                         assert isinstance(error, PermissionDeniedError)
                         assert str(error).startswith(f"scope is {scope}, expected {needed} for")
+                if scope in NEEDED[GetMetrics]:
+                    await connection.tell(GetMetrics(connection.next_request()))
+                else:
+                    error = await refused(connection, GetMetrics(connection.next_request()))
+                    assert str(error).startswith(f"scope is {scope}, expected admin or metrics for")
+
+
+def test_who_measures_may_say_hello_and_ask_for_what_is_measured_and_nothing_else() -> None:
+    assert {message for message, needed in NEEDED.items() if "metrics" in needed} == {GetMetrics, Ping, Goodbye}
 
 
 async def test_who_may_not_train_leaves_no_gap_and_cancels_nothing(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from lorry.wire.catalogue_messages import (
     ExpireCheckpoint,
     FindRuns,
     FinishClientSession,
+    GetMetrics,
     JoinSampler,
     LaneState,
     LendCheckpoint,
@@ -155,7 +156,7 @@ ASKS: dict[type, list[Callable[[int, Things], object]]] = {
     Drain: [lambda n, of: Drain(n, "", ActorId("scripted"))],
     ImportAdapter: [lambda n, of: ImportAdapter(n, "", TenantId("alice"), RunId(of.run), "m", LORA, "a", 1, "")],
 }
-NAMES_NOTHING = {Hello, Probe, Ping, Goodbye, MintToken, CreateClientSession, CountClientEvents}
+NAMES_NOTHING = {Hello, Probe, Ping, Goodbye, MintToken, CreateClientSession, CountClientEvents, GetMetrics}
 
 
 def test_every_message_is_tried_or_names_nothing() -> None:
