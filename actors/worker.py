@@ -34,6 +34,7 @@ from .adapters.residents import Residents
 from .adapters.samplers import Saved
 from .adapters.snapshots import write_snapshot
 from .arrivals import Arrivals
+from .device_time import with_device_time
 from .model.memory import memory_ran_out
 from .orders import Leave, Order, PixelsCame, Sample, Stop, Train, changed_by, runs_of, take_together
 from .outbox import End, Outbox
@@ -294,6 +295,7 @@ class Worker:
         self._account_training()
         self._last_pass_s = self.train_s - trained_s
         self._pace.measured(self._trainer.trained_tokens - tokens, self._last_pass_s)
+        ended |= with_device_time(ended, self._last_pass_s)
         self._residents.charge(changed_by(merged), self._last_pass_s)
         self._charge_gathered(merged, ended)
         for train in merged:

@@ -1,7 +1,9 @@
 """Questions about runs, checkpoints and usage, and the deletion of checkpoints. Nothing here computes."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import IO, Literal
+
+from anyio import to_thread
 
 from ..wire.catalogue_messages import (
     AssignProject,
@@ -13,13 +15,16 @@ from ..wire.catalogue_messages import (
     OwnJobs,
     Query,
     QueueState,
+    SessionTimeline,
     SetPriority,
 )
 from ..wire.commands import CommandKind
 from ..wire.ids import FutureId, LaneId, ProjectId
 from ..wire.overview import Jobs
+from ..wire.timelines import Timeline
 from ..wire.types import Checkpoint, Project, TrainingRun, UsageRow
 from .connection import Connection
+from .session_trace import SessionTrace
 
 
 class RestClient:
@@ -88,6 +93,17 @@ class RestClient:
     async def get_usage_async(self) -> list[UsageRow]:
         """Tokens by run and kind, as they are billed."""
         return await self._connection.ask(Query(self._connection.next_request(), "usage"), list[UsageRow])
+
+    async def export_trace_async(self, subject: str, file: IO[bytes]) -> None:
+        """Write what became of a run's commands, and when, to `file`, for https://ui.perfetto.dev; or of a client
+        session's. Raises NotFoundError."""
+        trace, after = SessionTrace(file, subject), None
+        while True:
+            asked = SessionTimeline(self._connection.next_request(), subject, after)
+            page = await self._connection.ask(asked, Timeline)
+            await to_thread.run_sync(trace.add, page.commands)
+            if (after := page.after) is None:
+                return
 
     async def list_jobs_async(
         self,

@@ -25,6 +25,7 @@ from lorry import (
     tables,
     tenancy,
     top,
+    tracing,
 )
 from lorry.actors.config import ActorConfig, ActorSettings
 from lorry.addresses import check_exposure, host_and_port, is_loopback
@@ -47,7 +48,7 @@ app = typer.Typer(
 )
 for group in (tenancy.tenants, tenancy.keys, limiting.limits, checkpoints.checkpoints, benching.app):
     app.add_typer(group)
-for command in (jobs.jobs, runs.runs, top.top, billing.usage, storing.storage, auditing.audit):
+for command in (jobs.jobs, runs.runs, top.top, billing.usage, storing.storage, auditing.audit, tracing.trace):
     app.command(command.__name__)(command)
 
 

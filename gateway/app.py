@@ -31,14 +31,14 @@ from .tinker import (
     sampling,
     service,
     sessions,
+    traces,
     training,
-    unsupported,
     weights,
 )
 from .tls import certificate_of
 
 _WORK = (training, custom_losses, futures, sampling, weights, models, service, auth)
-_RECORDS = (sessions, runs, downloads, checkpoints, billing, audit, unsupported)
+_RECORDS = (sessions, traces, runs, downloads, checkpoints, billing, audit)
 _OF_TEXT = {
     "/v1": [*openai.ROUTES, *anthropic.ROUTES, *openai.NOWHERE],
     "/services/tinker-prod/oai/api/v1": [*openai.ROUTES, *openai.NOWHERE],
@@ -57,6 +57,8 @@ class Gateway:
     bodies: BodyBudget
     counts: HttpCounts
     desk: Desk = field(default_factory=Desk)
+    exports: anyio.Semaphore = field(default_factory=lambda: anyio.Semaphore(1))
+    """Each keeps a thread busy."""
 
 
 def build(gateway: Gateway) -> FastAPI:

@@ -15,6 +15,7 @@ from ..storage.reader import Reader
 from ..storage.reports import usage, usage_between
 from ..storage.rows import ClientSessionRow, RunRow, SamplerRow
 from ..storage.store import Store
+from ..storage.timelines import timeline
 from ..storage.writer import Writer
 from ..wire.catalogue_messages import (
     AssignProject,
@@ -44,12 +45,14 @@ from ..wire.catalogue_messages import (
     RevokeKey,
     SamplerInfo,
     SamplerJoined,
+    SessionTimeline,
     SetPriority,
     TouchClientSession,
     UsageBetween,
 )
 from ..wire.errors import InvalidRequestError
 from ..wire.ids import LaneId, TenantId
+from ..wire.timelines import Timeline
 from ..wire.types import (
     ClientSession,
     GetInfoResponse,
@@ -150,6 +153,8 @@ class Catalogue:
                 return await self._prioritise(session, request)
             case OwnJobs():
                 return await self.overview.own_jobs(tenant, request)
+            case SessionTimeline():
+                return await self._timeline(tenant, request)
             case GetMetrics():
                 return self._commands.exposition.text()
             case Completions():
@@ -238,6 +243,13 @@ class Catalogue:
                     return CompletedSince(found, newest)
                 await bell.wait()
         return CompletedSince([], cursor)
+
+    async def _timeline(self, tenant: TenantId, request: SessionTimeline) -> Timeline:
+        subject, after = request.subject, request.after
+        run = self._registry.run_of(LaneId(subject))
+        if run is None or run.tenant != tenant:
+            self.sessions.get(tenant, subject)
+        return await self._reader.read_at_leisure(lambda store: timeline(store, tenant, subject, after))
 
     # Client sessions and samplers ------------------------------------------------------------------------------------
 

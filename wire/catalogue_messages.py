@@ -7,6 +7,7 @@ import msgspec
 from .commands import CommandKind
 from .ids import FutureId, LaneId, ProjectId, TenantId
 from .overview import JobLimit
+from .timelines import Place
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 """What the database can hold and add up."""
@@ -226,6 +227,14 @@ class OwnJobs(msgspec.Struct, frozen=True, tag="own_jobs"):
     newest: bool = False
 
 
+class SessionTimeline(msgspec.Struct, frozen=True, tag="session_timeline"):
+    """What became of the commands of a client session, or of a run, and when: the next of them behind `after`."""
+
+    request: int
+    subject: str
+    after: Place | None = None
+
+
 class GetMetrics(msgspec.Struct, frozen=True, tag="get_metrics"):
     """What the broker has counted and sees, in Prometheus' text format. No tenant, run or key is named."""
 
@@ -271,6 +280,7 @@ CatalogueRequest: TypeAlias = (
     | LaneState
     | QueueState
     | OwnJobs
+    | SessionTimeline
     | GetMetrics
     | Completions
     | CatalogueChange

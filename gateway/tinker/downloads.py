@@ -1,4 +1,5 @@
-"""Weights to take away: each file of a checkpoint behind a signed link that expires, or all of them as a tar archive.
+"""What is to be taken away, behind signed links that expire: each file of a checkpoint, all of them as a tar archive,
+and traces.
 
 A link needs no key: whoever has it has the file, until it expires.
 """
@@ -28,6 +29,8 @@ from .moments import moment
 router = APIRouter()
 
 _ARCHIVE = "archive.tar"
+TRACES = "traces"
+"""No checkpoint's place: each has a run before it."""
 _PIECE_BYTES = 256 * 1024
 
 
@@ -77,15 +80,25 @@ def _config(request: Request) -> GatewayConfig:
 
 
 def _folder(config: GatewayConfig, place: str) -> Path:
-    """`place` is the broker's own name of a folder below its checkpoints: it told us, or we signed it."""
+    """`place` is the broker's own name of a folder below its checkpoints, or that of traces beside these: it told us,
+    or we signed it."""
     if config.checkpoints is None:
         raise NotSupportedError("this gateway does not see the broker's folder: start it with --data")
-    return config.checkpoints / place
+    return config.checkpoints.parent / TRACES if place == TRACES else config.checkpoints / place
+
+
+def traces_folder(request: Request) -> Path:
+    """Raises NotSupportedError."""
+    return _folder(_config(request), TRACES)
+
+
+def link_to_trace(request: Request, file: str) -> str:
+    return _link(request, TRACES, file, _expiry(request))
 
 
 def _files(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise NotFoundError("the files of this checkpoint are gone")
+        raise NotFoundError("what this led to is gone")
     return sorted(file.name for file in folder.iterdir() if file.is_file())
 
 

@@ -170,7 +170,6 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "actors/training/custom_losses.py::_computed": (1, CUSTOM),
     "actors/training/custom_losses.py::_check_arguments": (1, CUSTOM),
     "actors/training/reading.py::_check_custom": (1, CUSTOM),
-    "gateway/tinker/unsupported.py::export_session_trace": (1, NO_COMMAND),
     "gateway/broker.py::borrow": (1, "a key that may not read: as any mistake in a load"),
     "gateway/tinker/weights.py::_load": (1, NO_PLACE),
     "gateway/anthropic/conversing.py::check": (4, TEXT),

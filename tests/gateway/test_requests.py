@@ -97,7 +97,7 @@ def test_bombs_cost_bounded_memory(tenant: Tenant) -> None:
     [
         ("POST", "create_custom_loss", 422),
         ("PUT", "sessions/x/project", 422),
-        ("GET", "sessions/x/trace_export", 400),
+        ("GET", "sessions/x/trace_export", 404),
         ("GET", "samplers/x", 404),
         ("POST", "create_session", 422),
         ("POST", "nothing_of_the_kind", 404),

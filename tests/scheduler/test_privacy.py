@@ -39,6 +39,7 @@ from lorry.wire.catalogue_messages import (
     Query,
     QueueState,
     RevokeKey,
+    SessionTimeline,
     SetPriority,
     Slot,
     TouchClientSession,
@@ -151,6 +152,7 @@ ASKS: dict[type, list[Callable[[int, Things], object]]] = {
     LaneState: [lambda n, of: LaneState(n, LaneId(of.run), 0.1), lambda n, of: LaneState(n, LaneId(of.sampler), 0.1)],
     QueueState: [lambda n, of: QueueState(n, FutureId(of.future))],
     Completions: [lambda n, of: Completions(n, LaneId(of.run), 0, 9, timeout_s=0.1)],
+    SessionTimeline: [lambda n, of: SessionTimeline(n, of.session), lambda n, of: SessionTimeline(n, of.run)],
     OwnJobs: [lambda n, of: OwnJobs(n, of.run), lambda n, of: OwnJobs(n, of.sampler)],
     Administer: [lambda n, of: Administer(n, EndKey(of.key))],  # type: ignore[arg-type]
     Drain: [lambda n, of: Drain(n, "", ActorId("scripted"))],
