@@ -30,6 +30,7 @@ from ..wire.actor_messages import (
 from ..wire.codec import encode
 from ..wire.errors import CommandCancelledError, InternalError, LorryError, OutOfMemoryError
 from ..wire.ids import FutureId
+from ..wire.tracing import tracing
 from .adapters.residents import Residents
 from .adapters.samplers import Saved
 from .adapters.snapshots import write_snapshot
@@ -42,6 +43,7 @@ from .pace import Pace
 from .progress import Progress
 from .sampling.decoder import Decoder, Finished
 from .sampling.sequences import Usage
+from .spans import Spans
 from .training.engine import Engine
 from .training.trainer import Ended, Save, Trainer
 from .turns import Turns
@@ -81,7 +83,8 @@ class Worker:
         self.train_s = 0.0
         self.sample_s = 0.0
         self._engine, self._decoder, self._residents, self._trainer = engine, decoder, residents, trainer
-        self._post, self._write, self._turns = post, write, Turns(sample_share)
+        self._spans = Spans(tracing, trainer.base_model)
+        self._told, self._write, self._turns = post, write, Turns(sample_share)
         self._in_flight = engine.base.in_flight
         self._in_flight.on_pause, self._in_flight.wait_for = self._pause, self._wait_for
         self._train: deque[Train] = deque()
@@ -174,6 +177,7 @@ class Worker:
             case Train():
                 self._train.append(order)
             case Sample():
+                self._spans.sampled(order.item)
                 self._arrivals.add(order)
             case PixelsCame():
                 pass
@@ -291,6 +295,7 @@ class Worker:
         self._last_runs, self._is_short = len(runs_of(merged)), False
         self._in_flight.beside_others = self._decoder.active
         self._training_since, trained_s, tokens = time.perf_counter(), self.train_s, self._trainer.trained_tokens
+        self._spans.trained([item for train in merged for item in train.batch.items])
         ended = self._trainer.run([pair for t in merged for pair in zip(t.batch.items, t.payloads, strict=True)])
         self._account_training()
         self._last_pass_s = self.train_s - trained_s
@@ -362,6 +367,10 @@ class Worker:
             self._take_orders_there()
             self._arrivals.admit(look=False, one=True)
         self._training_since = time.perf_counter()
+
+    def _post(self, message: FromActor, payloads: Sequence[bytes] = ()) -> None:
+        self._spans.told(message)
+        self._told(message, payloads)
 
     def _refuse(self, sample: Sample, error: LorryError) -> None:
         self._post(Completion(sample.batch, [Outcome(sample.item.future, error.info)], done=True), [b""])

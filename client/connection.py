@@ -51,6 +51,7 @@ from ..wire.sequenced import Link
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
 from .futures import Future
+from .spans import traced
 from .streams import SampleStream
 
 T = TypeVar("T")
@@ -135,6 +136,7 @@ class Connection:
         if len(payload) > limit:
             raise MessageTooLargeError(f"the request has {len(payload):,} bytes, the limit is {limit:,}")
 
+        message = message if self._relays else traced(message, future)
         watched_before = future.id in self._futures
 
         def refused(error: LorryError) -> None:

@@ -24,6 +24,8 @@ class Future(Generic[T]):
         self._resolved = anyio.Event()
         self._result: T | None = None
         self._error: Exception | None = None
+        self.on_end: Callable[[Exception | None], None] | None = None
+        """Told once, with what it failed of."""
 
     def __await__(self) -> Generator[Any, None, T]:
         return self.result_async().__await__()
@@ -53,10 +55,15 @@ class Future(Generic[T]):
                 self._result = self._convert(payload)
             except Exception as error:  # whatever is wrong with a result is for whoever awaits it
                 self._error = error
-            self._resolved.set()
+            self._end()
 
     def reject(self, error: Exception) -> None:
         """Called by the connection."""
         if not self.done():
             self._error = error
-            self._resolved.set()
+            self._end()
+
+    def _end(self) -> None:
+        self._resolved.set()
+        if self.on_end is not None:
+            self.on_end(self._error)

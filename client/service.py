@@ -1,5 +1,6 @@
 """The way in: connect, then create training and sampling clients."""
 
+import logging
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -8,11 +9,14 @@ from ..wire.catalogue_messages import Query
 from ..wire.client_messages import CreateRun, RunCreated
 from ..wire.commands import check_lora_config
 from ..wire.ids import ProjectId, RunId
+from ..wire.tracing import tracing
 from ..wire.types import ExpertLora, GetServerCapabilitiesResponse, LoraConfig
 from .connection import Connection, open_connection
 from .rest import RestClient
 from .sampling import SamplingClient, create_sampler
 from .training import TrainingClient
+
+log = logging.getLogger("lorry")
 
 
 class ServiceClient:
@@ -92,5 +96,7 @@ async def connect(
     `server_key` is the server's public CURVE key, which `lorry serve` prints where it listens beyond loopback.
     Raises AuthenticationError, ProtocolError, and ConnectionLostError where nobody answers within `timeout_s` seconds.
     """
+    if problem := tracing.start("lorry-client"):
+        log.warning(problem)
     async with open_connection(address, api_key, server_key, timeout_s) as connection:
         yield ServiceClient(connection, project)

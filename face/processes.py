@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import cast
 
 import anyio
+import structlog
 from anyio.abc import TaskGroup
 
 from lorry.actors import actor
@@ -21,10 +22,20 @@ from lorry.scheduler import broker
 from lorry.scheduler.config import BrokerConfig
 from lorry.serve import HEARTBEAT_VARIABLE
 from lorry.wire.tasks import background_tasks
+from lorry.wire.tracing import tracing
+
+log = structlog.get_logger("lorry")
+
+
+def _start_tracing(process: str) -> None:
+    if problem := tracing.start(process):
+        log.warning(problem)
 
 
 async def run_broker(configured: Callable[[], BrokerConfig], supervised: bool) -> None:
     """`configured` may raise StorageUnavailableError, and is called again then: the keys lie in the data folder."""
+
+    _start_tracing("lorry-broker")
 
     async def serve() -> None:
         async with AsyncExitStack() as stack:
@@ -44,6 +55,7 @@ async def run_broker(configured: Callable[[], BrokerConfig], supervised: bool) -
 
 
 async def run_actor(config: ActorConfig, supervised: bool) -> None:
+    _start_tracing("lorry-actor")
     joined, leaving = anyio.Event(), anyio.Event()
 
     def ready() -> None:
@@ -62,6 +74,7 @@ async def run_actor(config: ActorConfig, supervised: bool) -> None:
 async def run_gateway(configured: Callable[[], GatewayConfig], supervised: bool) -> None:
     """`configured` as for the broker."""
     # The Tinker SDK's wire types do without torch where it is missing, and so do we: it is 180 MB and two seconds.
+    _start_tracing("lorry-gateway")
     sys.modules["torch"] = cast(ModuleType, None)  # None is Python's own sign that an import is to fail
     from lorry.gateway import app
 

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.routing import Mount
 
 from ..wire.tasks import background_tasks
+from ..wire.tracing import tracing
 from . import admin, errors, health, jobs, listening, metrics
 from .anthropic import routes as anthropic
 from .bodies import BodyBudget
@@ -17,7 +18,8 @@ from .config import GatewayConfig
 from .connections import Connections
 from .measuring import HttpCounts, Measured
 from .openai import routes as openai
-from .routes import API
+from .routes import API, Templates
+from .spans import Traced
 from .tinker import (
     audit,
     auth,
@@ -71,7 +73,9 @@ def build(gateway: Gateway) -> FastAPI:
     for prefix, routes in _OF_TEXT.items():
         app.router.routes.append(Mount(prefix, routes=routes))
     app.mount("/admin", admin.app(gateway))
-    app.add_middleware(Measured, counts=gateway.counts)
+    templates = Templates(module.router for module in _ROUTERS)
+    app.add_middleware(Measured, counts=gateway.counts, templates=templates)
+    app.add_middleware(Traced, tracing=tracing, templates=templates)
     return app
 
 

@@ -12,6 +12,7 @@ from tinker.lib._jwt_auth import jwt_claims
 
 from ..client.connection import Connection
 from ..client.streams import SampleStream
+from ..wire import tracing
 from ..wire.catalogue_messages import FutureState, LaneState, LendCheckpoint, Query, QueueState
 from ..wire.client_messages import CommandArguments, Refuse, Submit
 from ..wire.commands import CommandKind
@@ -107,7 +108,7 @@ class Broker:
         future = future_id(LaneId(lane), seq)
         number = self._connection.next_request()
         told = arguments or CommandArguments()
-        header = Submit(number, LaneId(lane), seq, kind, tokens, rows, told, prefix or [], timeout_s)
+        header = Submit(number, LaneId(lane), seq, kind, tokens, rows, told, prefix or [], timeout_s, tracing.current())
         acknowledgement = self._connection.submit(header, payload, self._connection.expect(future))
         with anyio.fail_after(self._answer_within_s):
             await acknowledgement.wait()

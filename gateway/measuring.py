@@ -13,7 +13,7 @@ from prometheus_client import (
 )
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .routes import template_of
+from .routes import Templates
 
 disable_created_metrics()
 
@@ -52,8 +52,8 @@ class HttpCounts:
 class Measured:
     """The application, with its requests counted."""
 
-    def __init__(self, app: ASGIApp, counts: HttpCounts) -> None:
-        self._app, self._counts = app, counts
+    def __init__(self, app: ASGIApp, counts: HttpCounts, templates: Templates) -> None:
+        self._app, self._counts, self._templates = app, counts, templates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,7 +71,7 @@ class Measured:
             try:
                 await self._app(scope, receive, noting)
             finally:
-                route, method = template_of(scope), scope["method"]
+                route, method = self._templates.of(scope), scope["method"]
                 method = method if method in _METHODS else "other"
                 self._counts.requests.labels(route, method, str(status)).inc()
                 self._counts.seconds.labels(route, method).observe(time.perf_counter() - started)

@@ -211,6 +211,7 @@ class Accepting:
 
     def _plan(self, row: CommandRow) -> None:
         sampler = self._registry.sampler_of(row.lane)
+        self._stages.accepted(row)
         self._planner.submit(planned(row, priority=sampler.priority if sampler else 0))
         self._recovering.wake(row.lane)
         self._work_arrived()

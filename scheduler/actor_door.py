@@ -8,6 +8,7 @@ from typing import Literal
 
 import anyio
 import structlog
+from msgspec import structs
 
 from ..storage.reader import Reader
 from ..storage.rows import ActorRow
@@ -236,8 +237,11 @@ class ActorDoor:
         # While payloads were read, a run may have been taken back, to be rebuilt from another state.
         held = [each for each in found if self._planner.is_in_flight(each[0].future, plan.batch)]
         if held:
-            self._commands.handed_out(plan.mode, [command for command, *_ in held])
-            batch = MicroBatch(plan.batch, plan.mode, [item for _, item, _ in held], plan.cost, plan.alone)
+            parents = self._commands.handed_out(peer.id, plan.mode, [command for command, *_ in held])
+            items = [item for _, item, _ in held]
+            if parents:
+                items = [structs.replace(item, traceparent=parents.get(item.future)) for item in items]
+            batch = MicroBatch(plan.batch, plan.mode, items, plan.cost, plan.alone)
             peer.handed[plan.batch] = self._send(peer, batch, [payload for *_, payload in held])
         else:
             del peer.handed[plan.batch]
@@ -281,7 +285,7 @@ class ActorDoor:
         self._writer.write(lambda store: store.actor_ended(peer.id, state, now))
         self._writer.write(lambda store: store.record_event(f"actor {state}", peer.id, why, now))
         unread = {n for n, place in peer.handed.items() if place is None or not peer.link.is_confirmed(place)}
-        self._commands.actor_lost(self._planner.actor_lost(peer.id, unread))
+        self._commands.actor_lost(peer.id, self._planner.actor_lost(peer.id, unread))
 
     def _expel(self, connection: bytes, reason: str) -> None:
         self._tell_refused(connection, reason)

@@ -1,6 +1,7 @@
 """Where clients come in: every message of theirs is checked here, and answered with a result or a typed error."""
 
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -200,6 +201,7 @@ class ClientDoor:
         tokens, rows = max(1, submit.tokens, len(payload) // _BYTES_PER_TOKEN), max(1, submit.rows)
         prefix = _scoped(submit.prefix, lane)
         row = self._placed(lane, session, submit.seq, submit.kind, tokens, rows, submit.arguments, prefix)
+        row = row if submit.traceparent is None else replace(row, traceparent=submit.traceparent)
         row = timed(row, submit.timeout_s, self.steady_now())
         request = self._request(session, submit.request)
         if not self._commands.waiters.is_open(row.future):

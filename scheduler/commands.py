@@ -16,12 +16,14 @@ from ..wire.errors import DeadlineExceededError, LorryError, NotFoundError
 from ..wire.ids import ActorId, BatchId, FutureId, KeyId, LaneId, TenantId
 from ..wire.limits import Limits
 from ..wire.streaming import Resumed
+from ..wire.tracing import tracing
 from .accepting import Accepting
 from .client_post import SoFar
 from .config import BrokerConfig
 from .exposition import Exposition
 from .finishing import Deliver, Finishing
 from .observing.counts import Counts
+from .observing.spans import Spans
 from .observing.stages import Stages
 from .observing.unsaved import Unsaved
 from .open_commands import OpenCommands, Payloads
@@ -61,7 +63,7 @@ class Commands:
         self.waiters = Waiters()
         self.meters = planner.meters
         self.counts, self.unsaved = Counts(), Unsaved()
-        self._stages = Stages(self.counts, now)
+        self._stages = Stages(self.counts, Spans(tracing, now), now)
         self._open = OpenCommands(Payloads(config.waiting_bytes), self.meters)
         self._registry, self._planner, self._writer = registry, planner, writer
         self._work_arrived, self._stream_to = work_arrived, stream_to
@@ -181,14 +183,20 @@ class Commands:
         state = AdapterState(folder, source.lora, folder)
         return Item(command.future, command.kind, state, stream=row.arguments.stream)
 
-    def handed_out(self, mode: Literal["train", "sample"], commands: Sequence[Command]) -> None:
-        """They are on their way to an actor, together."""
+    def handed_out(
+        self, actor: ActorId, mode: Literal["train", "sample"], commands: Sequence[Command]
+    ) -> dict[FutureId, str]:
+        """They are on their way to an actor, together. Returns which spans the actor's are to be children of."""
         tokens, lanes = sum(command.cost for command in commands), {command.lane for command in commands}
         self.counts.micro_batch(mode, len(commands), tokens, len(lanes))
+        parents: dict[FutureId, str] = {}
         for command in commands:
             if not command.replay:
                 whole = command if command.share is None else command.share.whole
-                self._stages.handed_out(self._open.rows[whole.future], in_part=command.share is not None)
+                row, in_part = self._open.rows[whole.future], command.share is not None
+                if parent := self._stages.handed_out(row, actor, in_part=in_part):
+                    parents[command.future] = parent
+        return parents
 
     def payload(self, command: Command) -> bytes | FutureId:
         """What goes with it; or whose payload does, which is in the journal only."""
@@ -250,7 +258,8 @@ class Commands:
             self.spreading.finished(command)
             self.finishing.finish(outcome, payload, actor)
 
-    def actor_lost(self, lost: Lost) -> None:
+    def actor_lost(self, actor: ActorId, lost: Lost) -> None:
+        self._stages.actor_lost(actor)
         self.spreading.forget([*lost.lanes, *lost.broken])
         self.spreading.forget_parts(command.lane for command in lost.poisoned)
         self.recovering.actor_lost(lost)

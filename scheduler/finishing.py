@@ -76,7 +76,8 @@ class Finishing:
             error = ActorLostError(self._open.broken[row.lane]).info
         if error is not None:
             state: CommandState = "discarded" if outcome.discarded else "failed"
-            self._record(row, ResultRow(row.future, encode(error), None), state, actor, device_s=outcome.device_s)
+            result = ResultRow(row.future, encode(error), None)
+            self._record(row, result, state, actor, device_s=outcome.device_s, error=error)
             return
         checkpoint, sampler = self._saved(row, outcome)
         if row.kind in SAVES or row.kind == "load_state":
@@ -92,7 +93,8 @@ class Finishing:
     def fail(self, future: FutureId, error: LorryError) -> None:
         """End a command that no actor will end."""
         row = self._open.rows[future]
-        self._record(row, ResultRow(future, encode(told(row, error.info)), None), "failed", None)
+        shown = told(row, error.info)
+        self._record(row, ResultRow(future, encode(shown), None), "failed", None, error=shown)
 
     def read(self, futures: Iterable[FutureId]) -> None:
         """Whoever wanted these results has them."""
@@ -118,11 +120,12 @@ class Finishing:
         checkpoint: CheckpointRow | None = None,
         sampler: SamplerRow | None = None,
         device_s: float | None = None,
+        error: ErrorInfo | None = None,
     ) -> None:
         now = self._now()
         keep_payload = state == "done" and row.kind in REPLAYED_KINDS
         run = self._registry.run_of(row.lane)
-        execution = self._stages.ended(row, state, device_s)
+        execution = self._stages.ended(row, state, device_s, error and error.code)
         if keep_payload:
             self._unsaved.changed(row.lane, row.seq, now)
         restored = None

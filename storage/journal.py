@@ -225,7 +225,8 @@ class Journal(Connection):
         self._db.execute(f"UPDATE commands SET payload = NULL, payload_file = NULL WHERE {where}", values)
 
 
-_KEPT = tuple(field.name for field in fields(CommandRow) if field.name not in ("arguments", "prefix", "accepted_at"))
+_UNKEPT = ("arguments", "prefix", "accepted_at", "traceparent")
+_KEPT = tuple(field.name for field in fields(CommandRow) if field.name not in _UNKEPT)
 
 
 def _command(row: dict[str, Any]) -> CommandRow:

@@ -132,10 +132,11 @@ CommandState: TypeAlias = Literal["queued", "done", "failed", "discarded"]
 
 @dataclass(frozen=True, slots=True)
 class CommandRow:
-    """`folder` is what a save writes and a load reads: names are looked up once, when the command is accepted. `prefix`
-    names the beginnings of a prompt, and who may share what is computed of them; the journal does not keep it. `key` is
-    the one that it came with, `project` the one that its run or sampler was in.
-    `deadline`, in Unix seconds, is `timeout_s` after it was accepted, at `accepted_at`."""
+    """`folder` is what a save writes and a load reads: names are looked up once, when the command is accepted.
+    `prefix` names the beginnings of a prompt, and who may share what is computed of them; the journal keeps neither
+    that nor `traceparent`, the span that those of the command are children of. `key` is the one that it came with,
+    `project` the one that its run or sampler was in. `deadline`, in Unix seconds, is `timeout_s` after it was
+    accepted, at `accepted_at`."""
 
     future: FutureId
     lane: LaneId
@@ -154,6 +155,7 @@ class CommandRow:
     deadline: float | None = None
     timeout_s: float | None = None
     accepted_at: float = 0.0
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

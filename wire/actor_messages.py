@@ -11,9 +11,10 @@ import msgspec
 from .commands import CommandKind
 from .errors import ErrorInfo
 from .ids import ActorId, BatchId, FutureId, SessionId
+from .tracing import Traceparent
 from .types import LoraConfig
 
-VERSION = 7
+VERSION = 8
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -200,7 +201,8 @@ class Item(msgspec.Struct, frozen=True):
     tenant's, for how much was found computed tells what was asked before.
 
     `discard` makes an optim_step the replay of one whose outcome was `discarded`: the pending gradient is dropped, and
-    nothing is computed. `seq` is a run's command's place in its order.
+    nothing is computed. `seq` is a run's command's place in its order. `traceparent` is the span that the actor's is a
+    child of.
 
     The tokens of one to `stream` are told as they are made. One that is `resumed` was begun by another actor: its
     payload is a `streaming.Resumed`.
@@ -217,6 +219,7 @@ class Item(msgspec.Struct, frozen=True):
     share: Share | None = None
     stream: bool = False
     resumed: bool = False
+    traceparent: Traceparent | None = None
 
 
 class MicroBatch(msgspec.Struct, frozen=True, tag="micro_batch"):

@@ -19,6 +19,7 @@ from .commands import CommandKind
 from .errors import ErrorInfo
 from .ids import ActorId, FutureId, LaneId, ProjectId, RunId, SessionId, TenantId
 from .prefixes import MARKS_AT_MOST
+from .tracing import Traceparent
 from .types import LoraConfig
 
 VERSION = 3
@@ -91,7 +92,8 @@ class CommandArguments(msgspec.Struct, frozen=True, omit_defaults=True):
 class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
     """`tokens` and `rows` are the client's estimate, for planning; what is billed is what the actor counts. `prefix`
     are the marks of a prompt (`prefixes`), so that it can go where it is known; without them it goes anywhere. What is
-    not over `timeout_s` seconds after it was accepted is ended, unless it is being executed and cannot be."""
+    not over `timeout_s` seconds after it was accepted is ended, unless it is being executed and cannot be.
+    `traceparent` is the span that those of the command are children of."""
 
     request: int
     lane: LaneId
@@ -102,6 +104,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", omit_defaults=True):
     arguments: CommandArguments = CommandArguments()
     prefix: Annotated[list[Count], msgspec.Meta(max_length=MARKS_AT_MOST)] = []
     timeout_s: float | None = None
+    traceparent: Traceparent | None = None
 
 
 class Refuse(msgspec.Struct, frozen=True, tag="refuse"):

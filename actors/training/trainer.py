@@ -65,7 +65,7 @@ class Trainer:
     `trained_tokens` counts those that were trained here."""
 
     def __init__(self, engine: Engine, residents: Residents, targets: LoraTargets, base_model: str) -> None:
-        self._engine, self._residents, self._targets, self._base_model = engine, residents, targets, base_model
+        self._engine, self._residents, self._targets, self.base_model = engine, residents, targets, base_model
         self.copies = self.trained_tokens = 0
 
     def run(self, work: Work) -> dict[FutureId, Ended | Save]:
@@ -223,7 +223,7 @@ class Trainer:
     def _save_or_load(self, item: Item) -> Ended | Save:
         assert item.folder is not None
         if item.kind == "save_weights_for_sampler" and self.copies < COPIES_AT_ONCE:
-            return self._beside(self._residents.copy_for_sampling(item, self._base_model))
+            return self._beside(self._residents.copy_for_sampling(item, self.base_model))
         folder = Path(item.folder)
         try:
             adapter = self._residents.get(_run_of(item))
@@ -231,7 +231,7 @@ class Trainer:
                 load_state(adapter, folder, optimizer=item.optimizer)
                 return Outcome(item.future), b""
             save = save_state if item.kind == "save_state" else save_sampler_weights
-            facts = save(adapter, self._targets, folder, self._base_model)
+            facts = save(adapter, self._targets, folder, self.base_model)
             return Outcome(item.future, size_bytes=facts.size_bytes, checksum=facts.sha256), b""
         except LorryError as error:
             return _failed(item, error)

@@ -388,3 +388,16 @@ def test_a_disk_that_never_ends_a_save_is_noticed(desk: Desk) -> None:
     desk.write()
     desk.until("save")
     assert desk.worker.saving.hangs_s() is None
+
+
+def test_it_tells_how_much_of_its_memory_is_used_and_whose_the_devices_time_was(desk: Desk) -> None:
+    assert (desk.worker.measured.slots_used, desk.worker.measured.cache_blocks) == (0, 12)
+    desk.train("one", rows=2)
+    trained = desk.next_outcome()
+    assert trained.device_s is not None and trained.device_s > 0
+    assert desk.worker.measured.slots_used == 1
+    desk.sample("two", adapter=None, scope="us", prompt=[5] * (BLOCK_TOKENS + 1))
+    assert desk.next_outcome().device_s is None, "it was in steps with others"
+    kept = desk.worker.measured
+    assert (kept.cache_blocks_held, kept.cache_blocks_kept) == (0, 1)
+    assert kept.train_s >= trained.device_s

@@ -71,6 +71,9 @@ async def test_what_waits_and_what_is_over_is_counted_by_model_and_kind(tmp_path
         assert values(saved, "lorry_unsaved_runs") == [0]
         assert values(saved, "lorry_oldest_unsaved_seconds") == [0]
         assert values(saved, "lorry_journal_commit_operations_count")[0] > 0
+        told = (await http.get("/metrics")).text
+        for name in ("alice", "watcher", training.model_id, service.key):
+            assert name not in told
 
 
 async def test_it_is_for_who_administers_or_measures_and_who_measures_may_read_nothing_else(tmp_path: Path) -> None:
@@ -104,6 +107,7 @@ async def test_requests_are_counted_by_template_and_no_path_of_a_clients_becomes
         await http.get("/nowhere/secret")
         await http.request("PROPFIND", "/api/v1/jobs")
         await http.post("/api/v1/healthz")
+        await http.post("/api/v1/optim_step", json={"model_id": "secret"})
         await http.get("/admin/keys?tenant=secret")
         await http.get("/admin/secret")
         text = (await http.get("/metrics")).text
@@ -120,6 +124,7 @@ async def test_requests_are_counted_by_template_and_no_path_of_a_clients_becomes
             ("GET", "unknown", "404"),
             ("other", "/api/v1/jobs", "405"),
             ("POST", "/api/v1/healthz", "405"),
+            ("POST", "/api/v1/optim_step", "422"),
             ("GET", "/admin/keys", "200"),
         }
         assert values(families, "lorry_http_requests_in_flight") == [1]

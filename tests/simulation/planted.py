@@ -176,8 +176,8 @@ FAULTS = (
     Fault(
         "a run that was taken back meanwhile is handed out",
         ACTOR_DOOR,
-        "for item, payload in found if self._planner.is_in_flight(item.future, plan.batch)]",
-        "for item, payload in found]",
+        "for each in found if self._planner.is_in_flight(each[0].future, plan.batch)]",
+        "for each in found]",
     ),
     Fault(
         "a tenant sees another's runs",
