@@ -73,7 +73,7 @@ def build(gateway: Gateway) -> FastAPI:
     for prefix, routes in _OF_TEXT.items():
         app.router.routes.append(Mount(prefix, routes=routes))
     app.mount("/admin", admin.app(gateway))
-    templates = Templates(module.router for module in _ROUTERS)
+    templates = Templates((module.router for module in _ROUTERS), _OF_TEXT)
     app.add_middleware(Measured, counts=gateway.counts, templates=templates)
     app.add_middleware(Traced, tracing=tracing, templates=templates)
     return app

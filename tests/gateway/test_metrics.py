@@ -110,6 +110,9 @@ async def test_requests_are_counted_by_template_and_no_path_of_a_clients_becomes
         await http.post("/api/v1/optim_step", json={"model_id": "secret"})
         await http.get("/admin/keys?tenant=secret")
         await http.get("/admin/secret")
+        await http.get("/v1/models/secret")
+        await http.get("/v1/secret/of/mine")
+        await http.post("/services/tinker-prod/anthropic/api/v1/messages/count_tokens", content=b"secret")
         text = (await http.get("/metrics")).text
         assert "secret" not in text.lower()
         families = read(text)
@@ -126,6 +129,8 @@ async def test_requests_are_counted_by_template_and_no_path_of_a_clients_becomes
             ("POST", "/api/v1/healthz", "405"),
             ("POST", "/api/v1/optim_step", "422"),
             ("GET", "/admin/keys", "200"),
+            ("GET", "/v1/models/{model:path}", "404"),
+            ("POST", "/services/tinker-prod/anthropic/api/v1/messages/count_tokens", "400"),
         }
         assert values(families, "lorry_http_requests_in_flight") == [1]
         assert values(families, "lorry_http_keys") == [1]
