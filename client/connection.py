@@ -10,8 +10,7 @@ import platform
 import secrets
 import sys
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 import anyio
@@ -24,6 +23,7 @@ from ..wire.client_messages import (
     Failed,
     Goodbye,
     Hello,
+    NewsCame,
     Ping,
     Pong,
     Read,
@@ -47,10 +47,13 @@ from ..wire.errors import (
     revive,
 )
 from ..wire.ids import FutureId, LaneId, future_id
+from ..wire.news import Followed
 from ..wire.sequenced import Link
 from ..wire.sockets import Channel
 from ..wire.tasks import background_tasks
+from .following import Feed, Followings
 from .futures import Future
+from .requests import Acknowledgement, Request
 from .spans import traced
 from .streams import SampleStream
 
@@ -61,22 +64,6 @@ log = logging.getLogger("lorry")
 _NAMES_AT_ONCE = 500
 """Of futures, in one message."""
 _COME_AGAIN = (TooManyWaitingError, StorageUnavailableError)
-
-
-@dataclass(slots=True)
-class _Request:
-    """Sent, and not answered yet; sent again to a broker that does not know this session."""
-
-    frames: list[bytes]
-    command: Submit | None = None
-    answered: anyio.Event = field(default_factory=anyio.Event)
-    payload: bytes = b""
-    error: LorryError | None = None
-    on_error: Callable[[LorryError], None] | None = None
-
-    @property
-    def lane(self) -> LaneId | None:
-        return self.command.lane if self.command else None
 
 
 class Connection:
@@ -91,7 +78,7 @@ class Connection:
         self._relays = relays
         self._channel, self._address, self._api_key, self._timeout_s = channel, address, api_key, timeout_s
         self._link = Link(channel.send)
-        self._requests: dict[int, _Request] = {}
+        self._requests: dict[int, Request] = {}
         self._futures: dict[FutureId, Future[Any]] = {}
         self._held: dict[LaneId | None, list[int]] = {}
         self._due: dict[int, float] = {}
@@ -106,6 +93,7 @@ class Connection:
         self._put_off: LorryError | None = None
         self._heard = anyio.current_time()
         self._closed = False
+        self._followings = Followings(self.next_request, lambda message, fail: self._start(message, b"", fail))
 
     @property
     def is_over(self) -> bool:
@@ -118,16 +106,26 @@ class Connection:
         self._numbers += 1
         return self._numbers
 
-    async def ask(self, message: Any, kind: type[T]) -> T:
+    async def ask(self, message: Any, kind: type[T], payload: bytes = b"") -> T:
         """Send a request and wait for its answer. Raises the server's LorryError."""
-        request = self._start(message, b"")
+        request = self._start(message, payload)
         return decode(await self._answer(request), kind)
 
-    async def tell(self, message: Any) -> None:
+    async def tell(self, message: Any, payload: bytes = b"") -> None:
         """Send a request whose answer is only that it is done. Raises the server's LorryError."""
-        await self._answer(self._start(message, b""))
+        await self._answer(self._start(message, payload))
 
-    def submit(self, message: Submit, payload: bytes, future: Future[Any]) -> "Acknowledgement":
+    def say(self, message: Any, payload: bytes, on_error: Callable[[LorryError], None]) -> Acknowledgement:
+        """Send a request at once, whose answer is only that it is done; whether anybody waits for that or not,
+        `on_error` gets the server's refusal."""
+        return Acknowledgement(self._start(message, payload, on_error))
+
+    def follow(self, of: Followed) -> AbstractAsyncContextManager[Feed]:
+        """News of what the tenant has, or of the deployment, as they come, for as long as the block lasts: the first at
+        once. Raises PermissionDeniedError."""
+        return self._followings.follow(of)
+
+    def submit(self, message: Submit, payload: bytes, future: Future[Any]) -> Acknowledgement:
         """Send a command at once; its result will resolve `future`, and so will a refusal.
 
         Raises MessageTooLargeError where the payload exceeds what the server takes.
@@ -147,7 +145,7 @@ class Connection:
         request = self._start(message, payload, refused)
         request.command = message
         self._futures[future.id] = future
-        return Acknowledgement(self, request)
+        return Acknowledgement(request)
 
     def expect(self, future: FutureId) -> Future[bytes]:
         """The future of this id, which resolves to the encoded result; the same one for all who ask while it is open.
@@ -191,19 +189,19 @@ class Connection:
         """A result that came over this connection has reached whom it was for; said with the next heartbeat."""
         self._were_read.append(future)
 
-    def _start(self, message: Any, payload: bytes, on_error: Callable[[LorryError], None] | None = None) -> _Request:
+    def _start(self, message: Any, payload: bytes, on_error: Callable[[LorryError], None] | None = None) -> Request:
         if self._closed:
             raise ConnectionLostError(f"the connection to {self._address} is closed")
         if len(header := encode(message)) > MAX_HEADER_BYTES:
             problem = f"what the request says beside its data has {len(header):,} bytes, the limit is"
             raise MessageTooLargeError(f"{problem} {MAX_HEADER_BYTES:,}")
-        request = _Request([header, payload], on_error=on_error)
+        request = Request([header, payload], on_error=on_error)
         self._requests[message.request] = request
         if self._welcome:
             self._link.send(request.frames)
         return request
 
-    async def _answer(self, request: _Request) -> bytes:
+    async def _answer(self, request: Request) -> bytes:
         await request.answered.wait()
         if request.error is not None:
             raise request.error
@@ -234,6 +232,9 @@ class Connection:
         message = decode(frames[0], ToClient, MAX_HEADER_BYTES)
         if isinstance(message, Streamed):
             self._streamed(message, frames[1:])
+        elif isinstance(message, NewsCame):
+            self._link.confirm()
+            self._followings.came(message.of, frames[-1])
         else:
             self._handle(message, frames[-1])
 
@@ -285,6 +286,7 @@ class Connection:
             for future in list(self._futures.values()):
                 future.reject(error)
             self._futures.clear()
+            self._followings.fail(error)
         elif isinstance(error, _COME_AGAIN) and not self._relays and number in self._requests:
             if isinstance(error, StorageUnavailableError):
                 if not self._held:
@@ -323,6 +325,7 @@ class Connection:
             self._link.send(request.frames)
         for start in range(0, len(futures := list(self._futures)), _NAMES_AT_ONCE):
             self._link.send([encode(Watch(futures[start : start + _NAMES_AT_ONCE]))])
+        self._followings.resume()
 
     async def come_again(self) -> None:
         """What the broker told to come again after some time."""
@@ -361,19 +364,7 @@ class Connection:
             self._failed(number, error)
         for future in self._futures.values():
             future.reject(error)
-
-
-@dataclass(frozen=True, slots=True)
-class Acknowledgement:
-    """Await it to know that the command is journalled. Raises the server's LorryError where it was refused."""
-
-    connection: Connection
-    request: _Request
-
-    async def wait(self) -> None:
-        await self.request.answered.wait()
-        if self.request.error is not None:
-            raise self.request.error
+        self._followings.fail(error)
 
 
 @asynccontextmanager

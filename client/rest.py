@@ -1,6 +1,6 @@
 """Questions about runs, checkpoints and usage, and the deletion of checkpoints. Nothing here computes."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import IO, Literal
 
 from anyio import to_thread
@@ -18,8 +18,11 @@ from ..wire.catalogue_messages import (
     SessionTimeline,
     SetPriority,
 )
+from ..wire.codec import encode
 from ..wire.commands import CommandKind
-from ..wire.ids import FutureId, LaneId, ProjectId
+from ..wire.ids import FutureId, LaneId, ProjectId, RunId
+from ..wire.lineage import Descent
+from ..wire.metrics import LogMetrics, MetricPlace, MetricPoint, ReadMetrics, RunMetrics, SourcedPoint, in_messages
 from ..wire.overview import Jobs
 from ..wire.timelines import Timeline
 from ..wire.types import Checkpoint, Project, TrainingRun, UsageRow
@@ -117,3 +120,56 @@ class RestClient:
         oldest, 1 to 200, or the newest. Raises NotFoundError for a run or a sampler that is not there."""
         asked = OwnJobs(self._connection.next_request(), run, base_model, kind, limit, newest)
         return await self._connection.ask(asked, Jobs)
+
+    # Numbers, and where weights came from ----------------------------------------------------------------------------
+
+    async def log_run_metrics_async(self, training_run_id: str, points: Iterable[MetricPoint]) -> None:
+        """What `TrainingClient.log_metrics` does, for many steps, of any of the tenant's runs. Raises NotFoundError,
+        InvalidRequestError, LimitReachedError; what came before what is wrong is kept, in thousands of points."""
+        for some in in_messages(points):
+            message = LogMetrics(self._connection.next_request(), RunId(training_run_id))
+            await self._connection.tell(message, encode(some))
+
+    async def get_run_metrics_async(
+        self, training_run_id: str, at_most_points: int | None = None, names: Sequence[str] | None = None
+    ) -> list[SourcedPoint]:
+        """A run's numbers by step: what its training came to, and what was logged beside. All in memory, or thinned to
+        `at_most_points` for each name, from 4 to 10,000, for a plot. Raises NotFoundError."""
+        if at_most_points is None:
+            return [point async for page in self.run_metrics_pages(training_run_id, names) for point in page]
+        asked = self._asked(training_run_id, names, None, at_most_points)
+        return (await self._connection.ask(asked, RunMetrics)).points
+
+    async def list_metric_names_async(self, training_run_id: str) -> list[str]:
+        """Of all numbers that a run has. Raises NotFoundError."""
+        query = Query(self._connection.next_request(), "metric_names", training_run_id)
+        return await self._connection.ask(query, list[str])
+
+    async def run_metrics_pages(
+        self, training_run_id: str, names: Sequence[str] | None = None
+    ) -> AsyncGenerator[list[SourcedPoint]]:
+        """All of a run's numbers, a thousand points at a time at most. Raises NotFoundError."""
+        after = None
+        while True:
+            page = await self._connection.ask(self._asked(training_run_id, names, after), RunMetrics)
+            yield page.points
+            if (after := page.next) is None:
+                return
+
+    def _asked(
+        self,
+        run: str,
+        names: Sequence[str] | None,
+        after: MetricPlace | None,
+        at_most_points: int | None = None,
+    ) -> ReadMetrics:
+        wanted = None if names is None else list(names)
+        return ReadMetrics(
+            self._connection.next_request(), RunId(run), after, at_most_points=at_most_points, names=wanted
+        )
+
+    async def get_lineage_async(self, training_run_id: str | None = None) -> list[Descent]:
+        """What came into the tenant's runs, or into one: loads, copies and imports, in their order. Raises
+        NotFoundError."""
+        query = Query(self._connection.next_request(), "lineage", training_run_id)
+        return await self._connection.ask(query, list[Descent])

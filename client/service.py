@@ -3,15 +3,17 @@
 import logging
 import secrets
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from ..wire.catalogue_messages import Query
 from ..wire.client_messages import CreateRun, RunCreated
 from ..wire.commands import check_lora_config
 from ..wire.ids import ProjectId, RunId
+from ..wire.news import Followed
 from ..wire.tracing import tracing
 from ..wire.types import ExpertLora, GetServerCapabilitiesResponse, LoraConfig
 from .connection import Connection, open_connection
+from .following import Feed
 from .rest import RestClient
 from .sampling import SamplingClient, create_sampler
 from .training import TrainingClient
@@ -77,6 +79,11 @@ class ServiceClient:
         return await create_sampler(
             self._connection, base_model=base_model, model_path=model_path, project=self._project, priority=priority
         )
+
+    def follow(self, of: Followed = "own") -> AbstractAsyncContextManager[Feed]:
+        """`async with service.follow() as feed: async for news in feed`: what goes on in the tenant's runs, or in the
+        deployment, as it happens. Raises PermissionDeniedError."""
+        return self._connection.follow(of)
 
     def create_rest_client(self) -> RestClient:
         return RestClient(self._connection)

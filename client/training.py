@@ -1,5 +1,6 @@
 """One training run: forward, backward, step, save and load, in the order in which they were called."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -14,7 +15,9 @@ from ..wire.commands import (
     check_forward_backward,
     planned_length,
 )
+from ..wire.errors import LorryError
 from ..wire.ids import LaneId, RunId, future_id
+from ..wire.metrics import LogMetrics, point_of
 from ..wire.types import (
     AdamParams,
     Datum,
@@ -27,9 +30,10 @@ from ..wire.types import (
     SaveWeightsResponse,
     TensorData,
 )
-from .connection import Acknowledgement, Connection
+from .connection import Connection
 from .deadlines import time_left
 from .futures import Future
+from .requests import Acknowledgement
 from .sampling import SamplingClient, create_sampler
 from .tokenizers import load_tokenizer
 
@@ -38,6 +42,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
+
+log = logging.getLogger("lorry")
 
 CustomLossFn: TypeAlias = "Callable[[list[Datum], list[torch.Tensor]], tuple[torch.Tensor, dict[str, float]]]"
 
@@ -191,6 +197,23 @@ class TrainingClient:
         arguments = CommandArguments(name=name, ttl_seconds=ttl_seconds, unnamed=name is None)
         return self._submit("save_weights_for_sampler", None, _to(SaveWeightsForSamplerResponse), arguments=arguments)
 
+    # Numbers ---------------------------------------------------------------------------------------------------------
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int, at: float | None = None) -> Acknowledgement:
+        """Numbers of your own loop, such as a reward, under a step of your counting, kept as long as the run. Awaiting
+        what it returns waits until they are durable; should the server refuse them, that is logged as a warning, too.
+
+        Under a step that has some, names are added, and the last value of a name holds. `at` is in Unix seconds, by
+        default when they arrive. Raises InvalidRequestError for what is no number, no count or no name.
+        """
+        point = point_of(step, metrics, at)
+        message = LogMetrics(self._connection.next_request(), self._run)
+        return self._connection.say(message, encode([point]), _not_kept)
+
+    async def log_metrics_async(self, metrics: Mapping[str, float], step: int, at: float | None = None) -> None:
+        """The same; they are durable when it returns. Raises LimitReachedError where the run has too many names."""
+        await self.log_metrics(metrics, step, at)
+
     # Sampling, and what is known of the run --------------------------------------------------------------------------
 
     async def create_sampling_client_async(self, model_path: str) -> SamplingClient:
@@ -241,6 +264,10 @@ async def _acknowledged(submitted: _Submitted[T]) -> Future[T]:
     future, acknowledgement = submitted
     await acknowledgement.wait()
     return future
+
+
+def _not_kept(error: LorryError) -> None:
+    log.warning("metrics were not kept: %s", error)
 
 
 def _to(kind: type[T]) -> Callable[[bytes], T]:

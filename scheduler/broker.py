@@ -75,6 +75,7 @@ async def running(config: BrokerConfig) -> AsyncGenerator[Addresses]:
             tasks.start_soon(broker.serve_clients)
             tasks.start_soon(broker.serve_actors)
             tasks.start_soon(broker.dispatch)
+            tasks.start_soon(broker.tell_news)
             tasks.start_soon(broker.keep_time)
             tasks.start_soon(broker.keep_deadlines)
             tasks.start_soon(broker.keep_house)
@@ -169,6 +170,7 @@ class _Broker:
         self._clients.keyring.load(store)
         self._clients.catalogue.load(store)
         self._commands.accepting.load(store)
+        self._commands.metrics.load(store)
 
     def _deliver(self, to: Iterable[bytes], future: FutureId, error: ErrorInfo | None, payload: bytes) -> bool:
         return self._clients.post.deliver(to, future, error, payload)
@@ -204,6 +206,9 @@ class _Broker:
             await self.writer.room()
             self._planner.look_again_after(time.monotonic())
             await self._actors.dispatch()
+
+    async def tell_news(self) -> None:
+        await self._clients.following.run()
 
     async def keep_time(self) -> None:
         """Who fell silent."""

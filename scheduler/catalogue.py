@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anyio
 
+from ..storage.lineage import lineage
 from ..storage.reader import Reader
 from ..storage.reports import usage, usage_between
 from ..storage.rows import ClientSessionRow, RunRow, SamplerRow
@@ -52,6 +53,7 @@ from ..wire.catalogue_messages import (
 )
 from ..wire.errors import InvalidRequestError
 from ..wire.ids import LaneId, TenantId
+from ..wire.metrics import LogMetrics, ReadMetrics
 from ..wire.timelines import Timeline
 from ..wire.types import (
     ClientSession,
@@ -104,7 +106,7 @@ class Catalogue:
         for row in store.client_sessions():
             self.sessions.add(row)
 
-    async def answer(self, session: Session, request: CatalogueRequest) -> object:
+    async def answer(self, session: Session, request: CatalogueRequest, payload: bytes) -> object:
         """The answer's payload; None where the answer is only that it is done. Raises LorryError."""
         tenant = session.tenant
         match request:
@@ -157,6 +159,10 @@ class Catalogue:
                 return await self._timeline(tenant, request)
             case GetMetrics():
                 return self._commands.exposition.text()
+            case LogMetrics():
+                return await self._commands.metrics.log(tenant, request, payload)
+            case ReadMetrics():
+                return await self._commands.metrics.read(tenant, request, self._reader)
             case Completions():
                 return await self._completions(tenant, request)
 
@@ -202,6 +208,11 @@ class Catalogue:
                 return info_of(session.key)
             case "storage_price":
                 return await self._reader.read(lambda store: store.storage_price() / 1e6)
+            case "lineage":
+                run = self._registry.run(tenant, query.subject).id if query.subject else None
+                return await self._reader.read_at_leisure(lambda store: lineage(store, tenant, run))
+            case "metric_names":
+                return self._commands.metrics.names(self._registry.run(tenant, query.subject).id)
             case "projects":
                 runs = Counter(run.project for run in self._registry.runs_of(tenant))
                 return [Project(name, at, runs[name]) for name, at in self.projects.of(tenant).items()]

@@ -44,6 +44,7 @@ from ..wire.errors import (
     StorageUnavailableError,
 )
 from ..wire.ids import ActorId, FutureId, LaneId, future_id
+from ..wire.news import Follow, Unfollow
 from ..wire.sequenced import stamp_of
 from ..wire.sockets import Channel
 from ..wire.types import AuditEvent
@@ -57,6 +58,7 @@ from .client_post import ClientPost
 from .client_results import ClientResults
 from .commands import Commands
 from .config import BrokerConfig
+from .following import Following
 from .open_commands import holders
 from .orders import Orders
 from .planning.limits import holders_of
@@ -109,8 +111,18 @@ class ClientDoor:
         self.catalogue = Catalogue(registry, commands, writer, reader, config.checkpoints, now, drop, self.keyring)
         self._creating = self.catalogue.creating
         commands.exposition.connected = lambda: len(self._sessions)
+        self.following = Following(
+            commands, self.post, self._sessions, lambda key: self.keyring.over(key) is not None, now, config.news_s
+        )
         self._orders = Orders(
-            config.operator_key, self.post, self.keyring, self.catalogue, writer, drain, self._end_all_of
+            config.operator_key,
+            self.post,
+            self.keyring,
+            self.catalogue,
+            writer,
+            drain,
+            self._end_all_of,
+            commands.newsroom,
         )
 
     def steady_now(self) -> float:
@@ -131,6 +143,7 @@ class ClientDoor:
             for due in session.link.receive(stamp, message[1:]):
                 self._read(connection, due)
             self._results.may_send(session)
+            self.following.heard(session)
 
     def _read(self, connection: bytes, frames: list[bytes]) -> None:
         """Whatever is wrong with it is the sender's to know, and nobody else's."""
@@ -190,8 +203,10 @@ class ClientDoor:
                 raise AssertionError("handled by receive")
             case Administer():
                 self._tasks.start_soon(self._orders.administer, session, message)
+            case Follow() | Unfollow():
+                self.following.hear(session, message)
             case _:
-                self._tasks.start_soon(self._catalogued, session, message)
+                self._tasks.start_soon(self._catalogued, session, message, payload)
 
     # Commands --------------------------------------------------------------------------------------------------------
 
@@ -316,14 +331,16 @@ class ClientDoor:
 
     # Questions -------------------------------------------------------------------------------------------------------
 
-    async def _catalogued(self, session: Session, request: CatalogueRequest) -> None:
+    async def _catalogued(self, session: Session, request: CatalogueRequest, payload: bytes) -> None:
         try:
-            self.post.answer(session.connection, request.request, await self.catalogue.answer(session, request))
+            answer = await self.catalogue.answer(session, request, payload)
+            self.post.answer(session.connection, request.request, answer)
         except LorryError as error:
             self.post.send(session.connection, Failed(request.request, error.info))
         else:
             if isinstance(request, RevokeKey) and (key := await self.keyring.find(request.api_key, session.tenant)):
                 self._end_all_of([key])
+                self._commands.newsroom.changed(session.tenant, "keys")
 
     # Out, and leaving ------------------------------------------------------------------------------------------------
 
@@ -359,6 +376,7 @@ class ClientDoor:
         now = self._now()
         self._sessions.close(session.connection)
         self._commands.waiters.left(session.connection)
+        self.following.left(session)
         self._writer.write(lambda store: store.session_ended(session.id, now))
 
     def _answer_when_durable(self, session: Session, request: int, payload: object) -> None:

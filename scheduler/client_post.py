@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
-from ..wire.client_messages import Answer, Resolved, Streamed, ToClient
+from ..wire.client_messages import Answer, NewsCame, Resolved, Streamed, ToClient
 from ..wire.codec import encode
 from ..wire.errors import ErrorInfo
 from ..wire.ids import FutureId
+from ..wire.news import Followed
 from ..wire.sequenced import Link
 from ..wire.sockets import Channel
-from .access.sessions import Sessions
+from .access.sessions import Session, Sessions
 
 SoFar: TypeAlias = Callable[[FutureId], Iterable[bytes]]
 
@@ -65,6 +66,10 @@ class ClientPost:
             some = sent[start : start + _NAMES_AT_ONCE]
             header = encode(Streamed([future for future, _ in some]))
             self._put(connection, [header, *(pieces for _, pieces in some)])
+
+    def news(self, session: Session, of: Followed, news: bytes) -> int:
+        """Which message of its link it is, by which is known when the client has it."""
+        return session.link.send([encode(NewsCame(of)), news])
 
     def _put(self, connection: bytes, frames: list[bytes]) -> None:
         if session := self._sessions.at(connection):

@@ -22,7 +22,9 @@ from .client_post import SoFar
 from .config import BrokerConfig
 from .exposition import Exposition
 from .finishing import Deliver, Finishing
+from .metrics import Metrics
 from .observing.counts import Counts
+from .observing.newsroom import Newsroom
 from .observing.spans import Spans
 from .observing.stages import Stages
 from .observing.unsaved import Unsaved
@@ -64,7 +66,10 @@ class Commands:
         self.meters = planner.meters
         self.counts, self.unsaved = Counts(), Unsaved()
         self._stages = Stages(self.counts, Spans(tracing, now), now)
-        self._open = OpenCommands(Payloads(config.waiting_bytes), self.meters)
+        self.newsroom = Newsroom()
+        registry.on_change = self.newsroom.changed
+        self.metrics = Metrics(registry, writer, self.newsroom, now)
+        self._open = OpenCommands(Payloads(config.waiting_bytes), self.meters, self.newsroom.worked)
         self._registry, self._planner, self._writer = registry, planner, writer
         self._work_arrived, self._stream_to = work_arrived, stream_to
         self.queueing = Queueing(self._open, registry, planner, writer, now)
@@ -80,6 +85,7 @@ class Commands:
             self.meters,
             self._stages,
             self.unsaved,
+            self.metrics,
         )
         self.recovering = Recovering(
             self._open,
@@ -96,7 +102,9 @@ class Commands:
         self.spreading = Spreading(
             planner, self.finishing, config.checkpoints, work_arrived, sweeper.keep, sweeper.let_go
         )
-        self.overview = Overlook(self._open, registry, planner, writer, self.finishing.tokens, self.queueing.state, now)
+        self.overview = Overlook(
+            self._open, registry, planner, writer, self.finishing.tokens, self.queueing.state, now, self.newsroom
+        )
         self.accepting = Accepting(
             self._open,
             registry,
@@ -140,6 +148,10 @@ class Commands:
         if self._registry.run_of(lane) is None:
             return False
         return FutureId(f"{lane}:{self.next_seq(lane)}") not in self._open.rows
+
+    def waiting(self, tenant: TenantId | None) -> int:
+        """How many commands are not over: the tenant's, or everybody's."""
+        return len(self._open.rows if tenant is None else self._open.by_tenant.get(tenant, ()))
 
     def next_seq(self, lane: LaneId) -> int:
         return self._planner.next_seq(lane)

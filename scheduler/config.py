@@ -25,6 +25,8 @@ class BrokerConfig:
 
     A tenant has `sessions_per_tenant` connections open at the same time, a gateway's one for each key among them.
 
+    Who follows what goes on is sent news `news_s` seconds apart.
+
     `curve` encrypts the clients' socket, `actor_curve` the actors'.
     """
 
@@ -46,6 +48,7 @@ class BrokerConfig:
     spread_after_s: float = 10.0
     model_weights: Mapping[str, float] = field(default_factory=dict[str, float])
     sessions_per_tenant: int = 500
+    news_s: float = 1.0
 
     @property
     def checkpoints(self) -> Path:

@@ -9,10 +9,12 @@ from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire.actor_messages import Outcome
 from ..wire.codec import decode, encode
-from ..wire.commands import REPLAYED_KINDS
+from ..wire.commands import REPLAYED_KINDS, CommandKind
 from ..wire.errors import ActorLostError, CommandCancelledError, ErrorInfo, LorryError
 from ..wire.ids import ActorId, FutureId, LaneId
+from ..wire.metrics import SourcedPoint
 from ..wire.types import AuditEvent, UsageKind
+from .metrics import Metrics
 from .observing.stages import Stages
 from .observing.unsaved import Unsaved
 from .open_commands import OpenCommands, holders
@@ -37,6 +39,9 @@ from .waiters import Waiters
 Deliver: TypeAlias = Callable[[Iterable[bytes], FutureId, ErrorInfo | None, bytes], bool]
 
 
+_Written: TypeAlias = tuple[SourcedPoint | None, list[str], list[CheckpointRow]]
+"""What a step of the run has come to; and samplers and checkpoints without a name that newer ones outlived."""
+_MEASURED: frozenset[CommandKind] = frozenset(("forward_backward", "optim_step"))
 KEEP_LAST = "keep_last"
 """Who deletes what newer ones of its run have taken the place of."""
 _CANCELLED = CommandCancelledError.__name__
@@ -59,10 +64,11 @@ class Finishing:
         meters: Meters,
         stages: Stages,
         unsaved: Unsaved,
+        metrics: Metrics,
     ) -> None:
         self._open, self._registry, self._waiters, self._writer = open_, registry, waiters, writer
         self._prices, self._now, self._deliver, self._offer, self._meters = prices, now, deliver, offer, meters
-        self._stages, self._unsaved = stages, unsaved
+        self._stages, self._unsaved, self._metrics = stages, unsaved, metrics
         self._told: set[FutureId] = set()
         self.tokens = Counter[UsageKind]()
 
@@ -88,7 +94,7 @@ class Finishing:
         self._stages.used(row, used)
         self._meters.spent(holders(row), sum(entry.cost for entry in usage), self._now())
         result = ResultRow(row.future, None, payload)
-        self._record(row, result, "done", actor, usage, checkpoint, sampler, outcome.device_s)
+        self._record(row, result, "done", actor, usage, checkpoint, sampler, outcome.device_s, outcome=outcome)
 
     def fail(self, future: FutureId, error: LorryError) -> None:
         """End a command that no actor will end."""
@@ -121,6 +127,7 @@ class Finishing:
         sampler: SamplerRow | None = None,
         device_s: float | None = None,
         error: ErrorInfo | None = None,
+        outcome: Outcome | None = None,
     ) -> None:
         now = self._now()
         keep_payload = state == "done" and row.kind in REPLAYED_KINDS
@@ -132,8 +139,11 @@ class Finishing:
         if run is not None and checkpoint is not None and checkpoint.kind == "training":
             restored = moved_on(run, checkpoint.folder, checkpoint.seq)
 
-        def journal(store: Store) -> tuple[list[str], list[CheckpointRow]]:
+        measure = self._metrics.of_training(row, outcome) if outcome and run and row.kind in _MEASURED else None
+
+        def journal(store: Store) -> _Written:
             store.command_finished(result, state, actor, usage, now, execution)
+            point = measure(store, now) if measure is not None else None
             if not keep_payload:
                 store.payload_dropped(row.future)
             if checkpoint is not None:
@@ -150,13 +160,16 @@ class Finishing:
             if restored is not None:
                 store.restore_points_set(restored)
             if checkpoint is not None and checkpoint.ephemeral:
-                return store.samplers_outlived(checkpoint.run, NEWEST_KEPT, now - ASKED_WITHIN_S)
-            return [], []
+                return point, *store.samplers_outlived(checkpoint.run, NEWEST_KEPT, now - ASKED_WITHIN_S)
+            return point, [], []
 
-        def done(outlived: tuple[list[str], list[CheckpointRow]]) -> None:
+        def done(written: _Written) -> None:
+            point, samplers, checkpoints = written
             self._open.forget(row.future)
             self.tell(self._waiters.resolved(row.future), row.future, result.error, result.payload)
-            self._gone(*outlived)
+            if run is not None and point is not None:
+                self._metrics.came(row.tenant, run.id, [point])
+            self._gone(samplers, checkpoints)
             for folder in idle:
                 self._offer(folder)
 

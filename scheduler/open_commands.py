@@ -1,6 +1,7 @@
 """What was accepted and is not over, and what stands in a run's way. It holds; it decides and does nothing."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -46,10 +47,12 @@ class OpenCommands:
     run. `ending` are to end with this error when they are
     journalled, or when their actor has let go of them. `broken` runs are lost, and why. `dormant` ones have
     a state that nobody holds: they are rebuilt when their next command comes, not before. `counts` and `tokens` are of
-    the rows, and `accepted_at` are their times by model and kind, the oldest first, so that nobody has to walk them."""
+    the rows, and `accepted_at` are their times by model and kind, the oldest first, so that nobody has to walk them.
+    `worked` is told whose commands have become more or fewer."""
 
     payloads: Payloads
     meters: Meters
+    worked: Callable[[TenantId], None]
     rows: dict[FutureId, CommandRow] = field(default_factory=dict[FutureId, CommandRow])
     by_tenant: dict[TenantId, dict[FutureId, CommandRow]] = field(
         default_factory=dict[TenantId, dict[FutureId, CommandRow]]
@@ -72,6 +75,7 @@ class OpenCommands:
         self.meters.opened(holders(row), row.lane, row.tokens)
         if row.deadline is not None:
             self.deadlines.add(row.future, row.deadline)
+        self.worked(row.tenant)
 
     def forget(self, future: FutureId) -> None:
         row = self.rows.pop(future)
@@ -86,6 +90,7 @@ class OpenCommands:
         self.deadlines.over(future)
         if row.arguments.stream:
             self.streams.over(future)
+        self.worked(row.tenant)
 
     def _count(self, row: CommandRow, one: int) -> None:
         queue = (row.tenant, row.base_model, row.kind)

@@ -10,21 +10,39 @@ from ..storage.writer import Writer
 from ..wire.admin_messages import (
     Administer,
     AdminOrder,
+    CreateKey,
+    CreateTenant,
+    EndKey,
     FindHomes,
     LimitCheckpoints,
     ListJobs,
     LookOver,
     RemoveCheckpoints,
+    RemoveTenant,
+    SetLimits,
+    SetTenant,
     ShareCheckpoints,
 )
 from ..wire.client_messages import Drain, Failed, ImportAdapter
 from ..wire.errors import InvalidRequestError, LorryError, StorageUnavailableError
 from ..wire.ids import ActorId
+from ..wire.news import Change
 from .access.administration import Carried
 from .access.keyring import Keyring
 from .access.sessions import Session
 from .catalogue import Catalogue
 from .client_post import ClientPost
+from .observing.newsroom import DEPLOYMENT, Newsroom
+
+_CHANGES: dict[type, tuple[Change, ...]] = {
+    CreateKey: ("keys", "tenants"),
+    EndKey: ("keys",),
+    CreateTenant: ("tenants",),
+    SetTenant: ("tenants",),
+    RemoveTenant: ("tenants", "keys"),
+    SetLimits: ("tenants",),
+}
+"""What is worth asking for again after an order."""
 
 
 class Orders:
@@ -39,9 +57,10 @@ class Orders:
         writer: Writer,
         drain: Callable[[ActorId], Awaitable[None]],
         turn_out: Callable[[Iterable[KeyRow]], None],
+        newsroom: Newsroom,
     ) -> None:
         self._operator_key, self._post, self._keyring, self._catalogue = operator_key, post, keyring, catalogue
-        self._writer, self._drain, self._turn_out = writer, drain, turn_out
+        self._writer, self._drain, self._turn_out, self._newsroom = writer, drain, turn_out, newsroom
 
     async def administer(self, session: Session, message: Administer) -> None:
         try:
@@ -83,4 +102,7 @@ class Orders:
             case RemoveCheckpoints() | ShareCheckpoints() | LimitCheckpoints():
                 return Carried(await self._catalogue.shelf.checkpoints.carry_out(order, by))
             case _:
-                return await self._keyring.carry_out(order, by)
+                carried = await self._keyring.carry_out(order, by)
+                for change in _CHANGES.get(type(order), ()):
+                    self._newsroom.changed(DEPLOYMENT, change)
+                return carried

@@ -18,6 +18,7 @@ from ..wire.errors import NotFoundError
 from ..wire.ids import ActorId, FutureId, LaneId, RunId, TenantId
 from ..wire.overview import ActorLoad, Job, Jobs, JobsWanted, Overview, QueueLoad
 from ..wire.types import UsageKind
+from .observing.newsroom import DEPLOYMENT, Newsroom
 from .open_commands import OpenCommands
 from .planning.planner import Planner
 from .registry import Registry, run_of_path
@@ -45,9 +46,11 @@ class Overlook:
         tokens: dict[UsageKind, int],
         queue_state: Callable[[FutureId], FutureState],
         now: Callable[[], float],
+        newsroom: Newsroom,
     ) -> None:
         self._open, self._registry, self._planner, self._writer = open_, registry, planner, writer
         self._tokens, self._queue_state, self._now = tokens, queue_state, now
+        self._newsroom = newsroom
         self.counted_since = now()
         self._actors: dict[ActorId, _Seen] = {}
         self._one_at_a_time = anyio.Lock()
@@ -56,13 +59,16 @@ class Overlook:
 
     def joined(self, row: ActorRow) -> None:
         self._actors[row.id] = _Seen(row, ActorPing())
+        self._newsroom.changed(DEPLOYMENT, "actors")
 
     def measured(self, actor: ActorId, ping: ActorPing) -> None:
         if actor in self._actors:
             self._actors[actor].ping, self._actors[actor].measured_at = ping, self._now()
+            self._newsroom.stir(DEPLOYMENT)
 
     def left(self, actor: ActorId) -> None:
-        self._actors.pop(actor, None)
+        if self._actors.pop(actor, None):
+            self._newsroom.changed(DEPLOYMENT, "actors")
 
     def loads(self) -> list[tuple[ActorLoad, tuple[ActorRow, ActorPing]]]:
         """Of each actor that is there, with what it said when it came and what it said last."""

@@ -12,6 +12,7 @@ import msgspec
 from ..storage.rows import CheckpointKind, CheckpointRow, CommandRow, RunRow, SamplerRow
 from ..wire.errors import InvalidRequestError, NotFoundError
 from ..wire.ids import LaneId, ProjectId, RunId, SamplerId, TenantId
+from ..wire.news import Change
 from ..wire.types import LoraConfig
 from .models import Models
 
@@ -27,6 +28,8 @@ _OF_A_RUN = ("rank", "train_attn", "train_mlp", "train_unembed")
 _COMES_WITH_WEIGHTS = ("alpha", "target_modules", "expert_lora")
 """What the Tinker SDK cannot say: a run that begins with a load has it from there, unless its owner said otherwise."""
 _DEFAULT = LoraConfig()
+_LISTED_OF_RUNS = ("lora", "user_metadata", "project", "priority", "session")
+"""What a list of runs shows of one, but for when it was used; the rest is the broker's own."""
 
 
 LENT_FOR_S = 60.0
@@ -63,11 +66,13 @@ def no_checkpoint(path: str | None) -> NotFoundError:
 
 
 class Registry:
-    """`now` is Unix seconds: what has expired is gone at that second, whenever its folder goes."""
+    """`now` is Unix seconds: what has expired is gone at that second, whenever its folder goes. `on_change` is told
+    whose what has changed, of what is listed."""
 
     def __init__(self, models: Iterable[str], now: Callable[[], float]) -> None:
         self.models = Models(models)
         self._now = now
+        self.on_change: Callable[[TenantId, Change], None] = _nobody
         self._runs: dict[RunId, RunRow] = {}
         self._samplers: dict[SamplerId, SamplerRow] = {}
         self._nonces: dict[tuple[TenantId, str], RunRow | SamplerRow] = {}
@@ -79,10 +84,16 @@ class Registry:
     # Runs and samplers -----------------------------------------------------------------------------------------------
 
     def add_run(self, run: RunRow) -> None:
+        before = self._runs.get(run.id)
         self._runs[run.id] = self._nonces[run.tenant, run.nonce] = run
+        if before is None or any(getattr(before, name) != getattr(run, name) for name in _LISTED_OF_RUNS):
+            self.on_change(run.tenant, "runs")
 
     def add_sampler(self, sampler: SamplerRow) -> None:
+        before = self._samplers.get(sampler.id)
         self._samplers[sampler.id] = self._nonces[sampler.tenant, sampler.nonce] = sampler
+        if before is None or replace(before, clients=sampler.clients) != sampler:
+            self.on_change(sampler.tenant, "samplers")
 
     def outlive_sampler(self, sampler: str) -> None:
         """Its weights are gone; that it was there is remembered for a while, to say so."""
@@ -92,6 +103,7 @@ class Registry:
     def remove_sampler(self, sampler: str) -> None:
         if row := self._samplers.pop(SamplerId(sampler), None):
             self._nonces.pop((row.tenant, row.nonce), None)
+            self.on_change(row.tenant, "samplers")
 
     def made_before(self, tenant: TenantId, nonce: str) -> RunRow | SamplerRow | None:
         return self._nonces.get((tenant, nonce))
@@ -150,11 +162,15 @@ class Registry:
 
     def add_checkpoint(self, checkpoint: CheckpointRow) -> None:
         self._checkpoints[checkpoint.path] = checkpoint
+        if not checkpoint.ephemeral:
+            self.on_change(checkpoint.tenant, "checkpoints")
 
     def remove_checkpoint(self, checkpoint: CheckpointRow) -> None:
         """Unless another has taken its name since."""
         if self._checkpoints.get(checkpoint.path) is checkpoint:
             del self._checkpoints[checkpoint.path]
+            if not checkpoint.ephemeral:
+                self.on_change(checkpoint.tenant, "checkpoints")
 
     def checkpoint(self, tenant: TenantId, path: str | None) -> CheckpointRow:
         """One of the tenant's own."""
@@ -262,3 +278,7 @@ class Registry:
 
     def _is_over(self, checkpoint: CheckpointRow) -> bool:
         return checkpoint.expires_at is not None and checkpoint.expires_at <= self._now()
+
+
+def _nobody(tenant: TenantId, what: Change) -> None:
+    pass

@@ -336,3 +336,22 @@ def m017_execution_times(db: Database) -> None:
 @migrations()
 def m018_samplers_in_flight(db: Database) -> None:
     db.table("samplers").add_column("in_flight", int, not_null_default=0)
+
+
+@migrations()
+def m019_metrics(db: Database) -> None:
+    # A step's numbers: MessagePack. `source` is 0 for the user's loop, 1 for training, over so many `data`.
+    db.execute(
+        "CREATE TABLE run_metrics (run TEXT NOT NULL, step INTEGER NOT NULL, source INTEGER NOT NULL,"
+        " at REAL NOT NULL, data INTEGER NOT NULL, vals BLOB NOT NULL, PRIMARY KEY (run, step, source)) WITHOUT ROWID"
+    )
+    db.execute(
+        "CREATE TABLE run_metric_names (run TEXT NOT NULL, name TEXT NOT NULL, PRIMARY KEY (run, name)) WITHOUT ROWID"
+    )
+    # How many optimizer steps of it are done.
+    db.table("runs").add_column("steps", int, not_null_default=0)
+    db.execute(
+        "UPDATE runs SET steps = (SELECT count(*) FROM commands"
+        " WHERE lane = runs.id AND kind = 'optim_step' AND state = 'done')"
+    )
+    db.execute("CREATE INDEX commands_loads ON commands (lane) WHERE kind = 'load_state'")

@@ -21,6 +21,7 @@ from .checkpoints import place_of
 from .connection import values_of
 from .journal import Journal
 from .keys import Keys
+from .metrics import Metrics
 from .projects import Projects
 from .rows import ActorRow, CheckpointRow, ClientSessionRow, RunRow, SamplerRow
 
@@ -44,9 +45,9 @@ _FOLDER_COLUMNS = (
 )
 
 
-class Store(Journal, Keys, Projects, Audit):
+class Store(Journal, Keys, Projects, Audit, Metrics):
     """`Connection` says how it is opened, `Journal` what becomes of commands, `Keys` who may come in, `Projects` what
-    they work on and what is kept of it (`Keeping`), and `Audit` who did what."""
+    they work on and what is kept of it (`Keeping`), `Audit` who did what, and `Metrics` which numbers it came to."""
 
     # Clients' events and tokens ---------------------------------------------------------------------------------------
 

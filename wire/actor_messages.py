@@ -68,7 +68,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     `cached_prefill_tokens` of the `prefill_tokens` were found computed. `discarded` says that the run's pending
     gradient was dropped: by an optim_step that failed since it was not finite, or by the replay of one. `unrestored`
     says that the run could not be rebuilt from the folder that it was to come from: nothing was executed. `device_s`
-    is its share, by tokens, of the seconds that the pass took which it was in.
+    is its share, by tokens, of the seconds that the pass took which it was in. `metrics` are those of the result of a
+    `forward_backward` or an `optim_step`, over so many `data`, for the broker looks into no result.
     """
 
     future: FutureId
@@ -82,6 +83,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     discarded: bool = False
     unrestored: bool = False
     device_s: float | None = None
+    metrics: dict[str, float] = {}
+    data: int = 0
 
 
 class Completion(msgspec.Struct, frozen=True, tag="completion", omit_defaults=True):

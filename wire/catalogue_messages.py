@@ -6,11 +6,10 @@ import msgspec
 
 from .commands import CommandKind
 from .ids import FutureId, LaneId, ProjectId, TenantId
+from .limits import Count
+from .metrics import LogMetrics, ReadMetrics
 from .overview import JobLimit
 from .timelines import Place
-
-Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
-"""What the database can hold and add up."""
 
 
 class Slot(msgspec.Struct, frozen=True):
@@ -29,7 +28,8 @@ class JoinSampler(msgspec.Struct, frozen=True, tag="join_sampler"):
 
 class Query(msgspec.Struct, frozen=True, tag="query"):
     """`files` are a checkpoint's weights to be taken away, `weights` what is to be known of it; `storage_price` is in
-    USD for a GB and a month of 720 hours."""
+    USD for a GB and a month of 720 hours; `lineage` is what came into the tenant's runs, or into one;
+    `metric_names` are those of a run's numbers."""
 
     request: int
     what: Literal[
@@ -45,6 +45,8 @@ class Query(msgspec.Struct, frozen=True, tag="query"):
         "key",
         "projects",
         "storage_price",
+        "lineage",
+        "metric_names",
     ]
     subject: str | None = None
 
@@ -267,6 +269,7 @@ CatalogueChange: TypeAlias = (
     | SetPriority
     | RevokeKey
     | CountClientEvents
+    | LogMetrics
 )
 """What has to be written down."""
 
@@ -283,6 +286,7 @@ CatalogueRequest: TypeAlias = (
     | SessionTimeline
     | GetMetrics
     | Completions
+    | ReadMetrics
     | CatalogueChange
 )
 

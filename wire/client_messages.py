@@ -14,10 +14,12 @@ from typing import Annotated, TypeAlias
 import msgspec
 
 from .admin_messages import Administer
-from .catalogue_messages import CatalogueRequest, Count, Slot
+from .catalogue_messages import CatalogueRequest, Slot
 from .commands import CommandKind
 from .errors import ErrorInfo
 from .ids import ActorId, FutureId, LaneId, ProjectId, RunId, SessionId, TenantId
+from .limits import Count
+from .news import Follow, Followed, Unfollow
 from .prefixes import MARKS_AT_MOST
 from .tracing import Traceparent
 from .types import LoraConfig
@@ -189,6 +191,8 @@ FromClient: TypeAlias = (
     | Read
     | Cancel
     | CatalogueRequest
+    | Follow
+    | Unfollow
     | Ping
     | Goodbye
 )
@@ -236,11 +240,17 @@ class Streamed(msgspec.Struct, frozen=True, tag="streamed"):
     futures: list[FutureId]
 
 
+class NewsCame(msgspec.Struct, frozen=True, tag="news"):
+    """The payload is a `news.News` of what is followed."""
+
+    of: Followed
+
+
 class Pong(msgspec.Struct, frozen=True, tag="pong"):
     pass
 
 
-ToClient: TypeAlias = Welcome | Unknown | Answer | Failed | Resolved | Streamed | Pong
+ToClient: TypeAlias = Welcome | Unknown | Answer | Failed | Resolved | Streamed | NewsCame | Pong
 
 
 class RunCreated(msgspec.Struct, frozen=True):

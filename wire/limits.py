@@ -12,6 +12,8 @@ SCOPES: tuple[Scope, ...] = ("train", "sample", "read", "admin", "metrics")
 USER_SCOPES: tuple[Scope, ...] = ("train", "sample", "read")
 """What a key may where nothing else was said."""
 
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+"""What the database can hold and add up."""
 Amount: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1, lt=2**53)]
 TTL_AT_MOST_S = 100 * 366 * 86_400

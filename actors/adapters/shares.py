@@ -15,6 +15,7 @@ from ...wire.actor_messages import Outcome
 from ...wire.codec import decode
 from ...wire.errors import CheckpointError, StorageError
 from ...wire.ids import FutureId
+from ...wire.reducing import reduced
 from ...wire.types import ForwardBackwardOutput
 from ..model.adapter import Adapter, TrainingState
 from .folders import seal, verify, written_aside
@@ -92,17 +93,8 @@ def merged(results: Sequence[PartResult]) -> ForwardBackwardOutput:
     if sorted(found) != list(range(count)):
         raise CheckpointError(f"the parts of a command have {count} data, which are not each of its data once")
     outputs = [result.output.loss_fn_outputs[i] for result, i in (found[datum] for datum in range(count))]
-    names = dict.fromkeys(name for result in results for name in result.output.metrics)
-    metrics = {name: _reduced(name, results, count) for name in names}
+    metrics = reduced((result.output.metrics, len(result.chosen)) for result in results)
     return ForwardBackwardOutput(results[0].output.loss_fn_output_type, outputs, metrics)
-
-
-def _reduced(name: str, results: Sequence[PartResult], count: int) -> float:
-    """As a metric's name ends: a mean is over all the data."""
-    told = [(result.output.metrics.get(name, 0.0), len(result.chosen)) for result in results]
-    if name.endswith(":mean"):
-        return sum(value * data for value, data in told) / count
-    return sum(value for value, _ in told)
 
 
 def _fitting(vector: Tensor | None, adapter: Adapter, folder: Path) -> Tensor:

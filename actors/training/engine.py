@@ -12,6 +12,7 @@ import numpy as np
 
 from ...wire.commands import ForwardBackwardInput, check_adam_params
 from ...wire.errors import InvalidRequestError, LorryError, NonFiniteError, NotFoundError, OutOfMemoryError
+from ...wire.reducing import reduced
 from ...wire.types import AdamParams, ForwardBackwardOutput, LossFnOutput, OptimStepResponse, TensorData
 from ..adapters.slots import AdapterPool
 from ..images.layout import seen_in
@@ -60,23 +61,18 @@ class _Tally:
 
     outputs: list[LossFnOutput]
     loss: float = 0.0
-    metrics: dict[str, float] = field(default_factory=dict[str, float])
+    metrics: list[tuple[Mapping[str, float], int]] = field(default_factory=list[tuple[Mapping[str, float], int]])
     problem: str | None = None
 
     def outcome(self) -> ForwardBackwardOutcome:
         if self.problem is not None:
             return NonFiniteError(self.problem, field="data")
-        return ForwardBackwardOutput("ArrayRecord", self.outputs, {"loss:sum": self.loss, **self._reduced()})
+        return ForwardBackwardOutput("ArrayRecord", self.outputs, {"loss:sum": self.loss, **reduced(self.metrics)})
 
     def count(self, metrics: Mapping[str, float]) -> None:
         """Those of one datum."""
-        for name, value in metrics.items():
-            self.metrics[name] = self.metrics.get(name, 0.0) + value
-
-    def _reduced(self) -> dict[str, float]:
-        """As their names end."""
-        n = len(self.outputs)
-        return {name: value / n if name.endswith(":mean") else value for name, value in self.metrics.items()}
+        if metrics:
+            self.metrics.append((metrics, 1))
 
 
 class Engine:

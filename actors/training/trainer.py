@@ -207,7 +207,7 @@ class Trainer:
             elif isinstance(result, LorryError):
                 ends.append(_failed(item, result, discarded=isinstance(result, NonFiniteError)))
             else:
-                ends.append((Outcome(item.future), encode(result)))
+                ends.append((Outcome(item.future, metrics=result.metrics), encode(result)))
         return ends
 
     def _prepare_step(self, item: Item, payload: bytes) -> tuple[str, AdamParams] | LorryError | None:
@@ -261,7 +261,8 @@ def _counted(item: Item, output: ForwardBackwardOutput) -> Outcome:
     """One token for each logprob, or K of them: only the engine knows how many tokens an image is."""
     tokens = sum(output["logprobs"].shape[0] for output in output.loss_fn_outputs)
     if item.kind == "forward_backward":
-        return Outcome(item.future, train_tokens=tokens)
+        data = len(output.loss_fn_outputs)
+        return Outcome(item.future, train_tokens=tokens, metrics=output.metrics, data=data)
     return Outcome(item.future, prefill_tokens=tokens)
 
 

@@ -45,6 +45,8 @@ from ...wire.client_messages import (
 )
 from ...wire.errors import PermissionDeniedError
 from ...wire.limits import SCOPES, Scope
+from ...wire.metrics import LogMetrics, ReadMetrics
+from ...wire.news import Follow, Unfollow
 
 _WORK: tuple[Scope, ...] = ("train", "sample")
 _PROGRAMS: tuple[Scope, ...] = ("train", "sample", "read", "admin")
@@ -55,17 +57,26 @@ _OPEN_QUESTIONS = ("capabilities", "run", "sampler", "weights", "tenant", "key",
 NEEDED: Mapping[type, tuple[Scope, ...]] = MappingProxyType(
     {
         **dict.fromkeys(
-            (CreateRun, DeleteCheckpoint, DeleteCheckpoints, PublishCheckpoint, ExpireCheckpoint, CopyCheckpoint),
+            (
+                CreateRun,
+                DeleteCheckpoint,
+                DeleteCheckpoints,
+                PublishCheckpoint,
+                ExpireCheckpoint,
+                CopyCheckpoint,
+                LogMetrics,
+            ),
             ("train",),
         ),
         **dict.fromkeys((CreateSampler, JoinSampler), ("sample",)),
         **dict.fromkeys((Submit, Refuse, Cancel), _WORK),
-        **dict.fromkeys((FindRuns, OwnJobs, SessionTimeline, UsageBetween), ("read",)),
+        **dict.fromkeys((FindRuns, OwnJobs, SessionTimeline, UsageBetween, ReadMetrics), ("read",)),
         LendCheckpoint: ("read", "train"),
         **dict.fromkeys((AssignProject, SetPriority), _WORK),
         AuditBetween: ("read", "admin"),
         Query: ("read",),  # but for some
         Administer: ("admin",),
+        **dict.fromkeys((Follow, Unfollow), ("read", "admin")),  # what is his own, and the deployment
         **dict.fromkeys((CreateClientSession, TouchClientSession, FinishClientSession, CountClientEvents), _PROGRAMS),
         **dict.fromkeys((MintToken, RevokeKey, LaneState, QueueState, Completions), _PROGRAMS),
         **dict.fromkeys((Watch, Read), _PROGRAMS),
@@ -82,6 +93,8 @@ def check(scopes: frozenset[Scope], message: FromClient) -> None:
             _check(scopes, _PROGRAMS, message.what)
         case Query():
             _check(scopes, NEEDED[Query], message.what)
+        case Follow() | Unfollow():
+            _check(scopes, ("admin",) if message.of == "deployment" else ("read",), message.of)
         case _:
             _check(scopes, NEEDED[type(message)], type(message).__struct_config__.tag)
 

@@ -35,6 +35,7 @@ IMPORT = "an operator's command that no run sees: tests/actors/test_foreign"
 IMAGES = "an actor's outcome, each followed by a right call: tests/service/test_images"
 SHARE = "its command is executed whole then, and ends as any: tests/actors/test_sharing, tests/scheduler/test_spreading"
 CUSTOM = "as any mistake in a pass, once its loss came with it: tests/actors/test_custom_losses"
+METRICS = "of numbers that are logged, which have no order: tests/scheduler/test_metrics"
 TEXT = "of a request for text, which has no order: tests/gateway/test_openai, tests/gateway/test_anthropic"
 ELSEWHERE: dict[str, tuple[int, str]] = {
     "wire/codec.py::decode": (1, NO_PLACE),  # a header above the limit, which no client of ours sends
@@ -81,6 +82,10 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "wire/codec.py::encode": (1, "of a body: tests/gateway/test_records"),
     "scheduler/creating.py::checked_priority": (1, NO_COMMAND),
     "scheduler/queueing.py::state": (1, NO_COMMAND),
+    "scheduler/metrics.py::_new_names": (1, METRICS),
+    "scheduler/metrics.py::_read": (2, METRICS),
+    "wire/metrics.py::check_points": (2, METRICS),
+    "wire/metrics.py::point_of": (2, METRICS),
     "scheduler/commands.py::late": (1, IS_OVER),
     "scheduler/client_door.py::_cancel": (1, IS_OVER),
     "client/deadlines.py::time_left": (1, "nothing was sent, and no seq used: tests/scheduler/test_deadlines"),

@@ -39,7 +39,7 @@ FACTS = ModelFacts(1000, 1 << 20, "no-tokenizer", "cpu", "float32", ["attn", "ml
 RESULTS: dict[str, Any] = {
     "forward_backward": ForwardBackwardOutput("scripted", [], {"loss:sum": 1.0}),
     "forward": ForwardBackwardOutput("scripted", [], {"loss:sum": 1.0}),
-    "optim_step": OptimStepResponse({}),
+    "optim_step": OptimStepResponse({"grad_norm": 0.5}),
 }
 Sample: TypeAlias = bytes | Callable[[bytes], bytes]
 SAMPLE = encode(SampleResponse([SampledSequence("length", [1], [0.0])]))
@@ -101,6 +101,8 @@ class ScriptedActor:
     def _ended(self, item: Item) -> Outcome:
         if item.kind in ("save_state", "save_weights_for_sampler") and item.folder is not None:
             Path(item.folder).mkdir(parents=True)
+        if item.kind in ("forward_backward", "optim_step"):
+            return Outcome(item.future, metrics=RESULTS[item.kind].metrics, data=1)
         return Outcome(item.future)
 
     def _count(self, item: Item) -> None:

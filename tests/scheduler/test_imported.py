@@ -72,6 +72,8 @@ async def test_sent_twice_it_is_imported_once_and_nobody_elses(tmp_path: Path) -
         assert first.sampler_path == f"tinker://{told.run}/sampler_weights/theirs"
         async with lorry.connect(addresses.clients, api_key=alice) as service:
             await service.create_sampling_client_async(first.sampler_path)
+            (came,) = await service.create_rest_client().get_lineage_async()
+            assert (came.run, came.path, came.way, came.parent) == (told.run, None, "import", True)
         async with lorry.connect(addresses.clients, api_key=bob) as service:
             with pytest.raises(NotFoundError):
                 await service.create_sampling_client_async(first.sampler_path)

@@ -67,6 +67,8 @@ from lorry.wire.client_messages import (
 from lorry.wire.codec import decode, encode
 from lorry.wire.errors import ErrorInfo, LorryError
 from lorry.wire.ids import ActorId, FutureId, LaneId, ProjectId, RunId, TenantId, future_id
+from lorry.wire.metrics import LogMetrics, ReadMetrics
+from lorry.wire.news import Follow, Unfollow
 from lorry.wire.types import LoraConfig, SaveWeightsResponse
 
 from .test_client_door import DATUM, Serving
@@ -126,7 +128,10 @@ ASKS: dict[type, list[Callable[[int, Things], object]]] = {
     Read: [lambda n, of: Read(n, [FutureId(of.future), FutureId(of.sampled)])],
     Cancel: [lambda n, of: Cancel(n, FutureId(of.future)), lambda n, of: Cancel(n, FutureId(of.sampled))],
     Query: [
-        *(lambda n, of, what=what: Query(n, what, of.run) for what in ("run", "checkpoints")),
+        *(
+            lambda n, of, what=what: Query(n, what, of.run)
+            for what in ("run", "checkpoints", "lineage", "metric_names")
+        ),
         lambda n, of: Query(n, "sampler", of.sampler),
         *(lambda n, of, what=what: Query(n, what, of.path) for what in ("weights", "files")),
         *(
@@ -153,12 +158,28 @@ ASKS: dict[type, list[Callable[[int, Things], object]]] = {
     QueueState: [lambda n, of: QueueState(n, FutureId(of.future))],
     Completions: [lambda n, of: Completions(n, LaneId(of.run), 0, 9, timeout_s=0.1)],
     SessionTimeline: [lambda n, of: SessionTimeline(n, of.session), lambda n, of: SessionTimeline(n, of.run)],
+    LogMetrics: [lambda n, of: LogMetrics(n, RunId(of.run))],
+    ReadMetrics: [
+        lambda n, of: ReadMetrics(n, RunId(of.run)),
+        lambda n, of: ReadMetrics(n, RunId(of.run), at_most_points=4),
+    ],
     OwnJobs: [lambda n, of: OwnJobs(n, of.run), lambda n, of: OwnJobs(n, of.sampler)],
     Administer: [lambda n, of: Administer(n, EndKey(of.key))],  # type: ignore[arg-type]
     Drain: [lambda n, of: Drain(n, "", ActorId("scripted"))],
     ImportAdapter: [lambda n, of: ImportAdapter(n, "", TenantId("alice"), RunId(of.run), "m", LORA, "a", 1, "")],
 }
-NAMES_NOTHING = {Hello, Probe, Ping, Goodbye, MintToken, CreateClientSession, CountClientEvents, GetMetrics}
+NAMES_NOTHING = {
+    Hello,
+    Probe,
+    Ping,
+    Goodbye,
+    MintToken,
+    CreateClientSession,
+    CountClientEvents,
+    GetMetrics,
+    Follow,
+    Unfollow,
+}
 
 
 def test_every_message_is_tried_or_names_nothing() -> None:

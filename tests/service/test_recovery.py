@@ -73,6 +73,27 @@ async def test_a_run_goes_on_from_a_snapshot_bit_for_bit(eager: Server, victim: 
         assert [row.tokens for row in usage if row.kind == "train"] == [180, 180]
 
 
+@pytest.mark.parametrize("victim", ["actor", pytest.param("broker", marks=pytest.mark.long)])
+async def test_a_runs_numbers_are_what_its_futures_gave_whatever_died(eager: Server, victim: str) -> None:
+    async with lorry.connect(eager.address, api_key=eager.new_key(f"numbers, its {victim} dies")) as service:
+        training = await service.create_lora_training_client_async(MODEL, rank=4, seed=1)
+        gave: list[dict[str, float]] = []
+        for is_killed in (True, False):
+            for _ in range(3):
+                passed, again = (training.forward_backward([datum(i)], "cross_entropy") for i in (0, 3))
+                stepped = training.optim_step(STEP)
+                losses = [(await future).metrics["loss:sum"] for future in (passed, again)]
+                gave.append({"loss:sum": sum(losses)} | (await stepped).metrics)
+                await training.log_metrics({"loss/mean": sum(losses) / 2}, len(gave) - 1)
+            if is_killed:
+                kill(eager, victim)
+        found = await service.create_rest_client().get_run_metrics_async(training.model_id)
+    assert [point.values for point in found if point.source == "training"] == gave
+    assert [point.values["loss/mean"] for point in found if point.source == "loop"] == [
+        values["loss:sum"] / 2 for values in gave
+    ]
+
+
 async def test_a_snapshot_holds_the_gradient_that_is_pending(eager: Server) -> None:
     async with lorry.connect(eager.address, api_key=eager.new_key("pending")) as service:
         losses = []

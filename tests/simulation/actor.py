@@ -39,7 +39,7 @@ from lorry.wire.ids import ActorId, BatchId, FutureId
 from lorry.wire.sequenced import Link
 from lorry.wire.streaming import Piece, Resumed, made_before
 
-from .numbers import Payload, mixed
+from .numbers import Payload, measured, mixed
 from .states import State, UnreadableError
 from .world import ACTORS, MODEL, TOKEN, World
 
@@ -268,7 +268,7 @@ class Actor:
         if item.kind == "forward":
             return state, Outcome(item.future, prefill_tokens=tokens), result.encode()
         state = replace(state, pending=(*state.pending, result))
-        return state, Outcome(item.future, train_tokens=tokens), result.encode()
+        return state, _backward(item, tokens, result), result.encode()
 
     def _restored(self, item: Item) -> State:
         assert item.adapter is not None and item.adapter.lora.seed is not None
@@ -298,12 +298,12 @@ class Actor:
             if payload.flaw == "nan":
                 return replace(state, pending=()), *_failed(item, NonFiniteError("nan").info, discarded=True)
             state, result = state.stepped(payload)
-            return state, Outcome(item.future), result.encode()
+            return state, Outcome(item.future, metrics={"step": measured(result)}), result.encode()
         if item.kind == "forward":
             result = mixed("forward", state.weights, payload.uid)
             return state, Outcome(item.future, prefill_tokens=payload.tokens), result.encode()
         state, result = state.backward(payload)
-        return state, Outcome(item.future, train_tokens=payload.tokens), result.encode()
+        return state, _backward(item, payload.tokens, result), result.encode()
 
     def _loaded(self, state: State, item: Item) -> tuple[State, Outcome, bytes]:
         assert item.folder is not None
@@ -358,6 +358,10 @@ def _is_part(item: Item) -> bool:
 def _run_of(item: Item) -> str:
     assert item.adapter is not None
     return item.adapter.key
+
+
+def _backward(item: Item, tokens: int, result: str) -> Outcome:
+    return Outcome(item.future, train_tokens=tokens, metrics={"gradient:sum": measured(result)}, data=1)
 
 
 def _failed(

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from .history import Event, Finding, History
-from .numbers import mixed
+from .numbers import measured, mixed
 from .reference import NAMES_AT_FAULT, Facts, Reference
 
 NEWEST_KEPT = 2
@@ -41,6 +41,7 @@ class Checker:
         for event in self._of("sampler"):
             yield from self._sampler(event)
         yield from self._usage()
+        yield from self._numbers()
 
     def _of(self, *whats: str) -> list[Event]:
         return [event for event in self._events if event.what in whats]
@@ -290,6 +291,26 @@ class Checker:
         for key in sorted(expected.keys() | billed.keys()):
             if expected[key] != billed[key] and key[0] in audited:
                 yield Finding("usage", f"{' '.join(key)}: {billed[key]} tokens billed, {expected[key]} used")
+
+    def _numbers(self) -> Iterator[Finding]:
+        """What is kept of a run's steps is what its results were, each once, whatever was tried again or replayed."""
+        for event in self._of("numbers"):
+            run, kept = event.facts["run"], {step: values for _, step, values in event.facts["points"]}
+            expected: dict[int, dict[str, float]] = defaultdict(dict)
+            step = 0
+            for seq, some in sorted(self._accepted[run].items()):
+                code, result = self._outcomes.get(f"{run}:{seq}", ("unknown", ""))
+                if code == "unknown":
+                    break
+                if code is None and some[0]["kind"] == "forward_backward":
+                    before = expected[step].get("gradient:sum", 0.0)
+                    expected[step]["gradient:sum"] = before + measured(result)
+                elif code is None and some[0]["kind"] == "optim_step":
+                    expected[step]["step"] = measured(result)
+                    step += 1
+            else:
+                if kept != expected:
+                    yield Finding("numbers", f"{run} keeps {kept}, its results were {dict(expected)}")
 
 
 def _content(facts: Facts) -> tuple[object, ...]:

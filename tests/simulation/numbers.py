@@ -27,3 +27,8 @@ class Payload:
 
 def mixed(*parts: object) -> str:
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+
+def measured(result: str) -> float:
+    """What an actor tells as a number of a result: sums of some are exact."""
+    return float(int(mixed("measured", result)[:8], 16))

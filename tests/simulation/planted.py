@@ -52,6 +52,20 @@ FAULTS = (
         "            )\n"
         "            self.recovering.replayed(command, outcome)\n",
     ),
+    Fault(
+        "a replay's numbers are written again",
+        COMMANDS,
+        "            self.recovering.replayed(command, outcome)\n",
+        "            again = self.metrics.of_training(self._open.replays[command.future], outcome)\n"
+        "            self._writer.write(lambda store: again(store, 0.0) and None)\n"
+        "            self.recovering.replayed(command, outcome)\n",
+    ),
+    Fault(
+        "a run's steps are counted anew after a start",
+        "scheduler/broker.py",
+        "            store.all_actors_ended(time.time())\n",
+        "            store.all_actors_ended(time.time())\n            store._db.execute('UPDATE runs SET steps = 0')\n",
+    ),
     Fault("tokens cost twice as much", PRICES, "    return tokens * price\n", "    return 2 * tokens * price\n"),
     Fault("a step's payload is dropped with its result", FINISHING, "row.kind in REPLAYED_KINDS", "row.kind == 'fb'"),
     Fault("the digest of a resend is ignored", ACCEPTING, "used.digest in (None, digest)", "True"),

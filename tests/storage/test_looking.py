@@ -25,7 +25,7 @@ from .test_blobs import PAYLOAD, accept
 from .test_store import ALICE, RUN
 from .test_store import store as store  # a fixture
 
-LAST = "m018_samplers_in_flight"
+LAST = "m019_metrics"
 BESIDE = (f"{FILE}-wal", f"{FILE}-shm")
 
 
