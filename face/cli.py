@@ -19,6 +19,7 @@ from lorry import (
     jobs,
     limiting,
     logs,
+    metrics,
     options,
     runs,
     storing,
@@ -46,7 +47,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for group in (tenancy.tenants, tenancy.keys, limiting.limits, checkpoints.checkpoints, benching.app):
+for group in (tenancy.tenants, tenancy.keys, limiting.limits, checkpoints.checkpoints, metrics.metrics, benching.app):
     app.add_typer(group)
 for command in (jobs.jobs, runs.runs, top.top, billing.usage, storing.storage, auditing.audit, tracing.trace):
     app.command(command.__name__)(command)

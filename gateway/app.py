@@ -29,6 +29,7 @@ from .tinker import (
     downloads,
     futures,
     models,
+    run_metrics,
     runs,
     sampling,
     service,
@@ -40,7 +41,7 @@ from .tinker import (
 from .tls import certificate_of
 
 _WORK = (training, custom_losses, futures, sampling, weights, models, service, auth)
-_RECORDS = (sessions, traces, runs, downloads, checkpoints, billing, audit)
+_RECORDS = (sessions, traces, runs, run_metrics, downloads, checkpoints, billing, audit)
 _OF_TEXT = {
     "/v1": [*openai.ROUTES, *anthropic.ROUTES, *openai.NOWHERE],
     "/services/tinker-prod/oai/api/v1": [*openai.ROUTES, *openai.NOWHERE],

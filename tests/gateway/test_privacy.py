@@ -87,6 +87,7 @@ BODIES: dict[str, Body] = {
     "/training_runs/{run_id}/checkpoints/{checkpoint_id:path}/ttl": lambda of: {"ttl_seconds": 1},
     "/sessions/{session_id}/project": lambda of: {"project_id": "x"},
     "/training_runs/{run_id}/priority": lambda of: {"priority": 1},
+    "/training_runs/{run_id}/metrics": lambda of: {"points": [{"step": 0, "values": {"x": 1.0}}]},
     "/samplers/{sampler_id}/priority": lambda of: {"priority": 1},
 }
 NAME_NOTHING = {

@@ -13,18 +13,28 @@ from tests.conftest import children_of, start_server
 from .conftest import OLD_SDK, Tenant, finish
 
 
+def kept(tenant: Tenant, run: str) -> list[dict[str, float]]:
+    """The numbers of each of a run's steps."""
+    with tenant.http() as http:
+        points = http.get(f"training_runs/{run}/metrics").json()["points"]
+    assert [(point["step"], point["source"]) for point in points] == [(i, "training") for i in range(len(points))]
+    return [point["values"] for point in points]
+
+
 def test_a_supervised_loop_learns(tenant: Tenant) -> None:
     seen = tenant.run("training.supervised")
     assert seen["losses"][-1] < seen["losses"][0] / 2
     assert seen["outputs"] == seen["tokens"] - 1
     assert seen["first"] == pytest.approx(-seen["sum_of_logprobs"], rel=1e-4)
     assert seen["models"] == ["jargon-1m"]
+    assert [values["loss:sum"] for values in kept(tenant, seen["model_id"])] == seen["losses"]
 
 
 def test_chunks_that_arrive_out_of_order_come_back_in_order(tenant: Tenant) -> None:
     seen = tenant.run("training.chunked")
     assert seen["shapes"] == [2 + i % 3 for i in range(1100)]
     assert list(seen["metrics"]) == ["loss:sum"]
+    assert [values["loss:sum"] for values in kept(tenant, seen["model_id"])] == [seen["metrics"]["loss:sum"]]
 
 
 def test_a_part_that_is_refused_leaves_what_the_other_parts_added_and_the_run_goes_on(tenant: Tenant) -> None:

@@ -83,6 +83,8 @@ ELSEWHERE: dict[str, tuple[int, str]] = {
     "scheduler/creating.py::checked_priority": (1, NO_COMMAND),
     "scheduler/queueing.py::state": (1, NO_COMMAND),
     "scheduler/metrics.py::_new_names": (1, METRICS),
+    "client/metric_files.py::__init__": (1, METRICS),
+    "gateway/tinker/run_metrics.py::read_metrics": (1, METRICS),
     "scheduler/metrics.py::_read": (2, METRICS),
     "wire/metrics.py::check_points": (2, METRICS),
     "wire/metrics.py::point_of": (2, METRICS),

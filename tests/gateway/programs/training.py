@@ -32,7 +32,8 @@ def chunked() -> dict[str, Any]:
     data = [example(tokens[: 3 + i % 3]) for i in range(1100)]
     output = training.forward_backward(data, "cross_entropy").result()
     training.optim_step(types.AdamParams()).result()
-    return {"shapes": [len(o["logprobs"].tolist()) for o in output.loss_fn_outputs], "metrics": output.metrics}
+    shapes = [len(o["logprobs"].tolist()) for o in output.loss_fn_outputs]
+    return {"model_id": training.model_id, "shapes": shapes, "metrics": output.metrics}
 
 
 def part_refused() -> dict[str, Any]:
