@@ -56,7 +56,7 @@ def loop(store: Store, steps: int, names: int) -> float:
 def thinned(store: Store) -> tuple[float, int]:
     """Seconds, and bytes of the answer."""
     started = time.perf_counter()
-    thinning, after = Thinning(*store.metric_steps(RUN), AT_MOST_POINTS), None
+    thinning, after = Thinning(store.metric_steps(RUN), AT_MOST_POINTS), None
     while True:
         page = store.run_metrics(RUN, after, POINTS_AT_ONCE)
         for point in page.points:
@@ -85,17 +85,19 @@ def main(arguments: list[str] | None = None) -> list[str]:
         read_s, answer = thinned(store)
         logged_us = loop(store, options.steps, options.names)
         sizes.append(size(store, data))
+        both_s, _ = thinned(store)
     bytes_a_step, of_loop = ((after - before) / options.steps for before, after in pairwise(sizes))
     table = Table("", "found", "goal", title=f"{options.steps:,} steps")
     table.add_row("bytes a step of training, in the database", f"{bytes_a_step:.0f}", f"{BYTES_A_STEP}")
     table.add_row("of each command's transaction, µs", f"{command_us:.0f}", "")
     table.add_row(f"bytes a step of a loop with {options.names} names", f"{of_loop:.0f}", "")
     table.add_row("of each step that is logged, µs", f"{logged_us:.0f}", "")
-    table.add_row(f"seconds to thin them to {AT_MOST_POINTS:,} points a name", f"{read_s:.2f}", "")
-    table.add_row("bytes of that answer", f"{answer:,}", "")
+    table.add_row(f"seconds to thin those of training to {AT_MOST_POINTS:,} points a name", f"{read_s:.2f}", "")
+    table.add_row(f"seconds to thin them with {options.names} names of the loop", f"{both_s:.2f}", "")
+    table.add_row("bytes of the answer without those", f"{answer:,}", "")
     Console().print(table)
     found = {"bytes_a_step": bytes_a_step, "command_us": command_us, "loop_bytes": of_loop, "logged_us": logged_us}
-    print(json.dumps({"bench": "metrics"} | found | {"thin_s": read_s, "answer_bytes": answer}))
+    print(json.dumps({"bench": "metrics"} | found | {"thin_s": read_s, "thin_both_s": both_s, "answer_bytes": answer}))
     return at_most("bytes a step of training", bytes_a_step, BYTES_A_STEP)
 
 

@@ -1,5 +1,6 @@
 """News of what goes on, as they are pushed: for any number of readers of one connection, each at its own pace."""
 
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -10,8 +11,11 @@ from msgspec import structs
 
 from ..wire.codec import decode
 from ..wire.errors import ConnectionLostError, LorryError
-from ..wire.news import POINTS_AT_MOST, Follow, Followed, News, Unfollow
+from ..wire.metrics import size_of
+from ..wire.news import BYTES_AT_MOST, POINTS_AT_MOST, Follow, Followed, News, Unfollow
 from .requests import Request
+
+log = logging.getLogger("lorry")
 
 Start: TypeAlias = Callable[[Any, Callable[[LorryError], None] | None], Request]
 """Sends a request, and tells of its refusal."""
@@ -84,10 +88,18 @@ class Followings:
                     self._start(Unfollow(self._next_request(), of), None)
 
     def came(self, of: Followed, payload: bytes) -> None:
-        """Called by the connection, as are those that follow."""
+        """Called by the connection, as are those that follow. What cannot be read ends nothing: it was missed."""
         if feeds := self._feeds.get(of):
-            news = decode(payload, News)
             last = self._last.get(of)
+            try:
+                news = decode(payload, News)
+            except LorryError as error:
+                log.warning("news cannot be read: %s", error)
+                for feed in feeds:
+                    feed.missed()
+                    if last is not None:
+                        feed.came(last)
+                return
             overview = news.overview if news.overview is not None or last is None else last.overview
             self._last[of] = structs.replace(news, points=[], changed=[], overview=overview)
             for feed in feeds:
@@ -113,7 +125,7 @@ class Followings:
 def merged(before: News, after: News) -> News:
     """Two items as one. Pure."""
     points = {(point.run, point.source, point.step): point for point in (*before.points, *after.points)}
-    fits = len(points) <= POINTS_AT_MOST
+    fits = len(points) <= POINTS_AT_MOST and sum(size_of(p.values) for p in points.values()) <= BYTES_AT_MOST
     return News(
         at=after.at,
         points=list(points.values()) if fits else [],

@@ -188,7 +188,7 @@ class MetricLines:
     def _point(self, line: str) -> MetricPoint | None:
         try:
             found: Any = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # however deep it is nested
             found = None
         if not isinstance(found, dict):
             self.unread += 1

@@ -16,7 +16,7 @@ from ..storage.reader import Reader
 from ..storage.reports import usage, usage_between
 from ..storage.rows import ClientSessionRow, RunRow, SamplerRow
 from ..storage.store import Store
-from ..storage.timelines import timeline
+from ..storage.timelines import failures, timeline
 from ..storage.writer import Writer
 from ..wire.catalogue_messages import (
     AssignProject,
@@ -53,7 +53,7 @@ from ..wire.catalogue_messages import (
 )
 from ..wire.errors import InvalidRequestError
 from ..wire.ids import LaneId, TenantId
-from ..wire.metrics import LogMetrics, ReadMetrics
+from ..wire.metrics import LatestMetrics, LogMetrics, ReadMetrics
 from ..wire.timelines import Timeline
 from ..wire.types import (
     ClientSession,
@@ -161,6 +161,8 @@ class Catalogue:
                 return self._commands.exposition.text()
             case LogMetrics():
                 return await self._commands.metrics.log(tenant, request, payload)
+            case LatestMetrics():
+                return await self._commands.metrics.latest(tenant, request, self._reader)
             case ReadMetrics():
                 return await self._commands.metrics.read(tenant, request, self._reader)
             case Completions():
@@ -208,6 +210,9 @@ class Catalogue:
                 return info_of(session.key)
             case "storage_price":
                 return await self._reader.read(lambda store: store.storage_price() / 1e6)
+            case "failures":
+                failed_in = self._registry.run(tenant, query.subject or "").id
+                return await self._reader.read_at_leisure(lambda store: failures(store, failed_in))
             case "lineage":
                 run = self._registry.run(tenant, query.subject).id if query.subject else None
                 return await self._reader.read_at_leisure(lambda store: lineage(store, tenant, run))

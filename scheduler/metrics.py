@@ -8,13 +8,18 @@ from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire.actor_messages import Outcome
 from ..wire.codec import decode
-from ..wire.errors import LimitReachedError, MessageTooLargeError
+from ..wire.errors import InvalidRequestError, LimitReachedError, MessageTooLargeError
 from ..wire.ids import RunId, TenantId
 from ..wire.metrics import (
     BYTES_AT_ONCE,
+    LATEST_AT_ONCE,
     NAMES_OF_A_RUN,
     POINTS_AT_ONCE,
+    THINNED_AT_LEAST,
+    THINNED_VALUES,
+    LatestMetrics,
     LogMetrics,
+    MetricPlace,
     MetricPoint,
     ReadMetrics,
     RunMetrics,
@@ -26,6 +31,9 @@ from ..wire.metrics import (
 from ..wire.thinning import Thinning
 from .observing.newsroom import Newsroom
 from .registry import Registry
+
+TOKENS = "tokens:sum"
+"""What a step trained on, as it is billed; an actor tells it apart from what a loss names."""
 
 
 class Metrics:
@@ -44,7 +52,9 @@ class Metrics:
     def of_training(self, row: CommandRow, outcome: Outcome) -> Callable[[Store, float], SourcedPoint | None]:
         """Writes down what an actor told of a command that is done. A run has only so many names: what comes with more
         is in the command's result alone."""
-        run, told, new = RunId(row.lane), outcome.metrics, list[str]()
+        run, told, new = RunId(row.lane), dict(outcome.metrics), list[str]()
+        if row.kind == "forward_backward" and outcome.train_tokens:
+            told.setdefault(TOKENS, float(outcome.train_tokens))
         names = self._names.setdefault(run, set())
         if not told.keys() <= names:
             new = [name for name in told if name not in names and is_name(name)]
@@ -80,14 +90,24 @@ class Metrics:
 
         self.came(tenant, run, await self._writer.write_and_wait(record))
 
+    async def latest(self, tenant: TenantId, request: LatestMetrics, reader: Reader) -> list[RunPoint]:
+        """Raises InvalidRequestError for more than is told at once."""
+        if len(request.runs) * request.most > LATEST_AT_ONCE:
+            expected = f"up to {LATEST_AT_ONCE // len(request.runs):,} of each of {len(request.runs):,} runs"
+            raise InvalidRequestError.of("most", request.most, expected)
+        own = self._registry.owned(tenant, request.runs)
+        return await reader.read(lambda store: store.latest_metrics(own, request.most))
+
     async def read(self, tenant: TenantId, request: ReadMetrics, reader: Reader) -> RunMetrics:
         """Raises NotFoundError."""
         run = self._registry.run(tenant, request.run).id
         wanted = None if request.names is None else frozenset(request.names)
-        if request.at_most_points is not None:
-            return await _thinned(reader, run, request.at_most_points, wanted)
-        page = await reader.read_at_leisure(lambda store: store.run_metrics(run, request.after, request.most))
-        return page if wanted is None else RunMetrics(_of_names(page.points, wanted), page.next)
+        if request.at_most_points is None:
+            return await reader.read_at_leisure(lambda store: _page(store, run, request.after, request.most, wanted))
+        names = self._names.get(run, frozenset[str]())
+        count = len(names if wanted is None else names & wanted)
+        at_most = min(request.at_most_points, max(THINNED_AT_LEAST, THINNED_VALUES // max(1, count)))
+        return await _thinned(reader, run, at_most, wanted)
 
     def _new_names(self, run: RunId, points: Iterable[MetricPoint]) -> list[str]:
         """Those that the run did not have; it has them from now on."""
@@ -116,13 +136,24 @@ def _of_names(points: Iterable[SourcedPoint], wanted: frozenset[str]) -> list[So
     return [SourcedPoint(point.source, point.step, point.at, values) for point, values in kept if values]
 
 
+def _page(store: Store, run: RunId, after: MetricPlace | None, most: int, wanted: frozenset[str] | None) -> RunMetrics:
+    page = store.run_metrics(run, after, most)
+    return page if wanted is None else RunMetrics(_of_names(page.points, wanted), page.next)
+
+
 async def _thinned(reader: Reader, run: RunId, at_most: int, wanted: frozenset[str] | None) -> RunMetrics:
-    """Read in pages, so that others are read to in between."""
-    first, last = await reader.read_at_leisure(lambda store: store.metric_steps(run))
-    thinning, after = Thinning(first, last, at_most), None
-    while True:
-        page = await reader.read_at_leisure(lambda store, after=after: store.run_metrics(run, after, POINTS_AT_ONCE))
-        for point in page.points if wanted is None else _of_names(page.points, wanted):
+    """In pages, so that others are read to in between; all in the reader's thread, for it keeps the broker's waiting
+    otherwise."""
+    steps = await reader.read_at_leisure(lambda store: store.metric_steps(run))
+    thinning = Thinning(steps, at_most)
+
+    def add(store: Store, after: MetricPlace | None) -> MetricPlace | None:
+        page = _page(store, run, after, POINTS_AT_ONCE, wanted)
+        for point in page.points:
             thinning.add(point)
-        if (after := page.next) is None:
-            return RunMetrics(thinning.points())
+        return page.next
+
+    after = await reader.read_at_leisure(lambda store: add(store, None))
+    while after is not None:
+        after = await reader.read_at_leisure(lambda store, after=after: add(store, after))
+    return RunMetrics(await reader.read_at_leisure(lambda _: thinning.points()))

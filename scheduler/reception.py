@@ -45,6 +45,8 @@ class Bounds:
 
 
 class Reception:
+    """`left` is called with the session that a connection had before it came with another key."""
+
     def __init__(
         self,
         keyring: Keyring,
@@ -55,9 +57,11 @@ class Reception:
         now: Callable[[], float],
         monotonic: Callable[[], float],
         bounds: Bounds,
+        left: Callable[[Session], None],
     ) -> None:
         self._keyring, self._sessions, self._post, self._writer = keyring, sessions, post, writer
         self._tasks, self._now, self._monotonic, self._bounds = tasks, now, monotonic, bounds
+        self._left = left
         self._attempts = Attempts()
         self._right = Lately[bool](_KEYS_AT_MOST, math.inf)
         self._one_unknown, self._unknown = anyio.Semaphore(1), 0
@@ -135,6 +139,7 @@ class Reception:
         session = Session(id_, key.tenant, key, connection, self._monotonic(), link, hello.relays)
         now = self._now()
         if earlier := self._sessions.open(session):
+            self._left(earlier)
             self._writer.write(lambda store: store.session_ended(earlier.id, now))
         self._writer.write(lambda store: store.session_started(id_, key.tenant, hello.client[:200], now))
         self._writer.write(lambda store: store.key_used(key.id, now))

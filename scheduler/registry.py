@@ -130,6 +130,10 @@ class Registry:
             raise NotFoundError(f"there is no run {run!r}", field="run")
         return row
 
+    def owned(self, tenant: TenantId, runs: Iterable[RunId]) -> list[RunId]:
+        """Those of these that are the tenant's."""
+        return [run for run in runs if (row := self._runs.get(run)) is not None and row.tenant == tenant]
+
     def sampler(self, tenant: TenantId, sampler: str | None) -> SamplerRow:
         row = self._samplers.get(SamplerId(sampler or ""))
         if row is None or row.tenant != tenant:

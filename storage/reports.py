@@ -91,6 +91,15 @@ def actors(store: Store) -> list[dict[str, Any]]:
     return store.rows("SELECT * FROM actors ORDER BY state = 'ready' DESC, started_at DESC LIMIT 20")
 
 
+def endings(store: Store, limit: int = 200) -> list[dict[str, Any]]:
+    """How actors ended, and why, the newest first; models that could not be loaded among them."""
+    return store.rows(
+        "SELECT at, subject AS actor, replace(kind, 'actor ', '') AS how, detail AS why FROM events"
+        " WHERE kind IN ('actor lost', 'actor stopped', 'load failed') ORDER BY at DESC LIMIT ?",
+        limit,
+    )
+
+
 def recent_runs(
     store: Store, tenant: str | None = None, base_model: str | None = None, limit: int = 50
 ) -> list[dict[str, Any]]:

@@ -340,10 +340,11 @@ def m018_samplers_in_flight(db: Database) -> None:
 
 @migrations()
 def m019_metrics(db: Database) -> None:
-    # A step's numbers: MessagePack. `source` is 0 for the user's loop, 1 for training, over so many `data`.
+    # A step's numbers: MessagePack. `source` is 0 for the user's loop, 1 for training, over so many `data`. It stands
+    # before the step, so that the first and the last of a source are found without a walk over the other's.
     db.execute(
         "CREATE TABLE run_metrics (run TEXT NOT NULL, step INTEGER NOT NULL, source INTEGER NOT NULL,"
-        " at REAL NOT NULL, data INTEGER NOT NULL, vals BLOB NOT NULL, PRIMARY KEY (run, step, source)) WITHOUT ROWID"
+        " at REAL NOT NULL, data INTEGER NOT NULL, vals BLOB NOT NULL, PRIMARY KEY (run, source, step)) WITHOUT ROWID"
     )
     db.execute(
         "CREATE TABLE run_metric_names (run TEXT NOT NULL, name TEXT NOT NULL, PRIMARY KEY (run, name)) WITHOUT ROWID"
@@ -355,3 +356,4 @@ def m019_metrics(db: Database) -> None:
         " WHERE lane = runs.id AND kind = 'optim_step' AND state = 'done')"
     )
     db.execute("CREATE INDEX commands_loads ON commands (lane) WHERE kind = 'load_state'")
+    db.execute("CREATE INDEX commands_failed_of_lane ON commands (lane, seq) WHERE state IN ('failed', 'discarded')")

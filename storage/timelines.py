@@ -5,11 +5,16 @@ from typing import Any
 
 from ..wire.codec import decode
 from ..wire.errors import ErrorInfo
-from ..wire.ids import LaneId, TenantId
-from ..wire.timelines import PAGE, Place, TimedCommand, Timeline
+from ..wire.ids import LaneId, RunId, TenantId
+from ..wire.timelines import PAGE, FailedCommand, Place, TimedCommand, Timeline
 from .store import Store
 
 _RUN_OF_PATH = "substr(model_path, 10, instr(substr(model_path, 10), '/') - 1)"
+
+FAILURES = (
+    "SELECT finished_at AS at, seq, kind, error FROM commands JOIN results ON results.future = commands.future"
+    " WHERE lane = ? AND state IN ('failed', 'discarded') AND error IS NOT NULL ORDER BY seq DESC LIMIT ?"
+)
 
 
 def timeline(store: Store, tenant: TenantId, subject: str, after: Place | None, most: int = PAGE) -> Timeline:
@@ -32,6 +37,16 @@ def owner(store: Store, subject: str) -> TenantId | None:
         if rows := store.rows(f"SELECT tenant FROM {table} WHERE id = ?", subject):
             return TenantId(rows[0]["tenant"])
     return None
+
+
+def failures(store: Store, run: RunId, most: int = 20) -> list[FailedCommand]:
+    """The newest first, of those whose error is still kept."""
+    return [_failure(row) for row in store.rows(FAILURES, run, most)]
+
+
+def _failure(row: dict[str, Any]) -> FailedCommand:
+    error = decode(row["error"], ErrorInfo)
+    return FailedCommand(row["at"], row["seq"], row["kind"], error.code, error.message)
 
 
 def _lanes(store: Store, tenant: TenantId, subject: str) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import msgspec
 from .commands import CommandKind
 from .ids import FutureId, LaneId, ProjectId, TenantId
 from .limits import Count
-from .metrics import LogMetrics, ReadMetrics
+from .metrics import LatestMetrics, LogMetrics, ReadMetrics
 from .overview import JobLimit
 from .timelines import Place
 
@@ -29,7 +29,7 @@ class JoinSampler(msgspec.Struct, frozen=True, tag="join_sampler"):
 class Query(msgspec.Struct, frozen=True, tag="query"):
     """`files` are a checkpoint's weights to be taken away, `weights` what is to be known of it; `storage_price` is in
     USD for a GB and a month of 720 hours; `lineage` is what came into the tenant's runs, or into one;
-    `metric_names` are those of a run's numbers."""
+    `metric_names` are those of a run's numbers, and `failures` its newest commands that failed."""
 
     request: int
     what: Literal[
@@ -47,6 +47,7 @@ class Query(msgspec.Struct, frozen=True, tag="query"):
         "storage_price",
         "lineage",
         "metric_names",
+        "failures",
     ]
     subject: str | None = None
 
@@ -287,6 +288,7 @@ CatalogueRequest: TypeAlias = (
     | GetMetrics
     | Completions
     | ReadMetrics
+    | LatestMetrics
     | CatalogueChange
 )
 

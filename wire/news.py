@@ -13,7 +13,8 @@ Change: TypeAlias = Literal["runs", "checkpoints", "samplers", "jobs", "tenants"
 """Of what something was added, changed or removed. The last four are told of the deployment alone."""
 
 POINTS_AT_MOST = 2000
-"""In one piece of news."""
+BYTES_AT_MOST = 1 << 20
+"""Of points in one piece of news."""
 
 
 class Follow(msgspec.Struct, frozen=True, tag="follow"):

@@ -1,12 +1,12 @@
 """A run's numbers, made few enough for a plot: none of what stands out is lost. Pure."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from .metrics import Source, SourcedPoint
 
-_Series: TypeAlias = tuple[Source, str]
+_INF = math.inf
 
 
 @dataclass(slots=True)
@@ -14,37 +14,55 @@ class _Bucket:
     """Of one name, in some steps: the points with its least and its greatest value, and one with each that is not
     finite."""
 
+    low: float = _INF
+    high: float = -_INF
     least: SourcedPoint | None = None
     greatest: SourcedPoint | None = None
     odd: dict[str, SourcedPoint] = field(default_factory=dict[str, SourcedPoint])
 
 
-class Thinning:
-    """Points come in the order of their steps, from `first` to `last`. Of each name, of each source, are kept the
-    first and the last, and of each of equally many steps the least and the greatest value: `at_most` in all, 4 or
-    more. Beside these, of what is not finite, one NaN and one infinity of either sign for each of those stretches."""
+@dataclass(slots=True)
+class _Series:
+    """One name of one source; what comes goes into the last bucket, which is the `number`th stretch's."""
 
-    def __init__(self, first: int, last: int, at_most: int) -> None:
-        self._first = first
+    first: SourcedPoint
+    last: SourcedPoint
+    number: int = -1
+    buckets: list[_Bucket] = field(default_factory=list[_Bucket])
+
+
+class Thinning:
+    """Points come in the order of their steps, each source's within its `steps`: what one has changes nothing of what
+    is kept of the other. Of each name, of each source, are kept the first and the last, and of each of equally many
+    steps the least and the greatest value: `at_most` in all, 4 or more. Beside these, of what is not finite, one NaN
+    and one infinity of either sign for each of those stretches."""
+
+    def __init__(self, steps: Mapping[Source, range], at_most: int) -> None:
         self._buckets_at_most = (at_most - 2) // 2
-        self._width = max(1, math.ceil((last - first + 1) / self._buckets_at_most))
-        self._buckets: dict[tuple[_Series, int], _Bucket] = {}
-        self._ends: dict[_Series, list[SourcedPoint]] = {}
+        self._stretches = {
+            source: (its[0], max(1, math.ceil(len(its) / self._buckets_at_most))) for source, its in steps.items()
+        }
+        self._series: dict[Source, dict[str, _Series]] = {}
 
     def add(self, point: SourcedPoint) -> None:
-        number = min((point.step - self._first) // self._width, self._buckets_at_most - 1)
+        first, width = self._stretches.setdefault(point.source, (point.step, 1))  # it may have come since
+        number = max(0, min((point.step - first) // width, self._buckets_at_most - 1))
+        of_source = self._series.setdefault(point.source, {})
         for name, value in point.values.items():
-            series = point.source, name
-            self._ends.setdefault(series, [point, point])[1] = point
-            if (bucket := self._buckets.get((series, number))) is None:
-                bucket = self._buckets[series, number] = _Bucket()
-            if not math.isfinite(value):
+            if (series := of_source.get(name)) is None:
+                series = of_source[name] = _Series(point, point)
+            series.last = point
+            if series.number != number:
+                series.number = number
+                series.buckets.append(_Bucket())
+            bucket = series.buckets[-1]
+            if -_INF < value < _INF:
+                if value < bucket.low:
+                    bucket.low, bucket.least = value, point
+                if value > bucket.high:
+                    bucket.high, bucket.greatest = value, point
+            else:
                 bucket.odd.setdefault(str(value), point)
-                continue
-            if bucket.least is None or value < bucket.least.values[name]:
-                bucket.least = point
-            if bucket.greatest is None or value > bucket.greatest.values[name]:
-                bucket.greatest = point
 
     def points(self) -> list[SourcedPoint]:
         """By step, those of the loop first. Each with the values that are kept of it."""
@@ -54,13 +72,13 @@ class Thinning:
             if point is not None:
                 kept.setdefault((point.step, point.source), (point, set()))[1].add(name)
 
-        for (series, _), bucket in self._buckets.items():
-            for point in (bucket.least, bucket.greatest, *bucket.odd.values()):
-                keep(point, series[1])
-        for series, ends in self._ends.items():
-            for point in ends:
-                keep(point, series[1])
-        return [_with(point, names) for _, (point, names) in sorted(kept.items())]
+        for name, series in (each for of_source in self._series.values() for each in of_source.items()):
+            keep(series.first, name)
+            keep(series.last, name)
+            for bucket in series.buckets:
+                for point in (bucket.least, bucket.greatest, *bucket.odd.values()):
+                    keep(point, name)
+        return [_with(point, names) for _, (point, names) in sorted(kept.items(), key=lambda item: item[0])]
 
 
 def _with(point: SourcedPoint, names: set[str]) -> SourcedPoint:

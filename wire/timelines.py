@@ -44,6 +44,16 @@ class TimedCommand(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
 
 
+class FailedCommand(msgspec.Struct, frozen=True):
+    """At `at`, in Unix seconds, with the error `code` and its `message`."""
+
+    at: float
+    seq: int
+    kind: CommandKind
+    code: str
+    message: str
+
+
 class Timeline(msgspec.Struct, frozen=True):
     """Some commands of a client session or a run, lane after lane; `after` is where it goes on, None at the end."""
 

@@ -45,7 +45,7 @@ from ...wire.client_messages import (
 )
 from ...wire.errors import PermissionDeniedError
 from ...wire.limits import SCOPES, Scope
-from ...wire.metrics import LogMetrics, ReadMetrics
+from ...wire.metrics import LatestMetrics, LogMetrics, ReadMetrics
 from ...wire.news import Follow, Unfollow
 
 _WORK: tuple[Scope, ...] = ("train", "sample")
@@ -70,7 +70,7 @@ NEEDED: Mapping[type, tuple[Scope, ...]] = MappingProxyType(
         ),
         **dict.fromkeys((CreateSampler, JoinSampler), ("sample",)),
         **dict.fromkeys((Submit, Refuse, Cancel), _WORK),
-        **dict.fromkeys((FindRuns, OwnJobs, SessionTimeline, UsageBetween, ReadMetrics), ("read",)),
+        **dict.fromkeys((FindRuns, OwnJobs, SessionTimeline, UsageBetween, ReadMetrics, LatestMetrics), ("read",)),
         LendCheckpoint: ("read", "train"),
         **dict.fromkeys((AssignProject, SetPriority), _WORK),
         AuditBetween: ("read", "admin"),

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from ...wire.ids import RunId, TenantId
-from ...wire.metrics import RunPoint, Source
-from ...wire.news import POINTS_AT_MOST, Change
+from ...wire.metrics import RunPoint, Source, size_of
+from ...wire.news import BYTES_AT_MOST, POINTS_AT_MOST, Change
 
 DEPLOYMENT: Final = None
 Whose: TypeAlias = TenantId | None
@@ -18,10 +18,11 @@ _DEEDS: frozenset[Change] = frozenset(("runs", "checkpoints", "tenants", "keys")
 
 @dataclass(slots=True)
 class Gathered:
-    """Of a step that changed several times there is one point: what it came to. `missed` says that there were too
-    many."""
+    """Of a step that changed several times there is one point: what it came to; all have `size` bytes. `missed` says
+    that there were too many."""
 
     points: dict[tuple[RunId, Source, int], RunPoint] = field(default_factory=dict[tuple[RunId, Source, int], RunPoint])
+    size: int = 0
     changed: set[Change] = field(default_factory=set[Change])
     missed: bool = False
 
@@ -51,8 +52,10 @@ class Newsroom:
         if (gathered := self._followed.get(tenant)) is None:
             return
         place = point.run, point.source, point.step
-        if len(gathered.points) < POINTS_AT_MOST or place in gathered.points:
-            gathered.points[place] = point
+        before = gathered.points.get(place)
+        size = gathered.size + size_of(point.values) - (0 if before is None else size_of(before.values))
+        if size <= BYTES_AT_MOST and (before is not None or len(gathered.points) < POINTS_AT_MOST):
+            gathered.points[place], gathered.size = point, size
         else:
             gathered.missed = True
         self.stir(tenant)

@@ -81,6 +81,7 @@ def test_lines_of_a_loop_are_read_and_what_is_no_number_is_told() -> None:
         '{"loss": 1.0}',
         '{"step": "2", "loss": 1.0}',
         "[1]",
+        "[" * 100_000,
         '{"step": 3, "half a pair \\ud800": 1.0}',
         '{"step": 2, "lo',
         "",
@@ -92,7 +93,7 @@ def test_lines_of_a_loop_are_read_and_what_is_no_number_is_told() -> None:
     assert points[0].values == {"env/all/reward": 0.5, "progress/batch": 0.0, "time/total": 1.25}
     assert math.isnan(points[1].values["loss"]) and (points[3].at, points[3].values["reward"]) == (3.0, -math.inf)
     assert reader.told() == [
-        "2 lines that are no JSON object",
+        "3 lines that are no JSON object",
         "2 lines without a step",
         "1 values of 'big' that are no numbers",
         "1 values of 'done' that are no numbers",
@@ -170,3 +171,5 @@ def test_a_file_that_a_loop_wrote_is_imported_and_taken_away_again(
     assert CliRunner().invoke(app, [*asked, "--output", str(tmp_path / "x.csv")]).exit_code != 0, "it exists"
     refused = CliRunner().invoke(app, ["metrics", "import", run, str(file), *at])
     assert refused.exit_code != 0 and "LORRY_API_KEY" in refused.output
+    refused = CliRunner().invoke(app, ["metrics", "import", run, str(tmp_path), *at])
+    assert refused.exit_code == 2, "a folder is none"

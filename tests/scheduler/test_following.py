@@ -4,6 +4,7 @@ is told that it missed some, and costs no memory."""
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -11,7 +12,8 @@ import pytest
 import lorry
 from lorry.client.connection import open_connection
 from lorry.client.following import Feed, merged
-from lorry.scheduler import broker
+from lorry.scheduler import broker, client_door, following
+from lorry.scheduler.following import Following
 from lorry.scheduler.observing.newsroom import DEPLOYMENT, Newsroom
 from lorry.storage.store import Store
 from lorry.wire import sockets
@@ -22,7 +24,7 @@ from lorry.wire.codec import decode, encode
 from lorry.wire.errors import AuthenticationError, PermissionDeniedError
 from lorry.wire.ids import RunId, TenantId
 from lorry.wire.metrics import RunPoint
-from lorry.wire.news import POINTS_AT_MOST, Follow, News
+from lorry.wire.news import BYTES_AT_MOST, POINTS_AT_MOST, Follow, News
 from lorry.wire.sequenced import Link
 from lorry.wire.types import AdamParams
 
@@ -252,3 +254,66 @@ async def test_who_does_not_confirm_is_sent_nothing_more_and_then_told_that_it_m
             link.confirm()
             (late,) = [message for frames in await door.receive() for message in link.arrived(frames)]
             assert decode(late[1], News).missed
+
+
+async def test_who_comes_with_another_key_follows_nothing_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Following] = []
+
+    class Kept(Following):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(client_door, "Following", Kept)
+    async with serving(tmp_path, works=False) as service:
+        other = service.store.create_key(TenantId("bob"), 1.0)
+        with sockets.connect(service.address, None, b"both") as door:
+            link = Link(door.send)
+            door.send([encode(Hello(VERSION, service.key, "both"))])
+            ((welcome,),) = await door.receive()
+            link.open(decode(welcome, Welcome).session)
+            link.send([encode(Follow(1, "own")), b""])
+            await door.receive()
+            assert [len(following) for following in made] == [1]
+            door.send([encode(Hello(VERSION, other, "both"))])
+            first = decode(welcome, Welcome).session
+            sessions = {first}
+            while sessions == {first}:
+                for frames in await door.receive():
+                    if len(frames) == 1 and isinstance(came := decode(frames[0], ToClient), Welcome):
+                        sessions.add(came.session)
+            assert [len(following) for following in made] == [0]
+
+
+def test_what_is_gathered_and_merged_is_bounded_in_bytes() -> None:
+    values = {f"{i:0200}": 1.0 for i in range(256)}
+    points = [RunPoint(RunId("r"), "loop", step, 1.0, values) for step in range(40)]
+    room = Newsroom()
+    room.follow(ALICE)
+    for point in points:
+        room.measured(ALICE, point)
+        room.measured(ALICE, point)  # again: it takes no more room
+    taken = room.take(ALICE)
+    assert taken.missed and len(encode(list(taken.points.values()))) < BYTES_AT_MOST < 60_000 * len(taken.points)
+    for point in points[:10]:
+        room.measured(ALICE, point)
+    assert not room.take(ALICE).missed
+    both = merged(News(1.0, points[:15], [], 0), News(2.0, points[15:30], [], 0))
+    assert both.missed and both.points == []
+
+
+async def test_news_that_cannot_be_read_were_missed_and_the_connection_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path) as service, open_connection(service.address, service.key) as connection:
+        training = await a_run(connection)
+        async with connection.follow("own") as feed:
+            await until(feed)
+            monkeypatch.setattr(following, "encode", lambda _: b"\xc1")
+            await training.log_metrics({"x": 1.0}, 0)
+            assert [(item.missed, item.points) for item in await until(feed)] == [(True, [])]
+            monkeypatch.undo()
+            await training.log_metrics({"x": 1.0}, 1)
+            assert [(item.missed, len(item.points)) for item in await until(feed)] == [(False, 1)]

@@ -2,7 +2,9 @@
 
 import math
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 import lorry
@@ -10,10 +12,10 @@ from lorry.client.connection import Connection, open_connection
 from lorry.client.rest import RestClient
 from lorry.client.training import TrainingClient
 from lorry.wire.client_messages import CreateRun, RunCreated
-from lorry.wire.codec import encode
+from lorry.wire.codec import decode, encode
 from lorry.wire.errors import InvalidRequestError, LimitReachedError, LorryError, MessageTooLargeError, NotFoundError
 from lorry.wire.ids import RunId, TenantId
-from lorry.wire.metrics import LogMetrics, MetricPoint, SourcedPoint
+from lorry.wire.metrics import LatestMetrics, LogMetrics, MetricPoint, RunPoint, SourcedPoint, point_of
 from lorry.wire.types import AdamParams, LoraConfig
 
 from .test_client_door import DATUM, Serving
@@ -81,12 +83,40 @@ async def test_many_points_are_read_page_by_page_and_thinned_where_they_are_kept
         assert {0.0, 96.0} <= {point.values["x"] for point in thin}
 
 
+async def test_of_many_names_fewer_points_are_kept_of_each(tmp_path: Path) -> None:
+    async with Serving(tmp_path) as service, lorry.connect(service.address, api_key=service.key) as client:
+        training, rest = await client.create_lora_training_client_async("m", rank=4), client.create_rest_client()
+        points = [MetricPoint(step, {f"{i}": step % 7 * 1.0 for i in range(250)}) for step in range(300)]
+        await rest.log_run_metrics_async(training.model_id, points)
+        thin = await rest.get_run_metrics_async(training.model_id, at_most_points=10_000)
+        assert 0 < len(thin) <= 200 and sum(len(point.values) for point in thin) <= 50_000
+        assert len(await rest.get_run_metrics_async(training.model_id, at_most_points=10_000, names=["7"])) == 300
+
+
+async def test_the_newest_of_a_run_are_told_up_to_a_thousand_in_all(tmp_path: Path) -> None:
+    async with Serving(tmp_path) as service, open_connection(service.address, service.key) as connection:
+        run = RunId((await a_run(connection)).model_id)
+        points = [MetricPoint(step, {"x": 1.0}) for step in range(150)]
+        await RestClient(connection).log_run_metrics_async(run, points)
+        found = await connection.ask(LatestMetrics(connection.next_request(), [run], 100), list[RunPoint])
+        assert [point.step for point in found] == list(range(50, 150))
+        with pytest.raises(InvalidRequestError, match="most is 100, expected up to 90 of each of 11 runs"):
+            await connection.ask(LatestMetrics(connection.next_request(), [run] * 11, 100), list[RunPoint])
+        with pytest.raises(InvalidRequestError, match="<= 100"):
+            await connection.ask(LatestMetrics(connection.next_request(), [run], 101), list[RunPoint])
+
+
 @pytest.mark.parametrize(
     ("points", "error", "says"),
     [
         ([MetricPoint(0, {"": 1.0})], InvalidRequestError, "points\\[0\\].values is '', expected names of 1 to 200"),
         ([MetricPoint(0, {"x" * 201: 1.0})], InvalidRequestError, "names of 1 to 200 characters"),
         ([MetricPoint(0, {"x" * 200 + "é": 1.0})], InvalidRequestError, "characters of Unicode"),
+        (
+            [MetricPoint(0, {"x": 1.0})] * 2 + [MetricPoint(0, {"x": 1.0, "": 1.0})],
+            InvalidRequestError,
+            "points\\[2\\]",
+        ),
         ([MetricPoint(-1, {"x": 1.0})], InvalidRequestError, ">= 0"),
         ([MetricPoint(0, {"x": "1"})], InvalidRequestError, "Expected `float`"),  # type: ignore[dict-item]
         ([MetricPoint(0, {"x": 1.0}, NAN)], InvalidRequestError, "points\\[0\\].at is nan, expected Unix seconds"),
@@ -127,18 +157,32 @@ async def test_anothers_run_is_nobodys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metrics", "step", "says"),
+    ("metrics", "step", "at", "says"),
     [
-        ({"x": "much"}, 0, "metrics\\['x'\\] is 'much', expected a number"),
-        ({"x": 10**400}, 0, "metrics\\['x'\\]"),
-        ({"x\ud800": 1.0}, 0, "points\\[0\\].values"),
-        ({"x": 1.0}, -1, "step is -1, expected a count from 0 on"),
-        ({"x": 1.0}, 2**62, "step is"),
+        ({"x": "1.5"}, 0, None, "metrics\\['x'\\] is '1.5', expected a number"),
+        ({"x": None}, 0, None, "metrics\\['x'\\] is None, expected a number"),
+        ({1: 1.0}, 0, None, "metrics is 1, expected names that are strings"),
+        ({"x": 1.0}, 1.0, None, "step is 1.0, expected a count"),
+        ({"x": 1.0}, True, None, "step is True, expected a count"),
+        ({"x": 1.0}, None, None, "step is None, expected a count"),
+        ({"x": 1.0}, "1", None, "step is '1', expected a count"),
+        ({"x": 1.0}, 0, "noon", "at is 'noon', expected a number"),
+        ({"x": 1.0}, 0, NAN, "points\\[0\\].at is nan, expected Unix seconds"),
+        ({"x": "much"}, 0, None, "metrics\\['x'\\] is 'much', expected a number"),
+        ({"x": 10**400}, 0, None, "metrics\\['x'\\]"),
+        ({"x\ud800": 1.0}, 0, None, "points\\[0\\].values"),
+        ({"x": 1.0}, -1, None, "step is -1, expected a count from 0 on"),
+        ({"x": 1.0}, 2**62, None, "step is"),
     ],
 )
 async def test_what_is_no_number_name_or_step_is_refused_at_the_call(
-    tmp_path: Path, metrics: dict[str, float], step: int, says: str
+    tmp_path: Path, metrics: Any, step: Any, at: Any, says: str
 ) -> None:
     async with Serving(tmp_path) as service, open_connection(service.address, service.key) as connection:
         with pytest.raises(InvalidRequestError, match=says):
-            (await a_run(connection)).log_metrics(metrics, step)
+            (await a_run(connection)).log_metrics(metrics, step, at)
+
+
+def test_numbers_and_counts_of_numpys_types_travel() -> None:
+    point = point_of(cast(int, np.int64(3)), {"x": np.float32(0.5), "n": np.int32(2)}, cast(float, np.float64(1.5)))
+    assert decode(encode([point]), list[MetricPoint]) == [MetricPoint(3, {"x": 0.5, "n": 2.0}, 1.5)]

@@ -67,7 +67,7 @@ from lorry.wire.client_messages import (
 from lorry.wire.codec import decode, encode
 from lorry.wire.errors import ErrorInfo, LorryError
 from lorry.wire.ids import ActorId, FutureId, LaneId, ProjectId, RunId, TenantId, future_id
-from lorry.wire.metrics import LogMetrics, ReadMetrics
+from lorry.wire.metrics import LatestMetrics, LogMetrics, ReadMetrics
 from lorry.wire.news import Follow, Unfollow
 from lorry.wire.types import LoraConfig, SaveWeightsResponse
 
@@ -130,7 +130,7 @@ ASKS: dict[type, list[Callable[[int, Things], object]]] = {
     Query: [
         *(
             lambda n, of, what=what: Query(n, what, of.run)
-            for what in ("run", "checkpoints", "lineage", "metric_names")
+            for what in ("run", "checkpoints", "lineage", "metric_names", "failures")
         ),
         lambda n, of: Query(n, "sampler", of.sampler),
         *(lambda n, of, what=what: Query(n, what, of.path) for what in ("weights", "files")),
@@ -159,6 +159,7 @@ ASKS: dict[type, list[Callable[[int, Things], object]]] = {
     Completions: [lambda n, of: Completions(n, LaneId(of.run), 0, 9, timeout_s=0.1)],
     SessionTimeline: [lambda n, of: SessionTimeline(n, of.session), lambda n, of: SessionTimeline(n, of.run)],
     LogMetrics: [lambda n, of: LogMetrics(n, RunId(of.run))],
+    LatestMetrics: [lambda n, of: LatestMetrics(n, [RunId(of.run)])],
     ReadMetrics: [
         lambda n, of: ReadMetrics(n, RunId(of.run)),
         lambda n, of: ReadMetrics(n, RunId(of.run), at_most_points=4),

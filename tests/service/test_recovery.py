@@ -83,7 +83,8 @@ async def test_a_runs_numbers_are_what_its_futures_gave_whatever_died(eager: Ser
                 passed, again = (training.forward_backward([datum(i)], "cross_entropy") for i in (0, 3))
                 stepped = training.optim_step(STEP)
                 losses = [(await future).metrics["loss:sum"] for future in (passed, again)]
-                gave.append({"loss:sum": sum(losses)} | (await stepped).metrics)
+                tokens = float(2 * datum().model_input.length)
+                gave.append({"loss:sum": sum(losses), "tokens:sum": tokens} | (await stepped).metrics)
                 await training.log_metrics({"loss/mean": sum(losses) / 2}, len(gave) - 1)
             if is_killed:
                 kill(eager, victim)

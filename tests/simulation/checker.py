@@ -305,6 +305,8 @@ class Checker:
                 if code is None and some[0]["kind"] == "forward_backward":
                     before = expected[step].get("gradient:sum", 0.0)
                     expected[step]["gradient:sum"] = before + measured(result)
+                    tokens = sum(count for _, count in _counted(some[0]))
+                    expected[step]["tokens:sum"] = expected[step].get("tokens:sum", 0.0) + tokens
                 elif code is None and some[0]["kind"] == "optim_step":
                     expected[step]["step"] = measured(result)
                     step += 1

@@ -15,6 +15,22 @@ SOURCES: tuple[Source, ...] = ("loop", "training")
 POINTS = st.dictionaries(st.tuples(st.integers(0, 300), st.sampled_from(SOURCES)), VALUES, min_size=1, max_size=120)
 
 
+def in_order(told: dict[tuple[int, Source], dict[str, float]]) -> list[SourcedPoint]:
+    return [SourcedPoint(source, step, 1.0, values) for (step, source), values in sorted(told.items())]
+
+
+def steps_of(points: list[SourcedPoint]) -> dict[Source, range]:
+    of = {source: [point.step for point in points if point.source == source] for source in SOURCES}
+    return {source: range(min(steps), max(steps) + 1) for source, steps in of.items() if steps}
+
+
+def thinned(points: list[SourcedPoint], at_most: int) -> list[SourcedPoint]:
+    thinning = Thinning(steps_of(points), at_most)
+    for point in points:
+        thinning.add(point)
+    return thinning.points()
+
+
 def kinds(values: list[float]) -> set[str]:
     return {str(value) for value in values if not math.isfinite(value)}
 
@@ -23,14 +39,13 @@ def kinds(values: list[float]) -> set[str]:
 def test_of_each_name_the_ends_the_extremes_and_all_that_is_not_finite_are_kept(
     told: dict[tuple[int, Source], dict[str, float]], at_most: int
 ) -> None:
-    points = [SourcedPoint(source, step, 1.0, values) for (step, source), values in sorted(told.items())]
-    thinning = Thinning(points[0].step, points[-1].step, at_most)
-    for point in points:
-        thinning.add(point)
-    thin = thinning.points()
+    points = in_order(told)
+    thin = thinned(points, at_most)
     assert [(p.step, p.source) for p in thin] == sorted({(p.step, p.source) for p in thin})
-    width = max(1, math.ceil((points[-1].step - points[0].step + 1) / ((at_most - 2) // 2)))
     for source in SOURCES:
+        if (steps := steps_of(points).get(source)) is None:
+            continue
+        width = max(1, math.ceil(len(steps) / ((at_most - 2) // 2)))
         for name in ("a", "b"):
             before, after = (
                 [(p.step, p.values[name]) for p in some if p.source == source and name in p.values]
@@ -45,7 +60,7 @@ def test_of_each_name_the_ends_the_extremes_and_all_that_is_not_finite_are_kept(
             if finite:
                 assert {min(finite), max(finite)} <= {v for _, v in after}
             assert sum(math.isfinite(v) for _, v in after) <= at_most
-            for start in range(points[0].step, points[-1].step + 1, width):
+            for start in steps[::width]:
                 stretch = range(start, start + width)
                 some = [[v for step, v in each if step in stretch] for each in (before, after)]
                 assert kinds(some[0]) == kinds(some[1])
@@ -53,10 +68,28 @@ def test_of_each_name_the_ends_the_extremes_and_all_that_is_not_finite_are_kept(
 
 def test_few_points_are_all_kept() -> None:
     points = [SourcedPoint("loop", step, 1.0, {"x": float(step)}) for step in range(20)]
-    thinning = Thinning(0, 19, 100)
-    for point in points:
-        thinning.add(point)
-    assert thinning.points() == points
+    assert thinned(points, 100) == points
+
+
+@given(POINTS, st.integers(4, 60), st.lists(st.integers(0, 10**12), unique=True))
+def test_what_one_source_has_changes_nothing_of_what_is_kept_of_the_other(
+    told: dict[tuple[int, Source], dict[str, float]], at_most: int, far: list[int]
+) -> None:
+    """A loop that counts tokens does not flatten the curve of its training."""
+    training = [point for point in in_order(told) if point.source == "training"]
+    loop = [SourcedPoint("loop", step, 1.0, {"a": 1.0}) for step in far]
+    both = thinned(sorted(training + loop, key=lambda p: (p.step, p.source)), at_most)
+    assert repr([p for p in both if p.source == "training"]) == repr(thinned(training, at_most))
+
+
+def test_what_came_since_its_steps_were_read_takes_no_more_room() -> None:
+    thinning = Thinning({"training": range(50, 60)}, 10)
+    for step in range(100):
+        for source in SOURCES:
+            thinning.add(SourcedPoint(source, step, 1.0, {"x": float(step)}))
+    for source in SOURCES:
+        steps = [point.step for point in thinning.points() if point.source == source]
+        assert len(steps) <= 10 and {0, 99} <= set(steps)
 
 
 @pytest.mark.parametrize(
