@@ -26,7 +26,7 @@ DEVICE ?= cuda
 OF_ACTORS := adam checkpoints decoder decoder_cache engine engine_steps experts foreign images looking lora_decode \
 	narrowing recomputing snapshots trainer worker
 
-.PHONY: help install demo test test-long groups gpu simulation faults timings chaos cookbook harnesses vllm check format types bench bench-full curves lock clean
+.PHONY: help install demo test test-long groups gpu simulation faults timings chaos cookbook harnesses vllm docs wheel check format types bench bench-full curves lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,7 +40,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)  ## two tenants train and sample one base model, all on this machine
-	$(BIN)/python docs/demo.py
+	$(BIN)/lorry demo
 
 test: $(INSTALLED) $(OLD_SDK) $(TEMPLATES) $(PERFETTO)  ## run the tests
 	$(TESTS)
@@ -75,6 +75,13 @@ harnesses: $(INSTALLED) $(HARNESSES)/.installed  ## have evaluation harnesses sc
 
 vllm: $(INSTALLED) $(VLLM)/.installed  ## have vLLM serve what Lorry saved and merged, on the CPU, in its own environment
 	$(BIN)/python -m pytest tests/vllm
+
+docs: $(INSTALLED)  ## build the pages as a site in build/docs, without a warning; LORRY_SOURCE_URL links the files
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs build/docs
+
+wheel: $(INSTALLED)  ## build wheel and source archive into build/dist, and try both
+	$(BIN)/python -m build --no-isolation --outdir build/dist .
+	$(BIN)/python -m pytest tests/packaging
 
 check: $(INSTALLED) $(OLD_SDK) $(TEMPLATES) $(PERFETTO) types  ## formatting, lint, types and tests
 	$(BIN)/ruff format --check .

@@ -1,11 +1,15 @@
 """Loading a model's tokenizer where the client runs, in a thread, because it takes seconds."""
 
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from anyio import to_thread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_one_at_a_time = Lock()
+"""transformers imports its parts as they are first asked for, and not all of it when two threads are."""
 
 
 async def load_tokenizer(tokenizer_id: str) -> "PreTrainedTokenizerBase":
@@ -15,9 +19,10 @@ async def load_tokenizer(tokenizer_id: str) -> "PreTrainedTokenizerBase":
     """
 
     def load() -> "PreTrainedTokenizerBase":
-        from transformers import AutoTokenizer  # slow to import, and only this needs it
+        with _one_at_a_time:
+            from transformers import AutoTokenizer  # slow to import, and only this needs it
 
-        # Said and not left out: without an answer, transformers may ask for one on standard input.
-        return AutoTokenizer.from_pretrained(tokenizer_id, trust_remote_code=False)
+            # Said and not left out: without an answer, transformers may ask for one on standard input.
+            return AutoTokenizer.from_pretrained(tokenizer_id, trust_remote_code=False)
 
     return await to_thread.run_sync(load)

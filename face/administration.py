@@ -2,7 +2,7 @@
 
 import sqlite3
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -34,7 +34,7 @@ from lorry.wire.admin_messages import (
 )
 from lorry.wire.codec import decode
 from lorry.wire.ids import TenantId
-from lorry.wire.limits import SCOPES
+from lorry.wire.limits import SCOPES, USER_SCOPES, Scope
 from lorry.wire.types import AuditEvent
 
 T = TypeVar("T")
@@ -95,8 +95,18 @@ def first_admin_key(data: Path) -> str | None:
     with changing(data) as store:
         if any("admin" in key.scopes for key in store.api_keys()):
             return None
-        now = time.time()
-        store.tenant_made(ADMIN, now)
-        key = new_key_id()
-        store.audited(AuditEvent(now, ADMIN, OPERATOR, "key_created", key, {"scopes": ", ".join(SCOPES)}))
-        return store.key_made(key, ADMIN, now, "the first", SCOPES)
+        return _first_key(store, ADMIN, SCOPES)
+
+
+def first_key_of(data: Path, tenant: TenantId) -> str | None:
+    """A key that may train and sample, if this tenant, who is made if new, never had one."""
+    with changing(data) as store:
+        return None if store.api_keys(tenant) else _first_key(store, tenant, USER_SCOPES)
+
+
+def _first_key(store: Store, tenant: TenantId, scopes: Sequence[Scope]) -> str:
+    now = time.time()
+    store.tenant_made(tenant, now)
+    key = new_key_id()
+    store.audited(AuditEvent(now, tenant, OPERATOR, "key_created", key, {"scopes": ", ".join(scopes)}))
+    return store.key_made(key, tenant, now, "the first", scopes)

@@ -26,7 +26,7 @@ from lorry.storage.lock import sole_writer
 from lorry.storage.looking import looking
 from lorry.storage.rows import CheckpointKind, CheckpointRow
 from lorry.storage.store import Store
-from lorry.tables import ONE_RUN, AsJson, day, lasting, print_json, print_table, size
+from lorry.tables import ONE_RUN, AsJson, day, print_json, print_table
 from lorry.wire.admin_messages import (
     NAMES_AT_ONCE,
     CheckpointOrder,
@@ -36,6 +36,7 @@ from lorry.wire.admin_messages import (
     ShareCheckpoints,
 )
 from lorry.wire.limits import TTL_AT_MOST_S
+from lorry.wire.words import lasting, size
 
 checkpoints = typer.Typer(
     name="checkpoints", help="Checkpoints of all tenants, and how long they stay.", no_args_is_help=True

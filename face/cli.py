@@ -1,15 +1,12 @@
 """The `lorry` command. Each subcommand parses its arguments into a configuration and calls one function."""
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import anyio
 import typer
-from anyio import to_thread
 
 from lorry import (
     auditing,
@@ -22,6 +19,7 @@ from lorry import (
     metrics,
     options,
     runs,
+    serving,
     storing,
     tables,
     tenancy,
@@ -31,11 +29,12 @@ from lorry import (
 from lorry.actors.config import ActorConfig, ActorSettings
 from lorry.addresses import check_exposure, host_and_port, is_loopback
 from lorry.calling import call, run_async
-from lorry.config import ModelConfig, ServeConfig, chosen_prices, default_data, parse_weights
+from lorry.config import ModelConfig, chosen_prices, default_data, parse_weights
 from lorry.gateway.config import GatewayConfig, HttpSettings
 from lorry.keys import actor_token, curve_keys, link_key, operator_key
 from lorry.printing import plain_console
 from lorry.scheduler.config import BrokerConfig
+from lorry.versions import print_versions
 from lorry.wire.ids import ActorId, TenantId
 from lorry.wire.types import Quantization
 
@@ -49,12 +48,17 @@ app = typer.Typer(
 )
 for group in (tenancy.tenants, tenancy.keys, limiting.limits, checkpoints.checkpoints, metrics.metrics, benching.app):
     app.add_typer(group)
-for command in (jobs.jobs, runs.runs, top.top, billing.usage, storing.storage, auditing.audit, tracing.trace):
+for command in (serving.demo, serving.serve, jobs.jobs, runs.runs, top.top, billing.usage):
+    app.command(command.__name__)(command)
+for command in (storing.storage, auditing.audit, tracing.trace):
     app.command(command.__name__)(command)
 
 
 @app.callback()
 def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_versions, is_eager=True, help="Print what is installed")
+    ] = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error; logs go to standard error")] = "info",
 ) -> None:
     """One base model, many LoRAs on board."""
@@ -62,72 +66,6 @@ def main(
         raise typer.BadParameter(f"{log_level!r} is none of debug, info, warning, error", param_hint="--log-level")
     logs.configure(log_level)
     os.environ["LORRY_LOG_LEVEL"] = log_level
-
-
-@app.command()
-@options.with_http_settings
-@options.with_actor_settings
-def serve(
-    model: options.Models,
-    data: options.Data = None,
-    bind: options.Bind = options.LOCAL_BROKER,
-    http: options.Http = "127.0.0.1:8000",
-    no_http: Annotated[bool, typer.Option("--no-http", help="Serve Lorry's own clients only")] = False,
-    replicas: Annotated[int, typer.Option(min=1, help="Actors for each model")] = 1,
-    prices: options.Prices = None,
-    heartbeat_s: options.Heartbeat = 5.0,
-    spread_after_s: options.SpreadAfter = 10.0,
-    model_weight: options.ModelWeight = None,
-    sessions_per_tenant: options.SessionsPerTenant = 500,
-    grace_s: options.Grace = 30.0,
-    settings_for: options.SettingsFor = None,
-    *,
-    settings: ActorSettings,
-    http_settings: HttpSettings,
-) -> None:
-    """Serve base models: starts a broker, a gateway and an actor for each model as child processes."""
-    from lorry.administration import first_admin_key
-    from lorry.serve import serving
-
-    async def run() -> None:
-        config = ServeConfig(
-            models=tuple(ModelConfig.parse(text) for text in model),
-            data=data or default_data(),
-            bind=bind,
-            http=None if no_http else http,
-            replicas=replicas,
-            actor=settings,
-            prices=prices,
-            heartbeat_s=heartbeat_s,
-            spread_after_s=spread_after_s,
-            model_weights=parse_weights(model_weight, [ModelConfig.parse(text).name for text in model]),
-            sessions_per_tenant=sessions_per_tenant,
-            grace_s=grace_s,
-            log_level=os.environ["LORRY_LOG_LEVEL"],
-            settings_for=tuple(settings_for or ()),
-            http_settings=http_settings,
-        )
-        console = plain_console()
-
-        def say(line: str) -> None:
-            console.print(line, soft_wrap=True)
-
-        with console.status("Loading the models…") as progress:
-            async with serving(config) as deployment:
-                progress.stop()
-                names = ", ".join(model.name for model in config.models)
-                say(f"Serving {names} at {deployment.address}, data in {config.data}. Ctrl-C stops it.")
-                if deployment.url:
-                    say(f"Scripts for Tinker run with TINKER_BASE_URL={deployment.url}")
-                if deployment.server_key:
-                    say(f"Clients pass server_key={deployment.server_key!r}: the connection is encrypted.")
-                if first := await to_thread.run_sync(first_admin_key, config.data):
-                    say(f"Administrator's key, shown this once: {first}")
-                with anyio.open_signal_receiver(signal.SIGTERM) as signals:
-                    async for _ in signals:
-                        break
-
-    run_async(run)
 
 
 @app.command()

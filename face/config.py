@@ -37,6 +37,25 @@ class ModelConfig:
             raise InvalidRequestError.of("model", text, "a folder that exists, or a hub id")
         return cls(name, source)
 
+    def check_there(self) -> None:
+        """What can be seen of it without loading it. An actor does not ask: it tells its broker what it finds, so that
+        nobody waits for it. Raises InvalidRequestError."""
+        said = f"{self.name}={self.source}"
+        if os.path.isdir(self.source):
+            if not os.path.isfile(os.path.join(self.source, "config.json")):
+                raise InvalidRequestError.of("model", said, "a folder with a config.json, as transformers saves one")
+        elif self.source.startswith((".", "/", "~")) or self.source.count("/") > 1:
+            raise InvalidRequestError.of("model", said, "a folder that exists, or a hub id")
+
+
+def demo_model() -> ModelConfig:
+    """The model of 1.4 million parameters that ships with Lorry, trained on the Jargon File."""
+    return ModelConfig("jargon-1m", str(files("lorry.demo_model")))
+
+
+DEMO_SETTINGS = ActorSettings(threads=1)
+"""So small a model gains nothing from a second thread, and loses much where another process is busy."""
+
 
 def default_data() -> Path:
     """LORRY_DATA, or the user's data folder."""

@@ -18,11 +18,12 @@ from lorry.printing import plain_console
 from lorry.service import Service, find_service
 from lorry.storage.looking import looking
 from lorry.storage.reports import waiting
-from lorry.tables import ONE_RUN, AsJson, lasting, print_json, table
+from lorry.tables import ONE_RUN, AsJson, print_json, table
 from lorry.wire.admin_messages import ListJobs
 from lorry.wire.commands import CommandKind
 from lorry.wire.ids import TenantId
 from lorry.wire.overview import JOBS_AT_MOST, Job, Jobs, JobsWanted
+from lorry.wire.words import lasting
 
 Kind = StrEnum("Kind", list(get_args(CommandKind)))
 

@@ -26,6 +26,9 @@ metrics = typer.Typer(name="metrics", help="Numbers of a run, step by step.", no
 
 Format = StrEnum("Format", list(FORMATS))
 Run = Annotated[str, typer.Argument(help="The run's id")]
+LogFile = Annotated[
+    Path, typer.Argument(help="An object a line: a step, and numbers beside it", exists=True, dir_okay=False)
+]
 ApiKey = Annotated[str | None, typer.Option(envvar="LORRY_API_KEY", help="A key of the run's tenant")]
 
 
@@ -63,7 +66,9 @@ def export_metrics(
 @metrics.command("import")
 def import_metrics(
     run: Run,
-    file: Annotated[Path, typer.Argument(help="An object a line: a step, and numbers beside it", exists=True)],
+    file: Annotated[
+        Path, typer.Argument(help="An object a line: a step, and numbers beside it", exists=True, dir_okay=False)
+    ],
     api_key: ApiKey = None,
     connect: options.Connect = None,
     server_key: options.ServerKey = None,

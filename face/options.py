@@ -21,7 +21,7 @@ Data = Annotated[
     ),
 ]
 Models = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option("--model", help="[NAME=]PATH_OR_HUB_ID: a folder or hub id, and the public name to serve it under"),
 ]
 Bind = Annotated[str, typer.Option(help="Where clients connect, as tcp://HOST:PORT; beyond loopback it is encrypted")]

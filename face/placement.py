@@ -28,8 +28,12 @@ def placed(config: ServeConfig) -> list[PlacedActor]:
     actor's counts. Of a range of devices, as cuda:0-7 is, actors take the next ones in turn, as many as they share
     their model among.
 
-    Raises InvalidRequestError for a name, an option or a value that is none, and where devices do not suffice.
+    Raises InvalidRequestError for a name, an option or a value that is none, for a name that two models have, and where
+    devices do not suffice.
     """
+    names = [model.name for model in config.models]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InvalidRequestError.of("model", twice, "a name for each; NAME=PATH_OR_HUB_ID gives another")
     found = [
         PlacedActor(f"{model.name}#{i}", model, config.actor) for model in config.models for i in range(config.replicas)
     ]

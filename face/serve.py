@@ -105,6 +105,8 @@ async def serving(config: ServeConfig) -> AsyncGenerator[Deployment]:
     """
     environment = {"LORRY_ACTOR_TOKEN": secrets.token_hex(16)}
     placed(config)  # what is wrong with it is told before anything starts
+    for model in config.models:
+        model.check_there()
     if config.http is not None:
         check_exposure(config.http, config.http_settings)
         certificate_of(config.http_settings)

@@ -17,8 +17,9 @@ from lorry.printing import plain_console
 from lorry.scheduler.planning.limits import Holder, Meters, key_holder, project_holder, tenant_holder
 from lorry.storage.looking import looking
 from lorry.storage.reports import Grouping, kept_now
-from lorry.tables import ONE_RUN, AsJson, print_json, print_table, size
+from lorry.tables import ONE_RUN, AsJson, print_json, print_table
 from lorry.wire.ids import KeyId, ProjectId, TenantId
+from lorry.wire.words import size
 
 Dimension = StrEnum("Dimension", list(get_args(Grouping)))
 NEAR = 0.8

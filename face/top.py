@@ -22,12 +22,13 @@ from lorry import options
 from lorry.administration import ask, is_served_now
 from lorry.calling import run_async
 from lorry.printing import plain_console
-from lorry.rates import busy, tokens_per_s
 from lorry.service import find_service
-from lorry.tables import ONE_RUN, AsJson, lasting, print_json, table
+from lorry.tables import ONE_RUN, AsJson, print_json, table
 from lorry.wire.admin_messages import LookOver
 from lorry.wire.errors import ConnectionLostError
 from lorry.wire.overview import ActorLoad, Job, Overview
+from lorry.wire.rates import busy, tokens_per_s
+from lorry.wire.words import lasting
 
 _EVERY_S = 1.0
 _PATIENCE_S = 3.0

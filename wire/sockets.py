@@ -164,7 +164,9 @@ def _channel(
         return Channel(socket, peer)
     except zmq.ZMQError as error:
         socket.close(linger=0)
-        raise InvalidRequestError(f"{field} is {address!r}: {error}", field=field) from None
+        is_taken = error.errno == zmq.EADDRINUSE
+        way_out = "; another Lorry may listen there: stop that, or name another address" if is_taken else ""
+        raise InvalidRequestError(f"{field} is {address!r}: {error}{way_out}", field=field) from None
     except BaseException:
         socket.close(linger=0)
         raise

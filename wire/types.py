@@ -87,6 +87,12 @@ class TensorData:
         return f"TensorData(dtype={self.dtype!r}, shape={self.shape})"
 
 
+TensorLike: TypeAlias = (
+    "TensorData | ModelInput | Sequence[float] | Sequence[Sequence[float]] | npt.NDArray[Any] | torch.Tensor"
+)
+"""What becomes a TensorData where a Datum is made."""
+
+
 class Datum(msgspec.Struct, frozen=True):
     """One training sequence: `model_input` [N] and what its loss needs, such as `target_tokens` [N], `weights` [N].
 
@@ -95,6 +101,10 @@ class Datum(msgspec.Struct, frozen=True):
 
     model_input: ModelInput
     loss_fn_inputs: dict[str, TensorData] = {}
+
+    if TYPE_CHECKING:  # what may be given is more than what it is then, which is all that an annotation can say
+
+        def __init__(self, model_input: ModelInput, loss_fn_inputs: Mapping[str, TensorLike] = ...) -> None: ...
 
     def __post_init__(self) -> None:
         inputs = cast("Mapping[str, Any]", self.loss_fn_inputs)

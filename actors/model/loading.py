@@ -56,7 +56,7 @@ def load_model(
             str(path), config=config, dtype=dtype, trust_remote_code=trust_remote_code, **how
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise UnsupportedModelError(f"cannot load a base model from {str(path)!r}: {reason}") from error
     if is_expanded and dtype != "auto":
         for parameter in model.parameters():

@@ -66,3 +66,10 @@ def test_a_name_or_an_option_that_is_none_is_refused(said: str) -> None:
 def test_a_value_that_the_option_does_not_take_is_refused(said: str) -> None:
     with pytest.raises(InvalidRequestError, match="another value"):
         settings(said)
+
+
+def test_two_models_of_one_name_are_refused_before_anything_starts() -> None:
+    """Their actors would be taken for one that was started again, and expel each other for ever."""
+    models = (ModelConfig("small", "/models/a"), ModelConfig("small", "/models/b"))
+    with pytest.raises(InvalidRequestError, match="model is 'small', expected a name for each"):
+        placed(ServeConfig(models, Path()))

@@ -17,7 +17,7 @@ import lorry
 from lorry.serve import CONFIGURATION_EXIT
 from lorry.wire.sockets import CurveKeys
 from tests.actors.models import tiny_qwen3_moe
-from tests.conftest import BASE_MODEL, MODEL, ROOT, Server, children_of, standing_still, start_server
+from tests.conftest import BASE_MODEL, MODEL, Server, children_of, standing_still, start_server
 from tests.service.test_training import datum
 
 MAX_RESIDENT_BYTES = 740e6
@@ -156,6 +156,7 @@ def test_what_cannot_be_served_ends_serve_with_one_readable_line(
     tmp_path: Path, model: str, option: tuple[str, str], words: str
 ) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/config.json").write_text("{}")
     command = [sys.executable, "-m", "lorry", "serve", "--model", str(tmp_path / model), "--data", str(tmp_path)]
     command += [*option, "--bind", "tcp://127.0.0.1:*", "--http", "127.0.0.1:0"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -281,21 +282,3 @@ async def test_the_embedded_service_leaves_nothing_behind() -> None:
         children = set(psutil.Process().children(recursive=True)) - before
         assert len(children) == 2
     assert not [child for child in children if child.is_running()]
-
-
-def test_the_demo_runs_to_its_bill() -> None:
-    environment = os.environ | {"COLUMNS": "200"}
-    ended = subprocess.run(
-        [sys.executable, "docs/demo.py"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert "alice's adapter" in ended.stdout and "bob's adapter" in ended.stdout
-    lines = [line for line in ended.stdout.splitlines() if line.startswith("│")]
-    assert {(tenant, kind) for tenant in ("alice", "bob") for kind in ("train", "sample")} <= {
-        (cells[1].strip(), cells[3].strip()) for cells in (line.split("│") for line in lines)
-    }

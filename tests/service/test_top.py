@@ -14,11 +14,11 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from lorry.cli import app
-from lorry.rates import Busy, busy, tokens_per_s
 from lorry.top import away, frame, look
 from lorry.wire.errors import ConnectionLostError
 from lorry.wire.ids import ActorId
 from lorry.wire.overview import ActorLoad, Overview
+from lorry.wire.rates import Busy, busy, tokens_per_s
 from tests.conftest import LORRY, MODEL, Server
 from tests.scheduler.test_client_door import Serving
 

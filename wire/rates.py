@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lorry.wire.overview import ActorLoad, Overview
-from lorry.wire.types import UsageKind
+from .overview import ActorLoad, Overview
+from .types import UsageKind
 
 
 class Busy(NamedTuple):

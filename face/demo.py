@@ -1,41 +1,50 @@
 """Two tenants share one base model: each trains a LoRA adapter of its own, at the same time, on this machine.
 
-Alice does supervised learning: her adapter of rank 8 picks up the language of this repository's licence.
+Alice does supervised learning: her adapter of rank 8 picks up the language of Lorry's licence.
 Bob does reinforcement learning: his, of rank 4, is rewarded, in this very file, for words without the letter e.
-Then both sample, save and reload, and the bill is printed. Run it with `make demo`.
+Then both sample, save and reload, and the bill is printed. `lorry demo` runs it.
 """
 
 import re
 import tempfile
+from importlib.metadata import distributions
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from transformers import PreTrainedTokenizerBase
 
 import lorry
-from lorry.actors.config import ActorSettings
-from lorry.config import ModelConfig, ServeConfig
+from lorry.config import DEMO_SETTINGS, ServeConfig, demo_model
 from lorry.serve import Deployment, serving
 
-ROOT = Path(__file__).resolve().parent.parent
-MODEL = "jargon-1m"
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MODEL = demo_model().name
+NEXT = """
+That was a broker, an actor and two clients, in processes of this machine that are gone now. To go on:
+
+  lorry serve --demo     serves the same model until Ctrl-C, prints a key, and has a console in the browser
+                         at http://127.0.0.1:8000/console
+  lorry serve --model NAME=FOLDER_OR_HUB_ID     serves one of yours
+  lorry --help           lists what else there is; the README and docs/ say more, examples/ has training loops"""
 console = Console()
 
 
 async def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lorry-demo-") as data:
-        model = ModelConfig(MODEL, str(ROOT / "tests/assets/base-model"))
         config = ServeConfig(
-            (model,), Path(data), bind="tcp://127.0.0.1:*", actor=ActorSettings(threads=1), log_level="warning"
+            (demo_model(),), Path(data), bind="tcp://127.0.0.1:*", actor=DEMO_SETTINGS, log_level="warning"
         )
         with console.status("Starting the broker and an actor…") as status:
             async with serving(config) as deployment:
                 status.stop()
                 await show(deployment)
+    console.print(NEXT, highlight=False, soft_wrap=True)
 
 
 async def show(deployment: Deployment) -> None:
@@ -61,7 +70,7 @@ async def show(deployment: Deployment) -> None:
 async def supervised(service: lorry.ServiceClient, progress: Progress, task: TaskID, steps: int = 30) -> None:
     training = await service.create_lora_training_client_async(MODEL, rank=8, seed=1)
     tokenizer = await training.get_tokenizer_async()
-    tokens = tokenizer.encode((ROOT / "LICENSE").read_text())
+    tokens = tokenizer.encode(licence())
     rows = [tokens[i : i + 129] for i in range(0, len(tokens) - 129, 128)]
     data = [
         lorry.Datum(lorry.ModelInput.from_ints(row[:-1]), {"target_tokens": row[1:], "weights": [1.0] * 128})
@@ -85,6 +94,12 @@ async def supervised(service: lorry.ServiceClient, progress: Progress, task: Tas
     await compare("alice", service, await resumed.save_weights_and_get_sampling_client_async("legal"), tokenizer)
 
 
+def licence() -> str:
+    """As it was installed. In a clone Python may find the metadata of the build first, which has none."""
+    found = (distribution.read_text("licenses/LICENSE") for distribution in distributions(name="lorry"))
+    return next(text for text in found if text)
+
+
 async def reinforcement(
     service: lorry.ServiceClient, progress: Progress, task: TaskID, steps: int = 40, group: int = 32
 ) -> None:
@@ -97,7 +112,7 @@ async def reinforcement(
     for _ in range(steps):
         sampler = await training.save_weights_and_get_sampling_client_async()
         samples = (await sampler.sample_async(lorry.ModelInput.from_ints(prompt), group, params)).sequences
-        rewards = [without_e(tokenizer.decode(sample.tokens)) for sample in samples]
+        rewards = [without_e(str(tokenizer.decode(sample.tokens))) for sample in samples]
         means.append(mean := sum(rewards) / group)
         data = [policy_datum(prompt, sample, reward - mean) for sample, reward in zip(samples, rewards, strict=True)]
         training.forward_backward(data, "importance_sampling")
@@ -125,13 +140,13 @@ def policy_datum(prompt: list[int], sample: lorry.SampledSequence, advantage: fl
 
 
 async def compare(
-    tenant: str, service: lorry.ServiceClient, adapter: lorry.SamplingClient, tokenizer: PreTrainedTokenizerBase
+    tenant: str, service: lorry.ServiceClient, adapter: lorry.SamplingClient, tokenizer: "PreTrainedTokenizerBase"
 ) -> None:
     base = await service.create_sampling_client_async(base_model=MODEL)
     prompt = lorry.ModelInput.from_ints(tokenizer.encode("hacker: n.\n"))
     params = lorry.SamplingParams(max_tokens=60, temperature=0.7, seed=7)
     for name, sampler in (("the base model", base), (f"{tenant}'s adapter", adapter)):
-        text = tokenizer.decode((await sampler.sample_async(prompt, 1, params)).sequences[0].tokens)
+        text = str(tokenizer.decode((await sampler.sample_async(prompt, 1, params)).sequences[0].tokens))
         console.print(f"[b]{name}[/] says: {escape(' '.join(text.split()))}", highlight=False)
 
 
@@ -144,7 +159,3 @@ async def bill(*services: lorry.ServiceClient) -> None:
         for row in await service.create_rest_client().get_usage_async():
             table.add_row(row.tenant, row.run or "(base model)", row.kind, f"{row.tokens:,}")
     console.print(table)
-
-
-if __name__ == "__main__":
-    anyio.run(main)
