@@ -36,7 +36,7 @@ from .adapters.samplers import Saved
 from .adapters.snapshots import write_snapshot
 from .arrivals import Arrivals
 from .device_time import with_device_time
-from .model.memory import memory_ran_out
+from .model.memory import held_on, memory_ran_out
 from .orders import Leave, Order, PixelsCame, Sample, Stop, Train, changed_by, runs_of, take_together
 from .outbox import End, Outbox
 from .pace import Pace
@@ -138,6 +138,7 @@ class Worker:
             cache.blocks,
             cache.blocks - cache.free,
             cache.kept,
+            held_on(self._engine.base.device),
         )
 
     # Orders ----------------------------------------------------------------------------------------------------------

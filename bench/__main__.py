@@ -30,7 +30,7 @@ FULL = (
     *("engine", "passes", "experts", "quantised", "low_precision", "sampling", "kernel", "beside_vllm", "long_prompt"),
     *("starting", "shares", "end_to_end", "gateway", "over_http", "broker", "loops", "recovery", "replicas", "journal"),
     *("flood", "models", "wrong_keys", "others_ids", "streaming"),
-    *("images", "long_rows", "metrics"),
+    *("images", "long_rows", "metrics", "consoles"),
 )
 
 

@@ -16,6 +16,8 @@ from .bodies import BodyBudget
 from .chat.models import Desk
 from .config import GatewayConfig
 from .connections import Connections
+from .console import app as console
+from .console.visiting import PATH
 from .measuring import HttpCounts, Measured
 from .openai import routes as openai
 from .routes import API, Templates
@@ -74,7 +76,8 @@ def build(gateway: Gateway) -> FastAPI:
     for prefix, routes in _OF_TEXT.items():
         app.router.routes.append(Mount(prefix, routes=routes))
     app.mount("/admin", admin.app(gateway))
-    templates = Templates((module.router for module in _ROUTERS), _OF_TEXT)
+    app.mount(PATH, console.app(gateway))
+    templates = Templates((module.router for module in _ROUTERS), _OF_TEXT | {PATH: console.ROUTES})
     app.add_middleware(Measured, counts=gateway.counts, templates=templates)
     app.add_middleware(Traced, tracing=tracing, templates=templates)
     return app

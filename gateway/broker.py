@@ -75,7 +75,7 @@ class Broker:
         assert self._connect is not None, "made by broker_of"
         tenant = TenantId(await self.look("tenant", str))
         try:
-            _check_token(token)
+            check_token(token)
             async with self._connect(token) as connection:
                 lender = Broker(connection, self._answer_within_s)
                 with suppress(NotFoundError):  # whether it can be read at all is told by whoever reads it
@@ -176,11 +176,12 @@ def api_key(request: Request) -> str:
     key = request.headers.get("x-api-key") or bearer
     if not key:
         raise AuthenticationError("the request has no X-API-Key header", field="api_key")
-    _check_token(key)
+    check_token(key)
     return key
 
 
-def _check_token(key: str) -> None:
+def check_token(key: str) -> None:
+    """Raises AuthenticationError for a token that is over."""
     if key.startswith("eyJ"):
         _check_expiry(key)
 

@@ -45,6 +45,12 @@ class MalformedBodyError(LorryError):
     category = "user"
 
 
+class ForeignRequestError(LorryError):
+    """Open the console by its own address, and do it there."""
+
+    category = "user"
+
+
 class NoRouteError(LorryError):
     """docs/endpoints.md lists what there is."""
 
@@ -66,6 +72,7 @@ _STATUS: dict[type[LorryError], int] = {
     AuthenticationError: 401,
     PermissionDeniedError: 403,
     LimitReachedError: 403,
+    ForeignRequestError: 403,
     NotFoundError: 404,
     SessionFinishedError: 410,
     NoRouteError: 404,

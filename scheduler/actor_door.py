@@ -255,14 +255,22 @@ class ActorDoor:
     async def drain(self, actor: ActorId) -> None:
         """It is to leave, and has when this returns. Raises NotFoundError for one that is not there, ActorDiedError for
         one that was lost before it had left."""
+        peer = self._told_to_leave(actor)
+        await peer.gone.wait()
+        if peer.died_of is not None:
+            raise ActorDiedError(f"actor {actor!r} was lost before it had left: {peer.died_of}", field="actor")
+
+    def start_drain(self, actor: ActorId) -> None:
+        """It is to leave. Raises NotFoundError for one that is not there."""
+        self._told_to_leave(actor)
+
+    def _told_to_leave(self, actor: ActorId) -> _Peer:
         peer = next((peer for peer in self._peers.values() if peer.id == actor), None)
         if peer is None:
             there = ", ".join(peer.id for peer in self._peers.values()) or "none"
             raise NotFoundError(f"there is no actor {actor!r}; there are: {there}", field="actor")
         self._send(peer, LeaveNow())
-        await peer.gone.wait()
-        if peer.died_of is not None:
-            raise ActorDiedError(f"actor {actor!r} was lost before it had left: {peer.died_of}", field="actor")
+        return peer
 
     # Leaving ---------------------------------------------------------------------------------------------------------
 

@@ -155,6 +155,7 @@ class _Broker:
             tasks,
             self._actors.cancel,
             self._actors.drain,
+            self._actors.start_drain,
             self.sweeper.drop,
         )
 

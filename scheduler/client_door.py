@@ -92,6 +92,7 @@ class ClientDoor:
         tasks: TaskGroup,
         cancel_in_flight: Callable[[ActorId, FutureId], None],
         drain: Callable[[ActorId], Awaitable[None]],
+        start_drain: Callable[[ActorId], None],
         drop: Callable[[str], Awaitable[None]],
     ) -> None:
         self._config, self._registry, self._commands = config, registry, commands
@@ -105,22 +106,26 @@ class ClientDoor:
         self.post = ClientPost(channel, self._sessions)
         self._results = ClientResults(registry, commands, reader, self.post, self._sessions, tasks)
         self.keyring = Keyring(writer, reader, now, commands.set_weight, commands.set_limits)
-        self.reception = Reception(
-            self.keyring, self._sessions, self.post, writer, tasks, now, monotonic, Bounds.of(config)
-        )
-        self.catalogue = Catalogue(registry, commands, writer, reader, config.checkpoints, now, drop, self.keyring)
-        self._creating = self.catalogue.creating
-        commands.exposition.connected = lambda: len(self._sessions)
         self.following = Following(
             commands, self.post, self._sessions, lambda key: self.keyring.over(key) is not None, now, config.news_s
         )
+        bounds, left = Bounds.of(config), self.following.left
+        self.reception = Reception(self.keyring, self._sessions, self.post, writer, tasks, now, monotonic, bounds, left)
+        self.catalogue = Catalogue(registry, commands, writer, reader, config.checkpoints, now, drop, self.keyring)
+        self._creating = self.catalogue.creating
+        commands.exposition.connected = lambda: len(self._sessions)
         self._orders = Orders(
             config.operator_key,
+            config.data,
+            commands.meters,
             self.post,
             self.keyring,
             self.catalogue,
             writer,
+            reader,
+            now,
             drain,
+            start_drain,
             self._end_all_of,
             commands.newsroom,
         )

@@ -3,37 +3,51 @@ and an administrator over a session whose key has that scope."""
 
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from pathlib import Path
 
 from ..storage.audit import OPERATOR
+from ..storage.reader import Reader
+from ..storage.reports import endings
 from ..storage.rows import KeyRow
+from ..storage.store import Store
 from ..storage.writer import Writer
 from ..wire.admin_messages import (
     Administer,
     AdminOrder,
     CreateKey,
     CreateTenant,
+    Ending,
     EndKey,
     FindHomes,
     LimitCheckpoints,
     ListJobs,
+    LookAtEndings,
+    LookAtStorage,
     LookOver,
     RemoveCheckpoints,
     RemoveTenant,
     SetLimits,
     SetTenant,
     ShareCheckpoints,
+    StartDrain,
 )
 from ..wire.client_messages import Drain, Failed, ImportAdapter
 from ..wire.errors import InvalidRequestError, LorryError, StorageUnavailableError
-from ..wire.ids import ActorId
+from ..wire.ids import ActorId, TenantId
 from ..wire.news import Change
+from ..wire.types import AuditEvent
 from .access.administration import Carried
 from .access.keyring import Keyring
 from .access.sessions import Session
 from .catalogue import Catalogue
 from .client_post import ClientPost
 from .observing.newsroom import DEPLOYMENT, Newsroom
+from .planning.limits import Meters
+from .storing import storage
 
+_NOBODYS = TenantId("")
+"""What is no tenant's: administrators alone read it."""
 _CHANGES: dict[type, tuple[Change, ...]] = {
     CreateKey: ("keys", "tenants"),
     EndKey: ("keys",),
@@ -46,21 +60,30 @@ _CHANGES: dict[type, tuple[Change, ...]] = {
 
 
 class Orders:
-    """`turn_out` ends what was opened, and asked for, with keys that open nothing any more."""
+    """`drain` returns when an actor has left, and `start_drain` when it was told to. `turn_out` ends what was opened,
+    and asked for, with keys that open nothing any more."""
 
     def __init__(
         self,
         operator_key: str,
+        data: Path,
+        meters: Meters,
         post: ClientPost,
         keyring: Keyring,
         catalogue: Catalogue,
         writer: Writer,
+        reader: Reader,
+        now: Callable[[], float],
         drain: Callable[[ActorId], Awaitable[None]],
+        start_drain: Callable[[ActorId], None],
         turn_out: Callable[[Iterable[KeyRow]], None],
         newsroom: Newsroom,
     ) -> None:
+        self._data, self._meters = data, meters
         self._operator_key, self._post, self._keyring, self._catalogue = operator_key, post, keyring, catalogue
-        self._writer, self._drain, self._turn_out, self._newsroom = writer, drain, turn_out, newsroom
+        self._writer, self._reader, self._now = writer, reader, now
+        self._drain, self._start_drain, self._turn_out = drain, start_drain, turn_out
+        self._newsroom = newsroom
 
     async def administer(self, session: Session, message: Administer) -> None:
         try:
@@ -99,6 +122,15 @@ class Orders:
                 return Carried(await self._catalogue.overview.look())
             case FindHomes():
                 return Carried(self._catalogue.overview.homes(order.runs))
+            case LookAtEndings():
+                rows = await self._reader.read(endings)
+                return Carried([Ending(**row) for row in rows])
+            case LookAtStorage():
+                now = self._now()
+                look = partial(storage, meters=self._meters, data=self._data, now=now)
+                return Carried(await self._reader.read_at_leisure(look))
+            case StartDrain():
+                return await self._begin_drain(order.actor, by)
             case RemoveCheckpoints() | ShareCheckpoints() | LimitCheckpoints():
                 return Carried(await self._catalogue.shelf.checkpoints.carry_out(order, by))
             case _:
@@ -106,3 +138,16 @@ class Orders:
                 for change in _CHANGES.get(type(order), ()):
                     self._newsroom.changed(DEPLOYMENT, change)
                 return carried
+
+    async def _begin_drain(self, actor: ActorId, by: str) -> Carried:
+        """Raises NotFoundError, StorageUnavailableError."""
+        if self._writer.trouble is not None:
+            raise StorageUnavailableError(self._writer.trouble)
+        self._start_drain(actor)
+        event = AuditEvent(self._now(), _NOBODYS, by, "actor_drained", actor)
+
+        def record(store: Store) -> None:
+            store.audited(event)
+
+        await self._writer.write_and_wait(record)
+        return Carried()

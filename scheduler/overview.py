@@ -165,6 +165,9 @@ class Overlook:
             sample_s=seen.ping.sample_s,
             swaps=seen.ping.swaps,
             measured_at=seen.measured_at,
+            slots=row.slots,
+            slots_used=seen.ping.slots_used,
+            memory_bytes=seen.ping.memory_bytes,
         )
 
 

@@ -34,6 +34,7 @@ ROOMS = {
     "gateway.chat": {"gateway"},
     "gateway.openai": {"gateway", "gateway.chat"},
     "gateway.anthropic": {"gateway", "gateway.chat"},
+    "gateway.console": {"gateway", "gateway.chat", "gateway.tinker"},
 }
 """What of its own package a room may import: other rooms, or the hall, by their names."""
 UNSEEN = {"gateway.app"}

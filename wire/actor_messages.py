@@ -128,7 +128,8 @@ class SnapshotFailed(msgspec.Struct, frozen=True, tag="snapshot_failed"):
 class ActorPing(msgspec.Struct, frozen=True, tag="ping"):
     """`train_s` and `sample_s` are the compute time since the actor started; `swaps` counts adapters moved on or off
     the device. Of its slots so many hold an adapter, and of the cache's blocks so many are held by sequences; others
-    are kept, since their prefix is known."""
+    are kept, since their prefix is known. `memory_bytes` are what its tensors take of the device, or on a CPU what the
+    process takes."""
 
     train_s: float = 0.0
     sample_s: float = 0.0
@@ -137,6 +138,7 @@ class ActorPing(msgspec.Struct, frozen=True, tag="ping"):
     cache_blocks: int = 0
     cache_blocks_held: int = 0
     cache_blocks_kept: int = 0
+    memory_bytes: int = 0
 
 
 class ActorLeaving(msgspec.Struct, frozen=True, tag="leaving"):

@@ -5,11 +5,11 @@ with a key whose scopes are `admin` among others.
 """
 
 import secrets
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
-from .ids import KeyId, RunId, TenantId
+from .ids import ActorId, KeyId, ProjectId, RunId, TenantId
 from .limits import USER_SCOPES, Limits, Scope, Ttl
 from .overview import JobsWanted
 
@@ -95,6 +95,21 @@ class FindHomes(msgspec.Struct, frozen=True, tag="find_homes"):
     runs: Annotated[list[RunId], msgspec.Meta(max_length=NAMES_AT_ONCE)]
 
 
+class StartDrain(msgspec.Struct, frozen=True, tag="start_drain"):
+    """The actor is to end what it holds, save its runs and go. Answered when it was told: it goes on by itself, and
+    where something supervises it, it is started again."""
+
+    actor: ActorId
+
+
+class LookAtEndings(msgspec.Struct, frozen=True, tag="look_at_endings"):
+    """Actors that ended, and why; models that could not be loaded. The newest first."""
+
+
+class LookAtStorage(msgspec.Struct, frozen=True, tag="look_at_storage"):
+    """What is kept, and for whom."""
+
+
 class Chosen(msgspec.Struct, frozen=True):
     """A checkpoint as somebody saw it. Another that has taken its name since is not meant."""
 
@@ -129,14 +144,15 @@ AccessOrder: TypeAlias = (
     CreateKey | ListKeys | EndKey | CreateTenant | SetTenant | RemoveTenant | ListTenants | SetLimits | ListLimits
 )
 """Who may come in, and how much each may have."""
-LookOrder: TypeAlias = ListJobs | LookOver | FindHomes
-"""What the broker alone knows, and only while it serves."""
+LookOrder: TypeAlias = ListJobs | LookOver | FindHomes | LookAtEndings | LookAtStorage
+"""What goes on, and what is there, as the broker that serves has it."""
 CheckpointOrder: TypeAlias = RemoveCheckpoints | ShareCheckpoints | LimitCheckpoints
-AdminOrder: TypeAlias = AccessOrder | LookOrder | CheckpointOrder
+AdminOrder: TypeAlias = AccessOrder | LookOrder | CheckpointOrder | StartDrain
 
 
 class Administer(msgspec.Struct, frozen=True, tag="administer"):
-    """The answer's payload is a KeyCreated, a list of KeyInfo, TenantInfo or LimitsInfo, Jobs, an Overview, or nothing.
+    """The answer's payload is a KeyCreated, a list of KeyInfo, TenantInfo, LimitsInfo or Ending, Jobs, an Overview, a
+    StorageOverview, or nothing.
     `operator_key` is empty over a session."""
 
     request: int
@@ -177,3 +193,34 @@ class TenantInfo(msgspec.Struct, frozen=True):
 class LimitsInfo(msgspec.Struct, frozen=True):
     holder: str
     limits: Limits
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """`how` is lost, stopped or load failed; `at` is in Unix seconds."""
+
+    at: float
+    actor: ActorId
+    how: Literal["lost", "stopped", "load failed"]
+    why: str
+
+
+class KeptBy(msgspec.Struct, frozen=True):
+    """Checkpoints with names of one project of a tenant. `tenant_limit_bytes` is what its tenant may have of them in
+    all its projects, None for any number."""
+
+    tenant: TenantId
+    project: ProjectId
+    checkpoints: int
+    bytes: int
+    usd_a_month: float
+    tenant_limit_bytes: int | None
+
+
+class StorageOverview(msgspec.Struct, frozen=True):
+    """Bytes of the database with its log; and of the disk where the data folder lies, in all and those that are free.
+    `kept` are the largest first."""
+
+    database_bytes: int
+    free_bytes: int
+    total_bytes: int
+    kept: list[KeptBy]

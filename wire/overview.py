@@ -57,7 +57,8 @@ class Jobs(msgspec.Struct, frozen=True):
 class ActorLoad(msgspec.Struct, frozen=True):
     """An actor that is there. `runs` have their state with it; of what it was given and has not ended there are
     `tokens` to train and `sequences` to sample. `train_s` and `sample_s` are the time that it has computed until
-    `measured_at`; times are Unix seconds, None before it was first heard."""
+    `measured_at`; times are Unix seconds, None before it was first heard. `slots_used` of its slots hold an adapter;
+    `memory_bytes` are the device's that its tensors take, or on a CPU the process's."""
 
     actor: ActorId
     base_model: str
@@ -72,6 +73,9 @@ class ActorLoad(msgspec.Struct, frozen=True):
     sample_s: float = 0.0
     swaps: int = 0
     measured_at: float | None = None
+    slots: int = 0
+    slots_used: int = 0
+    memory_bytes: int = 0
 
 
 class QueueLoad(msgspec.Struct, frozen=True):

@@ -1,10 +1,12 @@
 """Host and device memory: whether an exception says that it ran out, and giving back what the allocator keeps."""
 
 import ctypes
+import os
 import platform
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -20,6 +22,15 @@ def free_on(device: torch.device) -> int:
     """Bytes that tensors may still take of an accelerator, those among them that the allocator keeps."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def held_on(device: torch.device) -> int:
+    """Bytes that this process holds: of an accelerator, its tensors'; else, of the machine, all of its own. 0 where the
+    system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 @contextmanager

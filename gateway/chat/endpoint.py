@@ -165,7 +165,7 @@ class Endpoint:
     async def _worked(self, work: Work, call: Call) -> None:
         """Until it is done, or nobody is there any more who waits for it."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_hung_up, call.request, tasks.cancel_scope)
+            tasks.start_soon(hung_up, call.request, tasks.cancel_scope)
             tasks.start_soon(self._keep_alive, call.reply, tasks.cancel_scope)
             with contextlib.suppress(ClientDisconnect):
                 await self._guarded(work, call)
@@ -201,7 +201,8 @@ class Endpoint:
             await reply.json(self._api.error(status, error), status, headers_of(error))
 
 
-async def _hung_up(request: Request, scope: anyio.CancelScope) -> None:
+async def hung_up(request: Request, scope: anyio.CancelScope) -> None:
+    """Cancels `scope` once nobody is at the other end."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     scope.cancel()

@@ -21,7 +21,7 @@ from tinker.types import ExternalWeightsUrlsResponse
 
 from ...wire.errors import NotFoundError
 from ...wire.types import WeightsInfo
-from ..broker import BrokerOf
+from ..broker import Broker, BrokerOf
 from ..config import GatewayConfig
 from ..errors import NotSupportedError
 from .moments import moment
@@ -53,11 +53,17 @@ async def external_weights_urls(
 @router.get("/training_runs/{run_id}/checkpoints/{checkpoint_id:path}/archive")
 async def archive_url(broker: BrokerOf, request: Request, run_id: str, checkpoint_id: str) -> Response:
     """How SDKs before 0.38 download."""
-    info = await broker.look("files", WeightsInfo, f"tinker://{run_id}/{checkpoint_id}")
+    url, expires = await archive_link(broker, request, f"tinker://{run_id}/{checkpoint_id}")
+    return JSONResponse({"url": url, "expires": moment(expires).isoformat()})
+
+
+async def archive_link(broker: Broker, request: Request, path: str) -> tuple[str, int]:
+    """To a checkpoint's files as a tar archive, and when it expires, in Unix seconds. Raises NotFoundError,
+    NotSupportedError."""
+    info = await broker.look("files", WeightsInfo, path)
     _folder(_config(request), info.folder)
     expires = _expiry(request)
-    url = _link(request, info.folder, _ARCHIVE, expires)
-    return JSONResponse({"url": url, "expires": moment(expires).isoformat()})
+    return _link(request, info.folder, _ARCHIVE, expires), expires
 
 
 @router.get("/files/{place:path}/{file}")
@@ -72,7 +78,9 @@ async def download(request: Request, place: str, file: str, expires: int, signat
         return StreamingResponse(_pieces(archive), media_type="application/x-tar")
     if file not in await to_thread.run_sync(_files, folder):
         raise NotFoundError(f"there is no file {file!r}")
-    return FileResponse(folder / file)
+    # To be kept, and never shown: it comes from the same place as the console's pages.
+    kept = {"x-content-type-options": "nosniff"}
+    return FileResponse(folder / file, headers=kept, media_type="application/octet-stream", filename=file)
 
 
 def _config(request: Request) -> GatewayConfig:

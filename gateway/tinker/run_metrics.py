@@ -48,6 +48,17 @@ async def read_metrics(
     at_most_points: int | None = None,
 ) -> Response:
     """All of a run, or what has one of the names; thinned for a plot where `at_most_points` of each name say so."""
+    return await exported(broker, run_id, format, name, at_most_points)
+
+
+async def exported(
+    broker: Broker,
+    run_id: str,
+    format: str,
+    name: list[str] | None = None,
+    at_most_points: int | None = None,
+) -> Response:
+    """A run's numbers as a file. Raises NotFoundError, InvalidRequestError."""
     if format not in FORMATS:
         raise InvalidRequestError.of("format", format, f"one of {', '.join(FORMATS)}")
     names = name or await broker.look("metric_names", list[str], run_id)

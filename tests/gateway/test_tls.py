@@ -21,7 +21,7 @@ from lorry.gateway.app import running
 from lorry.gateway.config import GatewayConfig, HttpSettings
 from lorry.gateway.peers import peer_of
 from lorry.wire.errors import InvalidRequestError
-from tests.conftest import LORRY, Server
+from tests.conftest import BASE_MODEL, LORRY, Server
 from tests.network.parts import part
 
 from .conftest import Tenant
@@ -255,7 +255,7 @@ def test_what_is_not_encrypted_stays_on_loopback_unless_somebody_says_so(http: s
         check_exposure(local, HttpSettings())
 
 
-@pytest.mark.parametrize("command", [("serve", "--model", "a=/nowhere"), ("gateway",)], ids=lambda words: words[0])
+@pytest.mark.parametrize("command", [("serve", "--model", f"a={BASE_MODEL}"), ("gateway",)], ids=lambda words: words[0])
 def test_neither_command_serves_everybody_in_the_clear_by_accident(command: tuple[str, ...], tmp_path: Path) -> None:
     words = [*LORRY, *command, "--http", "0.0.0.0:0", "--data", str(tmp_path)]
     ended = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "500"})
